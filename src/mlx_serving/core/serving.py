@@ -1,0 +1,66 @@
+"""What a server says about what it serves: models and health, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+ServedModelState: TypeAlias = Literal["absent", "loading", "ready", "draining", "failed"]
+HealthStatus: TypeAlias = Literal["healthy", "degraded", "unhealthy"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model that clients may name.
+
+    `reference` is where it comes from (hub id, directory, GGUF path or alias), `created` Unix seconds,
+    `context_length` tokens and known once it was loaded, `error` why it is `failed`.
+    At most one served model is the `default`, which answers requests that name none.
+    """
+
+    name: str
+    reference: str
+    created: int
+    state: ServedModelState
+    context_length: int | None = None
+    error: str | None = None
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CrashReport:
+    """How a worker process ended. `at` is Unix seconds; exactly one of `exit_code` and `signal` is usually known.
+
+    `finding` says what a known crash text means and `advice` what to do about it; `stderr_tail` is its last output.
+    """
+
+    at: float
+    cause: str
+    exit_code: int | None = None
+    signal: str | None = None
+    finding: str | None = None
+    advice: str | None = None
+    stderr_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHealth:
+    """The worker process: the name of its lifecycle state, since when (Unix seconds), and what it went through."""
+
+    state: str
+    since: float
+    pid: int | None = None
+    restarts: int = 0
+    last_crash: CrashReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """`unhealthy` needs a person; `degraded` mends itself or concerns one model; `reasons` say why."""
+
+    status: HealthStatus
+    uptime_s: float
+    active_streams: int
+    loaded_models: tuple[str, ...]
+    worker: WorkerHealth
+    reasons: tuple[str, ...] = ()

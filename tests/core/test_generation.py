@@ -1,0 +1,33 @@
+from mlx_serving.core.generation import (
+    ChatPrompt,
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TextPrompt,
+)
+
+
+def test_finish_reasons_are_the_words_of_the_api() -> None:
+    assert [reason.value for reason in FinishReason] == ["stop", "length", "abort"]
+
+
+def test_a_request_needs_only_an_id_a_model_and_a_prompt() -> None:
+    request = GenerationRequest("r1", "smollm2", TextPrompt("hello"))
+    assert (request.sampling, request.priority, request.timeout_s) == (SamplingParams(), "normal", None)
+
+
+def test_sampling_params_leave_to_the_model_what_the_model_may_say() -> None:
+    params = SamplingParams()
+    left_open = (params.temperature, params.top_p, params.top_k, params.min_p, params.repetition_penalty)
+    assert left_open == (None,) * 5
+
+
+def test_mappings_are_not_shared_between_values() -> None:
+    assert SamplingParams().logit_bias is not SamplingParams().logit_bias
+    assert ChatPrompt(()).template_kwargs is not ChatPrompt(()).template_kwargs
+
+
+def test_a_delta_is_not_the_last_unless_it_says_so() -> None:
+    delta = Delta("text")
+    assert (delta.token_ids, delta.finish_reason, delta.stats) == ((), None, None)
