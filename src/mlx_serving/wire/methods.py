@@ -1,0 +1,247 @@
+"""Every method of the worker, with the types of its parameters and its result.
+
+The client calls through these values and the worker's routes are built from them, so both ends are checked against one
+table. Names, parameters and results are the ancestor's where it had them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import msgspec
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+PROTOCOL_VERSION = "json-rpc-2.0"
+STEP_FRAMES = "msgpack-frames-1"
+PROTOCOLS = (PROTOCOL_VERSION, STEP_FRAMES)
+
+MAX_TEXT_CHARS = 1_048_576
+ModelId = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+StreamId = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
+class Params(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Base of parameters: an unknown field is an error that names it."""
+
+
+class NoParams(Params):
+    pass
+
+
+class RuntimeInfoParams(Params):
+    """`protocols` the caller can read, best first: `msgpack-frames-1` turns notifications into binary frames from the
+    next message on. `heartbeat_interval_s` starts heartbeats."""
+
+    protocols: list[str] = []
+    heartbeat_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
+
+
+class MemoryInfo(msgspec.Struct, frozen=True):
+    """Bytes. `rss` and `vms` of the process; `active`, `cache` and `peak` of MLX's allocator."""
+
+    rss: int
+    vms: int
+    active: int
+    cache: int
+    peak: int
+
+
+class BlasInfo(msgspec.Struct, frozen=True):
+    """`name` of the BLAS that MLX's CPU backend calls; `path` is empty for the one its wheel carries."""
+
+    name: str
+    path: str
+
+
+class RuntimeInfoResult(msgspec.Struct, frozen=True):
+    version: str
+    mlx_version: str
+    mlx_lm_version: str
+    protocol: str
+    protocols: list[str]
+    notifications: str
+    capabilities: list[str]
+    mlx_supported: bool
+    device: str
+    metal: bool
+    blas: BlasInfo
+    memory: MemoryInfo
+    pid: int
+
+
+class LoadedModelState(msgspec.Struct, frozen=True):
+    model_id: str
+    state: Literal["ready"]
+    type: Literal["text", "vision"]
+    active_streams: int = 0
+
+
+class RuntimeStateResult(msgspec.Struct, frozen=True):
+    """`restart_count` is what the supervisor passed in: how often this worker was restarted."""
+
+    loaded_models: list[LoadedModelState]
+    active_streams: int
+    restart_count: int
+
+
+class LoadModelParams(Params):
+    """`model_id` is a hub id, a path or a known alias. `local_path` overrides where it is read from."""
+
+    model_id: ModelId
+    revision: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    local_path: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
+    context_length: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    quantization: str | None = None
+    draft: bool = False
+    trust_remote_code: bool = False
+
+
+class LoadModelResult(msgspec.Struct, frozen=True):
+    """`parameter_count` counts weights, `memory_bytes` what they take; `batching`: whether sequences share steps."""
+
+    model_id: str
+    state: Literal["ready"]
+    context_length: int
+    parameter_count: int
+    dtype: str
+    is_vision_model: bool
+    cached_path: str
+    model_type: str
+    vocab_size: int
+    memory_bytes: int
+    has_chat_template: bool
+    batching: bool
+    quantization: str | None
+    eos_token_ids: list[int]
+
+
+class UnloadModelParams(Params):
+    model_id: ModelId
+    force: bool = False
+
+
+class SuccessResult(msgspec.Struct, frozen=True):
+    success: bool = True
+
+
+class GenerateParams(Params):
+    """One of `prompt`, `prompt_tokens` and `messages` is required. `messages` go through the model's chat template.
+    `streaming` is accepted for the ancestor's sake: the worker always streams."""
+
+    model_id: ModelId
+    prompt: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
+    prompt_tokens: list[TokenId] | None = None
+    messages: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] = {}
+    stream_id: StreamId | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop_sequences: list[str] = []
+    stop_token_ids: list[int] = []
+    streaming: bool = True
+    guidance: Any = None
+
+
+class GenerateResult(msgspec.Struct, frozen=True):
+    """`started_at` is Unix time in seconds."""
+
+    stream_id: str
+    started_at: float
+    prompt_tokens: int
+
+
+class AbortParams(Params):
+    stream_id: StreamId
+
+
+class AbortResult(msgspec.Struct, frozen=True):
+    """`aborted` is false when the stream had already ended or never was."""
+
+    aborted: bool
+
+
+class TokenizeParams(Params):
+    model_id: ModelId
+    text: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)]
+    add_special_tokens: bool = True
+
+
+class TokenizeResult(msgspec.Struct, frozen=True):
+    tokens: list[int]
+    token_strings: list[str]
+
+
+class DetokenizeParams(Params):
+    model_id: ModelId
+    tokens: Annotated[list[TokenId], msgspec.Meta(max_length=1_000_000)]
+    skip_special_tokens: bool = False
+
+
+class DetokenizeResult(msgspec.Struct, frozen=True):
+    text: str
+
+
+class BatchTokenizeParams(Params):
+    """Each entry has the parameters of `tokenize`, checked one by one: a bad one fails alone."""
+
+    requests: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=10_000)]
+
+
+class BatchError(msgspec.Struct, frozen=True):
+    code: int
+    message: str
+    type: str
+
+
+class BatchTokenizeItem(msgspec.Struct, frozen=True):
+    success: bool
+    result: TokenizeResult | None = None
+    error: BatchError | None = None
+
+
+class BatchTokenizeResult(msgspec.Struct, frozen=True):
+    results: list[BatchTokenizeItem]
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[P, R]):
+    name: str
+    params: type[P]
+    result: type[R]
+
+
+RUNTIME_INFO = Method("runtime/info", RuntimeInfoParams, RuntimeInfoResult)
+RUNTIME_STATE = Method("runtime/state", NoParams, RuntimeStateResult)
+SHUTDOWN = Method("shutdown", NoParams, SuccessResult)
+LOAD_MODEL = Method("load_model", LoadModelParams, LoadModelResult)
+UNLOAD_MODEL = Method("unload_model", UnloadModelParams, SuccessResult)
+GENERATE = Method("generate", GenerateParams, GenerateResult)
+ABORT = Method("abort", AbortParams, AbortResult)
+TOKENIZE = Method("tokenize", TokenizeParams, TokenizeResult)
+DETOKENIZE = Method("detokenize", DetokenizeParams, DetokenizeResult)
+BATCH_TOKENIZE = Method("batch_tokenize", BatchTokenizeParams, BatchTokenizeResult)
+
+METHODS: tuple[Method[Any, Any], ...] = (
+    RUNTIME_INFO,
+    RUNTIME_STATE,
+    SHUTDOWN,
+    LOAD_MODEL,
+    UNLOAD_MODEL,
+    GENERATE,
+    ABORT,
+    TOKENIZE,
+    DETOKENIZE,
+    BATCH_TOKENIZE,
+)

@@ -1,0 +1,162 @@
+"""What the worker says unasked, and its two encodings.
+
+As MessagePack one frame carries the deltas of every sequence of a step. As JSON-RPC, for a person at a terminal, the
+same step becomes the ancestor's `stream.chunk`, `stream.stats` and `stream.event` lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias, assert_never
+
+import msgspec
+
+from mlx_serving.core.generation import FinishReason
+from mlx_serving.errors import ProtocolError
+from mlx_serving.wire import jsonrpc
+from mlx_serving.wire.framing import encode_frame
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True):
+    """Times in seconds; `tokens_per_second` counts from the first token."""
+
+    prompt_tokens: int
+    tokens_generated: int
+    tokens_per_second: float
+    time_to_first_token: float
+    total_time: float
+
+
+class Completed(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    finish_reason: FinishReason
+    stats: Stats
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    error: jsonrpc.RpcError
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """What one step did for one stream: new ids, the text they completed, and how it ended, if it did."""
+
+    stream_id: str
+    token_ids: list[int]
+    text: str
+    end: Completed | Failed | None = None
+
+
+class StepFrame(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    rows: list[Row]
+
+
+class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """`progress` counts finished pieces of work (steps, prompt chunks, weights read); `busy` says that work waits."""
+
+    progress: int
+    busy: bool
+
+
+class ModelProgress(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """`done` of `total` in `unit` for the model that is being prepared or loaded."""
+
+    model_id: str
+    stage: str
+    done: int
+    total: int
+
+
+Notification: TypeAlias = StepFrame | Heartbeat | ModelProgress
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Notification] = msgspec.msgpack.Decoder(StepFrame | Heartbeat | ModelProgress)
+
+
+def encode_binary(notification: Notification) -> bytes:
+    """One framed message."""
+    return encode_frame(_encoder.encode(notification))
+
+
+def decode_binary(body: bytes) -> Notification:
+    """Raises `ProtocolError`."""
+    try:
+        return _decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"The worker sent a frame of unknown shape: {error}") from error
+
+
+def encode_json(notification: Notification) -> bytes:
+    """One line per notification of the ancestor's protocol."""
+    return b"".join(jsonrpc.encode_notification(method, params) for method, params in _as_json(notification))
+
+
+def _as_json(notification: Notification) -> Iterator[tuple[str, dict[str, object]]]:
+    match notification:
+        case StepFrame():
+            for row in notification.rows:
+                yield from _row_as_json(row)
+        case Heartbeat():
+            yield "runtime/heartbeat", {"progress": notification.progress, "busy": notification.busy}
+        case ModelProgress():
+            yield (
+                "model.progress",
+                {
+                    "model_id": notification.model_id,
+                    "stage": notification.stage,
+                    "done": notification.done,
+                    "total": notification.total,
+                },
+            )
+        case _:
+            assert_never(notification)
+
+
+def _row_as_json(row: Row) -> Iterator[tuple[str, dict[str, object]]]:
+    if len(row.token_ids) == 1:
+        chunk: dict[str, object] = {"token": row.text, "token_id": row.token_ids[0], "is_final": False}
+        yield "stream.chunk", {"stream_id": row.stream_id, **chunk}
+    elif row.token_ids or row.text:
+        # Text that was held back at the end has no token of its own; several ids may share one text.
+        yield (
+            "stream.chunk",
+            {"stream_id": row.stream_id, "token": row.text, "token_ids": row.token_ids, "is_final": False},
+        )
+    match row.end:
+        case None:
+            return
+        case Completed():
+            stats = row.end.stats
+            yield (
+                "stream.stats",
+                {
+                    "stream_id": row.stream_id,
+                    "prompt_tokens": stats.prompt_tokens,
+                    "tokens_generated": stats.tokens_generated,
+                    "tokens_per_second": stats.tokens_per_second,
+                    "time_to_first_token": stats.time_to_first_token,
+                    "total_time": stats.total_time,
+                },
+            )
+            yield (
+                "stream.event",
+                {
+                    "stream_id": row.stream_id,
+                    "event": "completed",
+                    "finish_reason": row.end.finish_reason.value,
+                    "is_final": True,
+                },
+            )
+        case Failed():
+            error = row.end.error
+            yield (
+                "stream.event",
+                {
+                    "stream_id": row.stream_id,
+                    "event": "error",
+                    "error": error.message,
+                    "code": error.code,
+                    "data": error.data,
+                    "is_final": True,
+                },
+            )
+        case _:
+            assert_never(row.end)

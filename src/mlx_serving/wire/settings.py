@@ -1,0 +1,37 @@
+"""What the supervisor tells a worker when it starts it: one JSON object on the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.errors import InvalidConfig
+from mlx_serving.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`prefill_step_size` is prompt tokens a chunk; None lets the worker choose for its device. `restart_count` is how
+    often the supervisor has replaced this worker."""
+
+    max_message_bytes: Positive = DEFAULT_MAX_MESSAGE_BYTES
+    max_num_seqs: Positive = 16
+    max_queue: Annotated[int, msgspec.Meta(ge=0)] = 256
+    prefill_step_size: Positive | None = None
+    sampling: SamplingDefaults = SamplingDefaults()
+    restart_count: int = 0
+
+
+def encode(settings: WorkerSettings) -> str:
+    return msgspec.json.encode(settings).decode()
+
+
+def decode(text: str) -> WorkerSettings:
+    """Raises `InvalidConfig`."""
+    try:
+        return msgspec.json.decode(text, type=WorkerSettings)
+    except msgspec.MsgspecError as error:
+        raise InvalidConfig(f"The worker's settings are invalid: {error}") from error

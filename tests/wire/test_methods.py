@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from mlx_serving.errors import InvalidRequest
+from mlx_serving.wire import jsonrpc
+from mlx_serving.wire.methods import (
+    ABORT,
+    BATCH_TOKENIZE,
+    DETOKENIZE,
+    GENERATE,
+    LOAD_MODEL,
+    MAX_TEXT_CHARS,
+    METHODS,
+    PROTOCOL_VERSION,
+    PROTOCOLS,
+    RUNTIME_INFO,
+    RUNTIME_STATE,
+    SHUTDOWN,
+    STEP_FRAMES,
+    TOKENIZE,
+    UNLOAD_MODEL,
+    AbortResult,
+    BatchError,
+    BatchTokenizeItem,
+    BatchTokenizeParams,
+    BatchTokenizeResult,
+    BlasInfo,
+    DetokenizeResult,
+    GenerateParams,
+    GenerateResult,
+    LoadedModelState,
+    LoadModelResult,
+    MemoryInfo,
+    Method,
+    Params,
+    RuntimeInfoResult,
+    RuntimeStateResult,
+    SuccessResult,
+    TokenizeParams,
+    TokenizeResult,
+)
+
+AnyMethod = Method[Any, Any]
+
+# The least that each method accepts, and everything that it accepts.
+REQUIRED: dict[str, dict[str, object]] = {
+    RUNTIME_INFO.name: {},
+    RUNTIME_STATE.name: {},
+    SHUTDOWN.name: {},
+    LOAD_MODEL.name: {"model_id": "m"},
+    UNLOAD_MODEL.name: {"model_id": "m"},
+    GENERATE.name: {"model_id": "m"},
+    ABORT.name: {"stream_id": "s"},
+    TOKENIZE.name: {"model_id": "m", "text": "t"},
+    DETOKENIZE.name: {"model_id": "m", "tokens": [1]},
+    BATCH_TOKENIZE.name: {"requests": [{"anything": 1}]},
+}
+FULL: dict[str, dict[str, object]] = {
+    **REQUIRED,
+    RUNTIME_INFO.name: {"protocols": [STEP_FRAMES], "heartbeat_interval_s": 0.5},
+    LOAD_MODEL.name: {
+        "model_id": "org/m",
+        "revision": "main",
+        "local_path": "/models/m",
+        "context_length": 4096,
+        "quantization": "int4",
+        "draft": True,
+        "trust_remote_code": True,
+    },
+    UNLOAD_MODEL.name: {"model_id": "m", "force": True},
+    GENERATE.name: {
+        "model_id": "m",
+        "prompt": "p",
+        "prompt_tokens": [0, 2**31 - 1],
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+        "template_kwargs": {"thinking": False},
+        "stream_id": "s",
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.1,
+        "frequency_penalty": -0.1,
+        "logit_bias": {"7": -100.0},
+        "seed": 2**64 - 1,
+        "stop_sequences": ["\n"],
+        "stop_token_ids": [2],
+        "streaming": False,
+        "guidance": {"mode": "json_schema"},
+    },
+    TOKENIZE.name: {"model_id": "m", "text": "", "add_special_tokens": False},
+    DETOKENIZE.name: {"model_id": "m", "tokens": [], "skip_special_tokens": True},
+}
+
+RESULTS: dict[str, object] = {
+    RUNTIME_INFO.name: RuntimeInfoResult(
+        version="0.1.0",
+        mlx_version="0.32",
+        mlx_lm_version="0.32",
+        protocol=PROTOCOL_VERSION,
+        protocols=list(PROTOCOLS),
+        notifications=STEP_FRAMES,
+        capabilities=["generate"],
+        mlx_supported=True,
+        device="cpu",
+        metal=False,
+        blas=BlasInfo(name="openblas", path="/x.so"),
+        memory=MemoryInfo(rss=1, vms=2, active=3, cache=4, peak=5),
+        pid=42,
+    ),
+    RUNTIME_STATE.name: RuntimeStateResult(
+        loaded_models=[LoadedModelState(model_id="m", state="ready", type="text", active_streams=2)],
+        active_streams=2,
+        restart_count=1,
+    ),
+    SHUTDOWN.name: SuccessResult(),
+    LOAD_MODEL.name: LoadModelResult(
+        model_id="m",
+        state="ready",
+        context_length=4096,
+        parameter_count=10**9,
+        dtype="float32",
+        is_vision_model=False,
+        cached_path="/m",
+        model_type="llama",
+        vocab_size=512,
+        memory_bytes=4 * 10**9,
+        has_chat_template=True,
+        batching=True,
+        quantization=None,
+        eos_token_ids=[2],
+    ),
+    UNLOAD_MODEL.name: SuccessResult(),
+    GENERATE.name: GenerateResult(stream_id="s", started_at=1.5, prompt_tokens=3),
+    ABORT.name: AbortResult(aborted=True),
+    TOKENIZE.name: TokenizeResult(tokens=[1], token_strings=["a"]),
+    DETOKENIZE.name: DetokenizeResult(text="a"),
+    BATCH_TOKENIZE.name: BatchTokenizeResult(
+        [
+            BatchTokenizeItem(success=True, result=TokenizeResult(tokens=[], token_strings=[])),
+            BatchTokenizeItem(success=False, error=BatchError(code=-32602, message="m", type="InvalidParams")),
+        ]
+    ),
+}
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+
+
+def _parse(method: AnyMethod, params: object) -> Any:
+    return jsonrpc.parse_params(msgspec.Raw(msgspec.json.encode(params)), method.params)
+
+
+def test_the_names_are_unique_and_the_ancestors() -> None:
+    names = [method.name for method in METHODS]
+    assert len(set(names)) == len(names)
+    assert {
+        "runtime/info",
+        "runtime/state",
+        "shutdown",
+        "load_model",
+        "unload_model",
+        "generate",
+        "tokenize",
+        "batch_tokenize",
+    } <= set(names)
+
+
+@every_method
+def test_every_method_refuses_an_unknown_parameter_by_name(method: AnyMethod) -> None:
+    assert issubclass(method.params, Params)
+    with pytest.raises(InvalidRequest) as caught:
+        _parse(method, REQUIRED[method.name] | {"no_such_parameter": 1})
+    assert caught.value.field == "no_such_parameter"
+
+
+@every_method
+def test_every_method_names_a_parameter_that_is_missing(method: AnyMethod) -> None:
+    for name in REQUIRED[method.name]:
+        with pytest.raises(InvalidRequest) as caught:
+            _parse(method, {key: value for key, value in REQUIRED[method.name].items() if key != name})
+        assert caught.value.field == name
+
+
+@every_method
+@pytest.mark.parametrize("params", [None, [], [1], "m", 3])
+def test_parameters_are_objects(method: AnyMethod, params: object) -> None:
+    with pytest.raises(InvalidRequest, match="Expected `object`"):
+        _parse(method, params)
+
+
+@every_method
+def test_every_parameter_crosses_the_pipe(method: AnyMethod) -> None:
+    full = FULL[method.name]
+    assert set(full) == {field.name for field in msgspec.structs.fields(method.params)}
+    params = _parse(method, full)
+    request = jsonrpc.parse_request(jsonrpc.encode_request(method.name, params, 1))
+    assert msgspec.json.decode(request.params).keys() <= full.keys()
+    received = jsonrpc.parse_params(request.params, method.params)
+    assert msgspec.json.encode(received) == msgspec.json.encode(params)
+
+
+@every_method
+def test_parameters_left_at_their_defaults_are_not_sent(method: AnyMethod) -> None:
+    required = REQUIRED[method.name]
+    sent = jsonrpc.parse_request(jsonrpc.encode_request(method.name, _parse(method, required), 1)).params
+    assert msgspec.json.decode(sent) == required
+
+
+@every_method
+def test_every_result_crosses_the_pipe(method: AnyMethod) -> None:
+    result = RESULTS[method.name]
+    assert isinstance(result, method.result)
+    response = jsonrpc.parse_response(jsonrpc.encode_result(1, result))
+    assert jsonrpc.parse_result(response.result, method.result) == result
+
+
+BOUNDS: list[tuple[AnyMethod, str, list[object], list[object]]] = [
+    (RUNTIME_INFO, "heartbeat_interval_s", [0.001, 3600], [0, -1, 3601, "1"]),
+    (LOAD_MODEL, "model_id", ["m", "m" * 4096], ["", "m" * 4097, None, 1]),
+    (LOAD_MODEL, "revision", ["", "r" * 256], ["r" * 257, 1]),
+    (LOAD_MODEL, "local_path", ["p" * 4096], ["p" * 4097]),
+    (LOAD_MODEL, "context_length", [1, 1_000_000], [0, -1, 1_000_001, 1.5]),
+    (GENERATE, "prompt", ["", "p" * MAX_TEXT_CHARS], ["p" * (MAX_TEXT_CHARS + 1), 5]),
+    (GENERATE, "stream_id", ["s", "s" * 256], ["", "s" * 257]),
+    (GENERATE, "temperature", [0, 1.5], ["hot", True]),
+    (GENERATE, "max_tokens", [1, 10**20], [1.5, "1", True]),
+    (ABORT, "stream_id", ["s"], ["", "s" * 257, None]),
+    (TOKENIZE, "text", ["t" * MAX_TEXT_CHARS], ["t" * (MAX_TEXT_CHARS + 1)]),
+    (BATCH_TOKENIZE, "requests", [[], [1] * 10_000], [[1] * 10_001, {}]),
+    (DETOKENIZE, "tokens", [[0] * 1000], [[0] * 1_000_001, "a"]),
+]
+
+
+@pytest.mark.parametrize(("method", "field", "good", "bad"), BOUNDS)
+def test_a_value_beyond_its_limit_is_refused_and_named(
+    method: AnyMethod, field: str, good: list[object], bad: list[object]
+) -> None:
+    for value in good:
+        _parse(method, REQUIRED[method.name] | {field: value})
+    for value in bad:
+        with pytest.raises(InvalidRequest) as caught:
+            _parse(method, REQUIRED[method.name] | {field: value})
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("method", "field"), [(GENERATE, "prompt_tokens"), (DETOKENIZE, "tokens")], ids=["generate", "detokenize"]
+)
+@pytest.mark.parametrize("token_id", [-1, 2**31, 1.5, "1", None])
+def test_a_wrong_token_id_is_named_by_its_index(method: AnyMethod, field: str, token_id: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        _parse(method, REQUIRED[method.name] | {field: [1, token_id]})
+    assert caught.value.field == f"{field}[1]"
+
+
+def test_entries_of_a_batch_are_checked_one_by_one() -> None:
+    requests = [{"model_id": "m", "text": "t"}, {"model_id": "m"}, 3]
+    params: BatchTokenizeParams = _parse(BATCH_TOKENIZE, {"requests": requests})
+    assert jsonrpc.parse_params(params.requests[0], TokenizeParams) == TokenizeParams(model_id="m", text="t")
+    for raw, field in zip(params.requests[1:], ["text", None], strict=True):
+        with pytest.raises(InvalidRequest) as caught:
+            jsonrpc.parse_params(raw, TokenizeParams)
+        assert caught.value.field == field
+
+
+def test_the_keys_of_logit_bias_are_token_ids() -> None:
+    params: GenerateParams = _parse(GENERATE, {"model_id": "m", "logit_bias": {"7": 1, "9": -2.5}})
+    assert params.logit_bias == {7: 1.0, 9: -2.5}
+
+
+def test_two_calls_do_not_share_their_defaults() -> None:
+    first: GenerateParams = _parse(GENERATE, {"model_id": "m"})
+    second: GenerateParams = _parse(GENERATE, {"model_id": "m"})
+    assert first.stop_sequences is not second.stop_sequences
+    assert first.logit_bias is not second.logit_bias

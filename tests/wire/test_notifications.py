@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_serving.core.generation import FinishReason
+from mlx_serving.errors import GenerationError, ProtocolError
+from mlx_serving.wire import jsonrpc
+from mlx_serving.wire.framing import Frame, MessageReader
+from mlx_serving.wire.notifications import (
+    Completed,
+    Failed,
+    Heartbeat,
+    ModelProgress,
+    Notification,
+    Row,
+    Stats,
+    StepFrame,
+    decode_binary,
+    encode_binary,
+    encode_json,
+)
+
+STATS = Stats(prompt_tokens=3, tokens_generated=2, tokens_per_second=40.0, time_to_first_token=0.5, total_time=0.75)
+
+_counts = st.integers(0, 2**63)
+_seconds = st.floats(0, 1e9)
+_stats = st.builds(
+    Stats,
+    prompt_tokens=_counts,
+    tokens_generated=_counts,
+    tokens_per_second=_seconds,
+    time_to_first_token=_seconds,
+    total_time=_seconds,
+)
+_ends = (
+    st.none()
+    | st.builds(Completed, finish_reason=st.sampled_from(FinishReason), stats=_stats)
+    | st.text().map(lambda message: Failed(jsonrpc.rpc_error(GenerationError(message, step=1))))
+)
+_rows = st.builds(
+    Row,
+    stream_id=st.sampled_from("abc"),
+    token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=4),
+    text=st.text(max_size=10),
+    end=_ends,
+)
+_steps = st.builds(StepFrame, rows=st.lists(_rows, max_size=6))
+_notifications = (
+    _steps
+    | st.builds(Heartbeat, progress=_counts, busy=st.booleans())
+    | st.builds(ModelProgress, model_id=st.text(), stage=st.text(), done=_counts, total=_counts)
+)
+
+
+def _lines(notification: Notification) -> list[dict[str, Any]]:
+    encoded = encode_json(notification)
+    assert encoded == b"" or encoded.endswith(b"\n")
+    return [json.loads(line) for line in encoded.splitlines()]
+
+
+def _params(row: Row) -> list[tuple[str, dict[str, Any]]]:
+    return [(line["method"], line["params"]) for line in _lines(StepFrame([row]))]
+
+
+@given(sent=st.lists(_notifications, max_size=4))
+def test_frames_are_read_as_they_were_written(sent: list[Notification]) -> None:
+    messages = list(MessageReader().feed(b"".join(map(encode_binary, sent))))
+    assert all(isinstance(message, Frame) for message in messages)
+    assert [decode_binary(message.data) for message in messages if isinstance(message, Frame)] == sent
+
+
+def test_one_frame_carries_every_row_of_a_step() -> None:
+    rows = [Row(str(number), [number], "x") for number in range(16)]
+    assert len(list(MessageReader().feed(encode_binary(StepFrame(rows))))) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc0",
+        msgspec.msgpack.encode([9, 1]),
+        msgspec.msgpack.encode({"progress": 1}),
+        msgspec.msgpack.encode([2, "many", True]),
+        msgspec.msgpack.encode([2, 1, True]) + b"x",
+        msgspec.msgpack.encode([2, 1, True])[:-1],
+        msgspec.msgpack.encode([3, "a", "b", 1, 2]).replace(b"\xa1a", b"\xa1\xff"),
+        msgspec.msgpack.encode([1, [["s", [], "", [0, "no such reason", [0, 0, 0.0, 0.0, 0.0]]]]]),
+        # one row that failed with an error whose data is an array in an array in an array ...
+        b"\x92\x01\x91\x94\xa1s\x90\xa0\x92\x01\x83\xa4code\x01\xa7message\xa0\xa4data\x81\xa1a"
+        + b"\x91" * 100_000
+        + b"\xc0",
+    ],
+)
+def test_a_frame_of_another_shape_is_the_workers_fault(body: bytes) -> None:
+    with pytest.raises(ProtocolError, match="unknown shape"):
+        decode_binary(body)
+
+
+@given(body=st.binary(max_size=60))
+def test_any_bytes_are_a_notification_or_the_workers_fault(body: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        written = encode_binary(decode_binary(body))
+        assert encode_binary(decode_binary(written[5:])) == written
+
+
+@given(step=_steps)
+def test_the_json_rendering_of_a_step_carries_all_its_text_ids_and_ends(step: StepFrame) -> None:
+    text, token_ids, ends = dict.fromkeys("abc", ""), {name: list[int]() for name in "abc"}, dict.fromkeys("abc", 0)
+    for line in _lines(step):
+        assert line["jsonrpc"] == "2.0"
+        assert "id" not in line
+        params = line["params"]
+        name = params["stream_id"]
+        match line["method"]:
+            case "stream.chunk":
+                assert params["is_final"] is False
+                text[name] += params["token"]
+                token_ids[name] += [params["token_id"]] if "token_id" in params else params["token_ids"]
+            case "stream.event":
+                assert params["is_final"] is True
+                ends[name] += 1
+            case method:
+                assert method == "stream.stats"
+    for name in "abc":
+        rows = [row for row in step.rows if row.stream_id == name]
+        assert text[name] == "".join(row.text for row in rows)
+        assert token_ids[name] == [token_id for row in rows for token_id in row.token_ids]
+        assert ends[name] == sum(row.end is not None for row in rows)
+
+
+def test_one_token_is_the_ancestors_chunk() -> None:
+    assert _params(Row("s", [7], "hi")) == [
+        ("stream.chunk", {"stream_id": "s", "token": "hi", "token_id": 7, "is_final": False})
+    ]
+
+
+def test_a_token_without_text_is_a_chunk_as_well() -> None:
+    assert _params(Row("s", [7], ""))[0][1]["token_id"] == 7
+
+
+@pytest.mark.parametrize(("token_ids", "text"), [([7, 8], "hi"), ([7, 8], ""), ([], "held back")])
+def test_text_of_several_tokens_or_of_none_carries_a_list_of_ids(token_ids: list[int], text: str) -> None:
+    assert _params(Row("s", token_ids, text)) == [
+        ("stream.chunk", {"stream_id": "s", "token": text, "token_ids": token_ids, "is_final": False})
+    ]
+
+
+def test_a_row_with_nothing_new_is_no_line() -> None:
+    assert _params(Row("s", [], "")) == []
+
+
+@pytest.mark.parametrize("reason", list(FinishReason))
+def test_a_completed_stream_ends_with_its_stats_and_its_event(reason: FinishReason) -> None:
+    assert _params(Row("s", [], "", Completed(reason, STATS))) == [
+        (
+            "stream.stats",
+            {
+                "stream_id": "s",
+                "prompt_tokens": 3,
+                "tokens_generated": 2,
+                "tokens_per_second": 40.0,
+                "time_to_first_token": 0.5,
+                "total_time": 0.75,
+            },
+        ),
+        (
+            "stream.event",
+            {"stream_id": "s", "event": "completed", "finish_reason": reason.value, "is_final": True},
+        ),
+    ]
+
+
+def test_the_last_chunk_comes_before_the_end() -> None:
+    sent = [method for method, _ in _params(Row("s", [1], "x", Completed(FinishReason.STOP, STATS)))]
+    assert sent == ["stream.chunk", "stream.stats", "stream.event"]
+
+
+def test_a_failed_stream_ends_with_an_event_that_keeps_the_number_and_the_code() -> None:
+    error = jsonrpc.rpc_error(GenerationError("broken", step=4))
+    assert _params(Row("s", [], "", Failed(error))) == [
+        (
+            "stream.event",
+            {
+                "stream_id": "s",
+                "event": "error",
+                "error": "broken",
+                "code": -32002,
+                "data": {"type": "GenerationError", "details": {"step": 4}},
+                "is_final": True,
+            },
+        )
+    ]
+
+
+def test_a_heartbeat_is_a_line() -> None:
+    assert _lines(Heartbeat(progress=5, busy=True)) == [
+        {"jsonrpc": "2.0", "method": "runtime/heartbeat", "params": {"progress": 5, "busy": True}}
+    ]
+
+
+def test_the_progress_of_a_model_is_a_line() -> None:
+    assert _lines(ModelProgress(model_id="m", stage="weights", done=1, total=4)) == [
+        {
+            "jsonrpc": "2.0",
+            "method": "model.progress",
+            "params": {"model_id": "m", "stage": "weights", "done": 1, "total": 4},
+        }
+    ]

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.errors import InvalidConfig
+from mlx_serving.wire import settings
+from mlx_serving.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
+from mlx_serving.wire.settings import WorkerSettings
+
+
+def test_settings_cross_a_command_line_unchanged() -> None:
+    given = WorkerSettings(
+        max_message_bytes=1024,
+        max_num_seqs=2,
+        max_queue=0,
+        prefill_step_size=64,
+        sampling=SamplingDefaults(temperature=0.25),
+        restart_count=3,
+    )
+    text = settings.encode(given)
+    assert "\n" not in text
+    assert settings.decode(text) == given
+
+
+def test_a_worker_started_by_hand_needs_no_settings() -> None:
+    assert settings.decode("{}") == WorkerSettings()
+    assert WorkerSettings().max_message_bytes == DEFAULT_MAX_MESSAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "truncated"),
+        ("[]", "object"),
+        ("not json", "malformed"),
+        ('{"max_sequences": 1}', "max_sequences"),
+        ('{"max_num_seqs": 0}', "max_num_seqs"),
+        ('{"max_message_bytes": 0}', "max_message_bytes"),
+        ('{"max_queue": -1}', "max_queue"),
+        ('{"prefill_step_size": 0}', "prefill_step_size"),
+        ('{"sampling": {"temperature": -1}}', "temperature"),
+    ],
+)
+def test_wrong_settings_say_what_is_wrong(text: str, named: str) -> None:
+    with pytest.raises(InvalidConfig, match=named):
+        settings.decode(text)
