@@ -1,0 +1,164 @@
+"""Everything that can be configured: one record per section, strict about unknown keys.
+
+Scalars may be given as text (`"8000"`); that is how they come out of files, variables and flags.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+
+from mlx_serving.config.policies import CircuitBreakerConfig, RetryConfig, WorkerConfig
+from mlx_serving.config.served_models import NO_SPACES, ModelsConfig
+from mlx_serving.core.sampling_defaults import SamplingDefaults
+
+_SAMPLING = SamplingDefaults()
+
+MAX_KEY_CHARS = 512
+
+
+def _sendable(key: SecretStr) -> SecretStr:
+    """A key that clients can put into a header. The message must not quote it."""
+    text = key.get_secret_value()
+    if not 1 <= len(text) <= MAX_KEY_CHARS or not all("!" <= char <= "~" for char in text):
+        raise PydanticCustomError(
+            "key",
+            "must be 1 to {limit} printable ASCII characters without spaces, to fit into a header",
+            {"limit": MAX_KEY_CHARS},
+        )
+    return key
+
+
+Key = Annotated[SecretStr, AfterValidator(_sendable)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class ServerConfig(Section):
+    """The HTTP server."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        pattern=NO_SPACES,
+        description="Address to listen on; `0.0.0.0` is every interface.",
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes any free one.")
+    api_key: Key | None = Field(default=None, description="Secret that every client must send; null lets everybody in.")
+    admin_key: Key | None = Field(
+        default=None, description="Secret for the administrative requests; null switches those requests off."
+    )
+    max_body_bytes: int = Field(default=4 * 1024**2, ge=1024, le=1024**3, description="Largest request body, in bytes.")
+    drain_timeout_s: float = Field(
+        default=30.0, ge=0, le=86_400, description="Time that running requests have to finish at shutdown, in seconds."
+    )
+    access_log: bool = Field(default=True, description="Whether every request is logged.")
+
+
+class GenerationConfig(Section):
+    """What holds where a request, and its model, leave something open; and what no request may exceed."""
+
+    max_tokens: int = Field(default=_SAMPLING.max_tokens, ge=1, description="Tokens to generate at most.")
+    temperature: float = Field(
+        default=_SAMPLING.temperature, ge=0, le=2, description="Randomness; 0 always takes the likeliest token."
+    )
+    top_p: float = Field(
+        default=_SAMPLING.top_p,
+        gt=0,
+        le=1,
+        description="Sample from the likeliest tokens of this total probability; 1 is off.",
+    )
+    top_k: int = Field(default=_SAMPLING.top_k, ge=0, description="Sample from this many likeliest tokens; 0 is off.")
+    min_p: float = Field(
+        default=_SAMPLING.min_p,
+        ge=0,
+        le=1,
+        description="Drop tokens that are less likely than this fraction of the likeliest one; 0 is off.",
+    )
+    repetition_penalty: float = Field(
+        default=_SAMPLING.repetition_penalty, gt=0, description="Above 1, recent tokens become less likely; 1 is off."
+    )
+    max_tokens_limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="Largest `max_tokens` a request may ask for; null leaves it to the model's context.",
+    )
+    timeout_s: float | None = Field(
+        default=300.0, gt=0, description="Time a request may take, in seconds; null is no limit."
+    )
+
+    @model_validator(mode="after")
+    def _default_fits_limit(self) -> Self:
+        limit = self.max_tokens_limit
+        if limit is not None and "max_tokens" in self.model_fields_set and self.max_tokens > limit:
+            raise PydanticCustomError(
+                "max_tokens",
+                "must be at most max_tokens_limit ({limit}), got {given}",
+                {"limit": limit, "given": self.max_tokens, "at": ["max_tokens"]},
+            )
+        return self
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """The defaults as `core` takes them; a default nobody chose gives way to `max_tokens_limit`."""
+        return SamplingDefaults(
+            max_tokens=min(self.max_tokens, self.max_tokens_limit or self.max_tokens),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+
+class SchedulerConfig(Section):
+    """How requests share the device."""
+
+    max_num_seqs: int = Field(default=16, ge=1, le=1024, description="Sequences that are generated at the same time.")
+    prefill_step_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Prompt tokens processed at once, between two steps of running sequences; none leaves it to the "
+        "worker: 512 on a GPU, 64 on a CPU.",
+    )
+    max_queue: int = Field(
+        default=256,
+        ge=1,
+        le=1_000_000,
+        description="Requests that may wait; further ones are refused with a time to retry.",
+    )
+
+
+class LoggingConfig(Section):
+    """What is logged, and how it looks."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severity that is logged."
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto",
+        description="`console` for people, `json` for machines; `auto` asks whether stderr is a terminal.",
+    )
+
+
+class Config(Section):
+    """The configuration of mlx-serving."""
+
+    server: ServerConfig = Field(default=ServerConfig(), description="The HTTP server.")
+    models: ModelsConfig = Field(default=ModelsConfig(), description="The models that clients can name.")
+    generation: GenerationConfig = Field(
+        default=GenerationConfig(),
+        description="Defaults for what a request and its model leave open, and limits no request may exceed.",
+    )
+    scheduler: SchedulerConfig = Field(default=SchedulerConfig(), description="How requests share the device.")
+    worker: WorkerConfig = Field(default=WorkerConfig(), description="The worker process and how it is kept alive.")
+    circuit_breaker: CircuitBreakerConfig = Field(
+        default=CircuitBreakerConfig(), description="When calls to a failing worker are answered at once with an error."
+    )
+    retry: RetryConfig = Field(default=RetryConfig(), description="How calls that can be repeated safely are repeated.")
+    logging: LoggingConfig = Field(default=LoggingConfig(), description="What is logged, and how it looks.")

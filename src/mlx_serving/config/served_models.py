@@ -1,0 +1,174 @@
+"""The section `models`: what is served, under which names, and which of them is the default.
+
+What is left out follows from what is given: without `served`, the default is what is served; without `default`, the
+first served model is the default; without `name`, a model is called after its reference.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Annotated, TypeGuard, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from mlx_serving.config.origin import Path
+
+EMBEDDED_MODEL = "smollm2-135m"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+NO_SPACES = r"^[^\s\x00-\x1f\x7f]+$"
+
+Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
+PublicName = Annotated[str, Field(min_length=1, max_length=256, pattern=NO_SPACES)]
+
+
+def public_name(reference: str) -> str:
+    """The name a model goes by when none is given.
+
+    A hub id or an alias is its own name; a directory is called after its last part, a GGUF file after its stem.
+    """
+    is_file = reference.lower().endswith(".gguf")
+    if _HUB_ID.fullmatch(reference) and not is_file:
+        return reference
+    path = PurePosixPath(reference)
+    return re.sub(r"\s+", "-", (path.stem if is_file else path.name).strip()) or reference
+
+
+def _name_from(validated: Mapping[str, object]) -> str:
+    return public_name(str(validated["model"]))
+
+
+class ServedModel(BaseModel):
+    """A model that clients can name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    model: Reference = Field(
+        description="Hub id, directory of an MLX model, path of a GGUF file (both relative to the working directory), "
+        "or alias."
+    )
+    name: PublicName = Field(
+        default_factory=_name_from,
+        validate_default=True,
+        description="Name that clients use, unique; by default the hub id, the alias, the name of the directory, or "
+        "the name of the GGUF file without its ending.",
+    )
+    revision: str | None = Field(
+        default=None, min_length=1, description="Branch, tag or commit at the hub; null is the hub's default branch."
+    )
+    preload: bool = Field(default=True, description="Whether the model is loaded at start or with its first request.")
+    context_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Cap of the context, in tokens (prompt and answer); null is the model's own length.",
+    )
+
+
+def _patched(entries: list[dict[str, object]], patch: Mapping[object, object]) -> list[object]:
+    """`entries` with those named by index changed or appended; an index that would leave a gap is an error."""
+    result: list[object] = list(entries)
+    for index in sorted(int(str(key)) for key in patch):
+        change = patch[str(index)]
+        if index > len(result):
+            raise PydanticCustomError(
+                "list_gap",
+                "index {index} leaves a gap: the next free index is {free}",
+                {"index": index, "free": len(result), "at": ["served", index]},
+            )
+        if index == len(result):
+            result.append(change)
+        else:
+            is_table = isinstance(change, Mapping)
+            result[index] = {**entries[index], **cast("Mapping[str, object]", change)} if is_table else change
+    return result
+
+
+def _is_patch(value: object) -> TypeGuard[Mapping[object, object]]:
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and key.isascii() and key.isdecimal() for key in cast("Mapping[object, object]", value)
+    )
+
+
+def _names(served: object) -> list[tuple[str, str]]:
+    """`(name, reference)` of each entry as far as they are well-formed; what is not is reported by its own field."""
+    pairs: list[tuple[str, str]] = []
+    for entry in cast("Sequence[object]", served) if isinstance(served, list | tuple) else ():
+        if isinstance(entry, ServedModel):
+            pairs.append((entry.name, entry.model))
+        elif isinstance(entry, Mapping):
+            fields = cast("Mapping[str, object]", entry)
+            model, name = fields.get("model"), fields.get("name")
+            if isinstance(model, str):
+                pairs.append((name if isinstance(name, str) else public_name(model), model))
+    return pairs
+
+
+class ModelsConfig(BaseModel):
+    """The models that clients can name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    default: Reference = Field(
+        default=EMBEDDED_MODEL,
+        description="Name of the model that answers requests without `model`. It may be given as a reference; "
+        "without `served` it is what is served. By default the first of `served`.",
+    )
+    served: tuple[ServedModel, ...] = Field(
+        default=(ServedModel(model=EMBEDDED_MODEL),), min_length=1, description="The models that clients can name."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        data = dict(cast("Mapping[str, object]", given))
+        default, served = data.get("default"), data.get("served")
+        if served is None:
+            served = cast("object", {})
+        if _is_patch(served):
+            reference = default if isinstance(default, str) else EMBEDDED_MODEL
+            served = _patched([{"model": reference}], served)
+        data["served"] = served
+        names = _names(served)
+        if default is None:
+            data["default"] = names[0][0] if names else EMBEDDED_MODEL
+        elif default not in [name for name, _ in names]:
+            data["default"] = next((name for name, reference in names if reference == default), default)
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelsConfig:
+        names: list[str] = []
+        for index, entry in enumerate(self.served):
+            if entry.name in names:
+                raise PydanticCustomError(
+                    "duplicate_name",
+                    "must be unique, but entry {first} is called '{name}', too",
+                    {"first": names.index(entry.name), "name": entry.name, "at": ["served", index, "name"]},
+                )
+            names.append(entry.name)
+        if self.default not in names:
+            raise PydanticCustomError(
+                "not_served",
+                "must be one of the served names ({names}), got '{given}'",
+                {"names": ", ".join(names), "given": self.default, "known": names, "at": ["default"]},
+            )
+        return self
+
+
+def follows(path: Path) -> Path | None:
+    """The setting that the one at `path` follows from where nobody gave it."""
+    match path:
+        case ("models", "default"):
+            return ("models", "served", "0", "name")
+        case ("models", "served", index, "name"):
+            return ("models", "served", index, "model")
+        case ("models", "served", "0", "model"):
+            return ("models", "default")
+        case _:
+            return None
