@@ -1,0 +1,1 @@
+"""What happened, seen from outside: events and logs."""
