@@ -1,0 +1,108 @@
+"""Loading and unloading models: the operator's right, behind a key of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from fastapi import APIRouter, Depends
+from pydantic import Field, ValidationError
+from starlette.requests import Request
+
+from mlx_serving.core.serving import ServedModel, ServedModelState
+from mlx_serving.server.access_log import access_record
+from mlx_serving.server.auth import require_admin_key
+from mlx_serving.server.body import read_json_object
+from mlx_serving.server.issues import from_validation_error, refuse, screen
+from mlx_serving.server.openai_documents import Document
+from mlx_serving.server.openai_schema import Body
+from mlx_serving.server.openapi import body_of, error_responses
+from mlx_serving.server.service import Service
+
+
+class LoadModelRequest(Body):
+    """Body of POST /admin/models/load."""
+
+    model: str = Field(min_length=1, description="Hub id, local directory, GGUF path or alias.")
+    name: str | None = Field(default=None, min_length=1, description="The name that clients use; made from `model`.")
+    revision: str | None = Field(default=None, min_length=1, description="Of a hub id: branch, tag or commit.")
+
+
+class UnloadModelRequest(Body):
+    """Body of POST /admin/models/unload."""
+
+    model: str = Field(min_length=1, description="A name that GET /v1/models lists.")
+    force: bool = Field(default=False, description="Also while it is in use: its streams end.")
+
+
+class ServedModelDocument(Document):
+    name: str
+    reference: str
+    created: int = Field(description="Unix seconds.")
+    state: ServedModelState
+    context_length: int | None
+    error: str | None
+    default: bool
+
+
+class UnloadedDocument(Document):
+    name: str
+    unloaded: bool = True
+
+
+def admin_routes(service: Service) -> APIRouter:
+    router = APIRouter(
+        prefix="/admin", tags=["Administration"], dependencies=[Depends(require_admin_key(service.settings))]
+    )
+
+    @router.post(
+        "/models/load",
+        summary="Load a model and serve it",
+        openapi_extra=body_of(LoadModelRequest),
+        responses=error_responses(400, 401, 403, 404, 500, 503),
+    )
+    async def load(request: Request) -> ServedModelDocument:
+        wanted = _parse(LoadModelRequest, await read_json_object(request, service.settings))
+        access_record(request).model = wanted.name or wanted.model
+        return _document(await service.engine.load_served(wanted.model, name=wanted.name, revision=wanted.revision))
+
+    @router.post(
+        "/models/unload",
+        summary="Unload a model",
+        openapi_extra=body_of(UnloadModelRequest),
+        responses=error_responses(400, 401, 403, 404, 503),
+    )
+    async def unload(request: Request) -> UnloadedDocument:
+        wanted = _parse(UnloadModelRequest, await read_json_object(request, service.settings))
+        access_record(request).model = wanted.model
+        await service.engine.unload_served(wanted.model, force=wanted.force)
+        return UnloadedDocument(name=wanted.model)
+
+    return router
+
+
+_B = TypeVar("_B", bound=Body)
+
+
+def _parse(model: type[_B], body: Mapping[str, object]) -> _B:
+    given, issues = screen(body, model.model_fields, {})
+    parsed = None
+    try:
+        parsed = model.model_validate(given)
+    except ValidationError as error:
+        issues += from_validation_error(error)
+    refuse(issues)
+    assert parsed is not None
+    return parsed
+
+
+def _document(model: ServedModel) -> ServedModelDocument:
+    return ServedModelDocument(
+        name=model.name,
+        reference=model.reference,
+        created=model.created,
+        state=model.state,
+        context_length=model.context_length,
+        error=model.error,
+        default=model.default,
+    )

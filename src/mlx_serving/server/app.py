@@ -1,0 +1,99 @@
+"""The ASGI application: routes, error shapes, and the access log around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mlx_serving.errors import EngineError, MessageTooLarge
+from mlx_serving.server.access_log import AccessLog
+from mlx_serving.server.admin_routes import LoadModelRequest, UnloadModelRequest, admin_routes
+from mlx_serving.server.body import handle_too_large
+from mlx_serving.server.errors import handle_defect, handle_engine_error, handle_http_exception
+from mlx_serving.server.health_routes import health_routes
+from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.openai_documents import ChatCompletionChunk
+from mlx_serving.server.openai_routes import openai_routes
+from mlx_serving.server.openai_schema import ChatCompletionRequest, CompletionRequest
+from mlx_serving.server.openapi import describe
+from mlx_serving.server.ports import ServingEngine
+from mlx_serving.server.service import Service
+from mlx_serving.server.settings import ServerSettings
+
+_OUTSIDE_FASTAPI = (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ChatCompletionChunk,
+    LoadModelRequest,
+    UnloadModelRequest,
+)
+
+
+class ServerApp:
+    """The ASGI application. `in_flight` is what a server closes and empties before it stops."""
+
+    def __init__(self, api: FastAPI, in_flight: InFlight, *, access_log: bool) -> None:
+        self.in_flight = in_flight
+        self._api = api
+        self._asgi = AccessLog(api, enabled=access_log)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._asgi(scope, receive, send)
+
+    def openapi(self) -> Mapping[str, Any]:
+        """The document of /openapi.json."""
+        return self._api.openapi()
+
+
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = describe(self, _OUTSIDE_FASTAPI)
+        return self.openapi_schema
+
+
+def create_app(engine: ServingEngine, settings: ServerSettings) -> ServerApp:
+    """Serve `engine`. Starting and stopping it is the caller's."""
+    service = Service(engine, settings, InFlight())
+    api = _Api(
+        title="mlx-serving",
+        version=version("mlx-serving"),
+        description="OpenAI-compatible text generation on MLX.",
+        # The pages of Swagger and ReDoc load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={
+            MessageTooLarge: handle_too_large,
+            EngineError: handle_engine_error,
+            HTTPException: handle_http_exception,
+            Exception: handle_defect,
+        },
+    )
+    api.include_router(openai_routes(service))
+    api.include_router(health_routes(service))
+    api.include_router(admin_routes(service))
+
+    @api.get("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return Response(_index(api, str(request.base_url).rstrip("/")), media_type="text/plain; charset=utf-8")
+
+    return ServerApp(api, service.in_flight, access_log=settings.access_log)
+
+
+def _index(api: FastAPI, base_url: str) -> str:
+    lines = [
+        f"mlx-serving {api.version}",
+        f"OpenAI clients: base_url={base_url}/v1",
+        "",
+    ]
+    for path, operations in api.openapi()["paths"].items():
+        lines += [f"{method.upper():5}{path}  {operation['summary']}" for method, operation in operations.items()]
+    return "\n".join([*lines, "GET  /openapi.json  The description of all of these", ""])

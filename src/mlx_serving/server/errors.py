@@ -1,0 +1,140 @@
+"""Every failure as OpenAI's error object: `{"error": {"message", "type", "param", "code", "details"?}}`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mlx_serving import errors
+from mlx_serving.errors import EngineError
+from mlx_serving.server.access_log import access_record
+from mlx_serving.server.json_values import as_array, as_object
+
+_TYPE_BY_STATUS: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class BodyTimedOut(errors.InvalidEnvelope):
+    """The client did not send its body in time."""
+
+    http_status = 408
+
+
+# The nearest class in the error's ancestry counts, so every error has a code.
+_CODE_BY_CLASS: Mapping[type[EngineError], str] = {
+    EngineError: "internal_error",
+    errors.InvalidRequest: "invalid_value",
+    errors.MalformedMessage: "invalid_json",
+    errors.InvalidEnvelope: "invalid_request",
+    errors.MessageTooLarge: "request_too_large",
+    BodyTimedOut: "request_timeout",
+    errors.UnsupportedParameter: "unsupported_parameter",
+    errors.ContextLengthExceeded: "context_length_exceeded",
+    errors.Unauthenticated: "invalid_api_key",
+    errors.Forbidden: "permission_denied",
+    errors.NotFound: "not_found",
+    errors.ModelNotFound: "model_not_found",
+    errors.ModelNotLoaded: "model_not_loaded",
+    errors.Overloaded: "overloaded",
+    errors.CircuitOpen: "circuit_open",
+    errors.Aborted: "aborted",
+    errors.DeadlineExceeded: "timeout",
+    errors.ModelLoadError: "model_load_failed",
+    errors.GenerationError: "generation_failed",
+    errors.TokenizerError: "tokenizer_failed",
+    errors.WorkerDied: "worker_died",
+    errors.WorkerHung: "worker_hung",
+    errors.EngineClosed: "shutting_down",
+}
+
+# What a worker printed before it died is for the operator (GET /health), not for every client.
+_PRIVATE_DETAILS = frozenset({"stderr_tail"})
+_OWN_KEYS = frozenset({"field"})  # is `param`
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+
+
+def error_code(error: EngineError) -> str:
+    """The code of OpenAI's error object. The first of several issues speaks for all of them."""
+    issues = as_array(error.details.get("issues"))
+    first = as_object(issues[0]) if issues else None
+    if first is not None and "code" in first:
+        return str(first["code"])
+    return next(_CODE_BY_CLASS[cls] for cls in type(error).__mro__ if cls in _CODE_BY_CLASS)
+
+
+def encode_error(error: EngineError) -> bytes:
+    """The JSON body for an error."""
+    param = error.field if isinstance(error, errors.InvalidRequest) else None
+    details = {key: value for key, value in error.details.items() if key not in _PRIVATE_DETAILS | _OWN_KEYS}
+    kind = "overloaded_error" if isinstance(error, errors.Overloaded) else _type_of(error.http_status)
+    return _encode(error.message, kind, param, error_code(error), details)
+
+
+def encode_status(status: int, message: str, code: str) -> bytes:
+    """The JSON body for a failure that is no `EngineError`: wrong path, wrong method, a defect of ours."""
+    return _encode(message, _type_of(status), None, code, {})
+
+
+def _type_of(status: int) -> str:
+    return _TYPE_BY_STATUS.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def _encode(message: str, kind: str, param: str | None, code: str, details: Mapping[str, object]) -> bytes:
+    body: dict[str, object] = {"message": message, "type": kind, "param": param, "code": code}
+    if details:
+        body["details"] = details
+    return _encoder.encode({"error": body})
+
+
+def error_response(error: EngineError) -> Response:
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.Overloaded):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, errors.Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    return json_response(encode_error(error), error.http_status, headers)
+
+
+def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def handle_engine_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineError)
+    access_record(request).error = error_code(error)
+    return error_response(error)
+
+
+async def handle_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {request.url.path}"
+    match error.status_code:
+        case 404:
+            message, code = f"There is no {asked}; GET / lists what there is", "unknown_url"
+        case 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            message, code = f"{asked} is not served; this path takes {allowed}", "method_not_allowed"
+        case status:
+            message, code = error.detail, HTTPStatus(status).name.lower()
+    access_record(request).error = code
+    return json_response(encode_status(error.status_code, message, code), error.status_code, error.headers)
+
+
+DEFECT = encode_status(500, "Internal error; the server's log tells more", "internal_error")
+"""The body for a defect of ours: the log has it, the client learns only that much."""
+
+
+async def handle_defect(_request: Request, _error: Exception) -> Response:
+    return json_response(DEFECT, 500)

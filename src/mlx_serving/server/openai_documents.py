@@ -1,0 +1,114 @@
+"""The responses of OpenAI's API as this server sends them: the schemas of /openapi.json.
+
+Answers are encoded by `openai_chunks`; tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlx_serving.core.serving import ServedModelState
+
+
+class Document(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorObject(Document):
+    message: str
+    type: str
+    param: str | None = Field(description="The first parameter that is wrong.")
+    code: str
+    details: dict[str, object] | None = Field(
+        default=None, description="Facts for programs, such as `issues`, the list of everything that is wrong."
+    )
+
+
+class ErrorDocument(Document):
+    """Every failure. In a stream that has begun, it is the last event."""
+
+    error: ErrorObject
+
+
+class Usage(Document):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class _Heading(Document):
+    id: str
+    created: int = Field(description="Unix seconds.")
+    model: str
+    system_fingerprint: str
+
+
+class ChatMessage(Document):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Document):
+    index: Literal[0]
+    message: ChatMessage
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(_Heading):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(Document):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Document):
+    index: Literal[0]
+    delta: ChatDelta
+    logprobs: None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatCompletionChunk(_Heading):
+    """One event of a streamed chat: the role first, then text, then the finish reason, then the usage if asked for."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionChoice(Document):
+    index: Literal[0]
+    text: str
+    logprobs: None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completion(_Heading):
+    """A text completion, and one event of a streamed one."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class ModelDocument(Document):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix seconds.")
+    owned_by: Literal["mlx-serving"] = "mlx-serving"
+    state: ServedModelState
+    context_length: int | None = Field(description="In tokens; null before the model was loaded.")
+    default: bool = Field(description="Whether it answers requests that name no model.")
+
+
+class ModelList(Document):
+    object: Literal["list"] = "list"
+    data: list[ModelDocument]

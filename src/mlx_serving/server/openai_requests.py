@@ -1,0 +1,193 @@
+"""From a JSON body to a request for the engine, or to everything that is wrong with it.
+
+The body is used up: what is not served is taken out of its lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, TextPrompt, TokenPrompt
+from mlx_serving.core.sampling_defaults import validate
+from mlx_serving.errors import InvalidRequest
+from mlx_serving.server import unsupported
+from mlx_serving.server.issues import Issue, from_range_error, from_validation_error, refuse, screen, shown
+from mlx_serving.server.json_values import as_array, as_object
+from mlx_serving.server.openai_schema import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationFields,
+    Message,
+    PromptValue,
+    SamplingFields,
+    StreamOptions,
+    TextPart,
+)
+
+_COMPLETION_MAX_TOKENS = 16  # what OpenAI documents; a chat's default is the engine's
+_NO_TEXT = {"type": "text", "text": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a client asked for. `model` None or empty is the default model."""
+
+    model: str | None
+    prompt: Prompt
+    sampling: SamplingParams
+    stream: bool
+    include_usage: bool
+    user: str | None
+
+
+def parse_chat(body: Mapping[str, object]) -> Asked:
+    """Raises `InvalidRequest` with every issue there is."""
+    given, issues = screen(body, ChatCompletionRequest.model_fields, unsupported.CHAT)
+    issues += _screen_messages(given)
+    request = _checked(ChatCompletionRequest, given, issues)
+    messages = tuple(message.for_template() for message in request.messages)
+    return _asked(request, ChatPrompt(messages, request.chat_template_kwargs or {}), _max_tokens(given))
+
+
+def parse_completion(body: Mapping[str, object]) -> Asked:
+    """Raises `InvalidRequest` with every issue there is."""
+    given, issues = screen(body, CompletionRequest.model_fields, unsupported.COMPLETION)
+    request = _checked(CompletionRequest, given, issues)
+    max_tokens = _COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    return _asked(request, _prompt(request.prompt), max_tokens)
+
+
+_R = TypeVar("_R", bound=GenerationFields)
+
+
+def _checked(model: type[_R], given: dict[str, object], issues: list[Issue]) -> _R:
+    """The request, if `issues` and what is found here is nothing."""
+    issues += _screen_stream_options(given)
+    request, failed = None, frozenset[str]()
+    try:
+        request = model.model_validate(given)
+    except ValidationError as error:
+        issues += from_validation_error(error)
+        failed = frozenset(str(found["loc"][0]) for found in error.errors(include_url=False, include_input=False))
+    issues += _range_issues({name: value for name, value in given.items() if name not in failed})
+    issues += _contradictions(given)
+    refuse(issues)
+    assert request is not None
+    return request
+
+
+def _screen_messages(given: dict[str, object]) -> Iterator[Issue]:
+    """Take out of the messages what is not served, so that the schema reports only what it knows better."""
+    messages = as_array(given.get("messages"))
+    if messages is None:
+        return
+    for index, each in enumerate(messages):
+        message = as_object(each)
+        if message is None:
+            continue
+        path = f"messages[{index}]"
+        served, issues = screen(message, Message.model_fields, unsupported.MESSAGE, path)
+        yield from issues
+        yield from _screen_parts(served, f"{path}.content")
+        messages[index] = served
+
+
+def _screen_parts(message: Mapping[str, object], path: str) -> Iterator[Issue]:
+    parts = as_array(message.get("content"))
+    if parts is None:
+        return
+    for index, each in enumerate(parts):
+        part = as_object(each)
+        if part is None:
+            continue
+        kind = part.get("type")
+        if isinstance(kind, str) and kind != "text":
+            field = f"{path}[{index}].type"
+            text = f"{field}: parts of type {shown(kind)} are not supported by this server, only text"
+            yield Issue(field, text, "unsupported_parameter", limit="text")
+            parts[index] = _NO_TEXT
+        else:
+            parts[index], issues = screen(part, TextPart.model_fields, {}, f"{path}[{index}]")
+            yield from issues
+
+
+def _screen_stream_options(given: dict[str, object]) -> list[Issue]:
+    options = as_object(given.get("stream_options"))
+    if options is None:
+        return []
+    given["stream_options"], issues = screen(
+        options, StreamOptions.model_fields, unsupported.STREAM_OPTIONS, "stream_options"
+    )
+    return issues
+
+
+def _range_issues(given: Mapping[str, object]) -> Iterator[Issue]:
+    fields = SamplingFields.model_validate(
+        {name: value for name, value in given.items() if name in SamplingFields.model_fields}
+    )
+    name, max_tokens = _max_tokens_given(given)
+    try:
+        validate(_sampling(fields, max_tokens))
+    except InvalidRequest as error:
+        for issue in from_range_error(error):
+            if issue.field == "max_tokens":
+                yield replace(issue, field=name, message=issue.message.replace("max_tokens", name, 1))
+            else:
+                yield issue
+
+
+def _contradictions(given: Mapping[str, object]) -> Iterator[Issue]:
+    old, new = given.get("max_tokens"), given.get("max_completion_tokens")
+    if isinstance(old, int) and isinstance(new, int) and old != new:
+        yield Issue("max_completion_tokens", f"max_completion_tokens and max_tokens mean the same, got {new} and {old}")
+    if given.get("stream_options") is not None and given.get("stream") is not True:
+        yield Issue("stream_options", "stream_options is only allowed when stream is true")
+
+
+def _max_tokens_given(given: Mapping[str, object]) -> tuple[str, int | None]:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = given.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return name, value
+    return "max_tokens", None
+
+
+def _max_tokens(given: Mapping[str, object]) -> int | None:
+    return _max_tokens_given(given)[1]
+
+
+def _asked(request: GenerationFields, prompt: Prompt, max_tokens: int | None) -> Asked:
+    return Asked(
+        model=request.model,
+        prompt=prompt,
+        sampling=_sampling(request, max_tokens),
+        stream=request.stream or False,
+        include_usage=request.stream_options is not None and (request.stream_options.include_usage or False),
+        user=request.user,
+    )
+
+
+def _sampling(fields: SamplingFields, max_tokens: int | None) -> SamplingParams:
+    stop = () if fields.stop is None else fields.stop
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=fields.top_k,
+        min_p=fields.min_p,
+        repetition_penalty=fields.repetition_penalty,
+        presence_penalty=fields.presence_penalty or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        logit_bias={int(token_id): bias for token_id, bias in (fields.logit_bias or {}).items()},
+        seed=fields.seed,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=tuple(fields.stop_token_ids or ()),
+    )
+
+
+def _prompt(value: PromptValue) -> Prompt:
+    return TextPrompt(value) if isinstance(value, str) else TokenPrompt(tuple(value))

@@ -1,0 +1,174 @@
+"""The request bodies of OpenAI's API as far as this server acts on them.
+
+Types are strict and unknown fields are refused; the limits of numbers are `core.sampling_defaults`'.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from mlx_serving.server.json_values import as_array, depth
+
+_TOKEN_ID = re.compile(r"-?[0-9]{1,19}")
+_MAX_TEMPLATE_DEPTH = 16
+# Arguments of the template call that are the server's to give.
+_RESERVED_TEMPLATE_KWARGS = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
+        "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
+        "tokenizer_kwargs", "tools", "truncation",
+    }
+)  # fmt: skip
+
+
+class Body(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+def _text_or_list(value: object) -> str | None:
+    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
+
+
+def _one_of_one(value: object) -> object:
+    """OpenAI's lists of prompts, as far as they hold one."""
+    prompts = as_array(value)
+    first = prompts[0] if prompts else None
+    if prompts is None or not (isinstance(first, str) or as_array(first) is not None):
+        return value
+    if len(prompts) > 1:
+        raise PydanticCustomError(
+            "several_prompts", "must be one prompt, got {count}: send a request for each", {"count": len(prompts)}
+        )
+    return first
+
+
+def _token_ids_as_keys(biases: dict[str, float]) -> dict[str, float]:
+    wrong = [key for key in biases if not _TOKEN_ID.fullmatch(key)]
+    if wrong:
+        raise PydanticCustomError(
+            "token_id_keys",
+            "must be keyed by token ids, got {keys}",
+            {"keys": ", ".join(repr(key[:20]) for key in wrong[:5])},
+        )
+    return biases
+
+
+def _safe_template_kwargs(kwargs: dict[str, object]) -> dict[str, object]:
+    reserved = sorted(_RESERVED_TEMPLATE_KWARGS & kwargs.keys())
+    if reserved:
+        raise PydanticCustomError("reserved", "must not contain {names}", {"names": ", ".join(reserved)})
+    if depth(kwargs, _MAX_TEMPLATE_DEPTH) > _MAX_TEMPLATE_DEPTH:
+        raise PydanticCustomError(
+            "too_deep", "must not be nested more than {limit} levels deep", {"limit": _MAX_TEMPLATE_DEPTH}
+        )
+    return kwargs
+
+
+Stop: TypeAlias = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
+    Discriminator(
+        _text_or_list, custom_error_type="wrong_type", custom_error_message="must be a string or a list of strings"
+    ),
+]
+PromptValue: TypeAlias = Annotated[
+    Annotated[str, Field(min_length=1), Tag("<text>")]
+    | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Tag("<list>")],
+    Discriminator(
+        _text_or_list, custom_error_type="wrong_type", custom_error_message="must be a string or a list of token ids"
+    ),
+    BeforeValidator(_one_of_one),
+]
+
+
+class SamplingFields(Body):
+    """How tokens are chosen and when to stop. null is the model's own default."""
+
+    max_tokens: int | None = Field(default=None, description="Tokens to generate at most.")
+    temperature: float | None = Field(default=None, description="0 always takes the likeliest token; at most 2.")
+    top_p: float | None = Field(default=None, description="Sample from the likeliest tokens of this probability.")
+    top_k: int | None = Field(default=None, description="Sample from this many likeliest tokens; 0 is off.")
+    min_p: float | None = Field(default=None, description="Drop tokens below this fraction of the likeliest one.")
+    repetition_penalty: float | None = Field(default=None, description="Above 1, recent tokens become less likely.")
+    presence_penalty: float | None = Field(default=None, description="Subtracted once for recent tokens; -2 to 2.")
+    frequency_penalty: float | None = Field(default=None, description="Subtracted per recent occurrence; -2 to 2.")
+    logit_bias: Annotated[dict[str, float], AfterValidator(_token_ids_as_keys)] | None = Field(
+        default=None, description="Added to the logits of token ids; -100 to 100."
+    )
+    seed: int | None = Field(default=None, description="The same seed and request give the same text.")
+    stop: Stop | None = Field(default=None, description="At most 16 strings that end the text and are no part of it.")
+    stop_token_ids: list[int] | None = Field(default=None, description="Token ids that end the text.")
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = Field(default=None, description="Send a last chunk with the token counts.")
+
+
+class GenerationFields(SamplingFields):
+    model: str | None = Field(default=None, description="A name that GET /v1/models lists; the default model if none.")
+    stream: bool | None = Field(default=None, description="Send the text as server-sent events while it is generated.")
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, description="An end user's identifier; appears in the server's log.")
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+Content: TypeAlias = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(min_length=1), Tag("<list>")],
+    Discriminator(
+        _text_or_list, custom_error_type="wrong_type", custom_error_message="must be a string or a list of text parts"
+    ),
+]
+
+
+class Message(Body):
+    """One turn. `developer` is another word for `system`; several text parts are joined by line breaks."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content
+    name: str | None = None
+    tool_call_id: str | None = Field(default=None, description="Of a `tool` message: the call it answers.")
+
+    @model_validator(mode="after")
+    def _tool_call_id_belongs_to_tool(self) -> Message:
+        if self.role != "tool" and self.tool_call_id is not None:
+            raise PydanticCustomError("misplaced", "must not have a tool_call_id unless its role is 'tool'")
+        return self
+
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+    def for_template(self) -> Mapping[str, object]:
+        message: dict[str, object] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self.text(),
+        }
+        if self.name is not None:
+            message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+class ChatCompletionRequest(GenerationFields):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, description="Another name for max_tokens.")
+    chat_template_kwargs: Annotated[dict[str, object], AfterValidator(_safe_template_kwargs)] | None = Field(
+        default=None, description="Extra variables for the model's chat template."
+    )
+
+
+class CompletionRequest(GenerationFields):
+    """Body of POST /v1/completions."""
+
+    prompt: PromptValue
+    max_tokens: int | None = Field(default=16, description="Tokens to generate at most.")

@@ -1,0 +1,35 @@
+"""What the HTTP server needs of the engine behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mlx_serving.core.generation import Backend
+from mlx_serving.core.serving import HealthReport, ServedModel
+
+
+class ServingEngine(Backend, Protocol):
+    """A Backend that knows which models it serves. `GenerationRequest.model` is the name of one of them."""
+
+    def served_models(self) -> Sequence[ServedModel]:
+        """The models that clients may name, in the order they were configured."""
+        ...
+
+    async def health(self) -> HealthReport:
+        """How things stand now; answers at once, also while the worker does not."""
+        ...
+
+    async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
+        """Load a model and serve it under `name`, by default a name made from its reference.
+
+        Raises `InvalidRequest` for a name that is taken by another model, `ModelNotFound`, `ModelLoadError`.
+        """
+        ...
+
+    async def unload_served(self, name: str, *, force: bool) -> None:
+        """Unload a served model; `force` ends the streams that use it.
+
+        Raises `ModelNotFound`, and `InvalidRequest` while it is in use and `force` is not given.
+        """
+        ...

@@ -1,0 +1,142 @@
+"""Serving the application until it is told to stop.
+
+    listening ──first signal──▶ draining ──nothing in flight, or drain_timeout_s──▶ stopped, exit code 0
+                                    └──second signal──▶ stopped, exit code 128 + the signal's number
+
+While draining, new generations are refused with 503 and /health/ready answers 503, so that balancers look elsewhere;
+the port is closed when the last generation has ended. What is cut off by the time limit or the second signal ends
+with an error event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from socket import socket
+
+import uvicorn
+
+from mlx_serving.errors import EngineClosed
+from mlx_serving.server.app import ServerApp
+from mlx_serving.server.http_protocol import BoundedHttpProtocol
+from mlx_serving.server.listening import ListenAddress, address_of, listen
+from mlx_serving.telemetry.logger import get_logger
+
+_log = get_logger("mlx_serving.server")
+
+# Longer than the pools of clients keep a connection, so that they never send into one that is being closed.
+_KEEP_ALIVE_S = 75
+# For the answers that are no generations: bodies half read, a model that is being loaded.
+_LAST_ANSWERS_S = 5
+
+OnStarted = Callable[[Sequence[ListenAddress]], None]
+
+
+class HttpServer:
+    """One listening server. Needs no signals: `stop` is what a signal calls."""
+
+    def __init__(self, app: ServerApp, *, drain_timeout_s: float, on_started: OnStarted) -> None:
+        self._app = app
+        self._drain_timeout_s = drain_timeout_s
+        self._on_started = on_started
+        self._draining: asyncio.Task[None] | None = None
+        self._exit_code = 0
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http=BoundedHttpProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                # The application logs its own requests and defects; what remains is noise about broken clients.
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_LAST_ANSWERS_S,
+            )
+        )
+
+    async def run(self, host: str, port: int) -> int:
+        """Serve until stopped; returns the exit code. Raises `InvalidConfig` when it cannot listen there."""
+        sockets = list(await listen(host, port))
+        addresses = [address_of(each) for each in sockets]
+        self._uvicorn.when_started = lambda: self._on_started(addresses)
+        try:
+            await self._uvicorn.serve(sockets)
+        except asyncio.CancelledError:
+            self._end_all()
+            if self._uvicorn.started:
+                await self._uvicorn.shutdown(sockets)
+            raise
+        finally:
+            if self._draining is not None:
+                self._draining.cancel()
+        return self._exit_code
+
+    def stop(self, signum: int) -> None:
+        """The first call drains, the second ends everything at once."""
+        if self._draining is None:
+            _log.info("draining", in_flight=len(self._app.in_flight), timeout_s=self._drain_timeout_s)
+            self._draining = asyncio.create_task(self._drain())
+        else:
+            _log.warning("stopping at once", in_flight=len(self._app.in_flight))
+            self._exit_code = 128 + signum
+            self._end_all()
+
+    async def _drain(self) -> None:
+        in_flight = self._app.in_flight
+        in_flight.close()
+        try:
+            async with asyncio.timeout(self._drain_timeout_s):
+                await in_flight.wait_idle()
+        except TimeoutError:
+            _log.warning("drain timed out", cut_off=len(in_flight))
+            in_flight.interrupt_all(_stopped)
+        self._uvicorn.should_exit = True
+
+    def _end_all(self) -> None:
+        self._app.in_flight.close()
+        self._app.in_flight.interrupt_all(_stopped)
+        self._uvicorn.should_exit = True
+        self._uvicorn.force_exit = True
+
+
+async def serve(app: ServerApp, host: str, port: int, *, on_started: OnStarted, drain_timeout_s: float) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code of the process.
+
+    `on_started` is called once, with the addresses, when connections are accepted; port 0 is a free one. Must run in
+    the main thread, whose handlers for the two signals are its own meanwhile. Raises `InvalidConfig` when it cannot
+    listen there.
+    """
+    server = HttpServer(app, drain_timeout_s=drain_timeout_s, on_started=on_started)
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for each in signals:
+        loop.add_signal_handler(each, server.stop, each)
+    try:
+        return await server.run(host, port)
+    finally:
+        for each in signals:
+            loop.remove_signal_handler(each)
+
+
+def _stopped() -> EngineClosed:
+    return EngineClosed("The server was stopped before this was finished")
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server without its signal handling, that tells when it listens."""
+
+    when_started: Callable[[], None]
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.when_started()

@@ -1,0 +1,40 @@
+"""What all routes share: the engine, the settings and the generations in flight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_serving.core.serving import ServedModel
+from mlx_serving.errors import ModelNotFound
+from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.ports import ServingEngine
+from mlx_serving.server.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    engine: ServingEngine
+    settings: ServerSettings
+    in_flight: InFlight
+
+    def default_model(self) -> ServedModel | None:
+        """The one in the settings, else the engine's own choice, else the only one there is."""
+        served = self.engine.served_models()
+        if self.settings.default_model is not None:
+            return next((model for model in served if model.name == self.settings.default_model), None)
+        chosen = next((model for model in served if model.default), None)
+        return served[0] if chosen is None and len(served) == 1 else chosen
+
+    def model(self, name: str | None) -> ServedModel:
+        """The served model of that name, the default for none. Raises `ModelNotFound`, which lists what is served."""
+        served = self.engine.served_models()
+        model = next((each for each in served if each.name == name), None) if name else self.default_model()
+        if model is not None:
+            return model
+        names = [each.name for each in served]
+        listed = ", ".join(names) or "no model"
+        if name:
+            raise ModelNotFound(f"The model {name!r} is not served here; served: {listed}", model=name, served=names)
+        wanted = self.settings.default_model
+        reason = "there is no default" if wanted is None else f"the default, {wanted!r}, is not served"
+        raise ModelNotFound(f"The request names no model and {reason}; served: {listed}", served=names)

@@ -1,0 +1,18 @@
+"""Server-sent events as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DONE = b"data: [DONE]\n\n"
+
+RESPONSE_HEADERS: Sequence[tuple[bytes, bytes]] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the stream otherwise
+)
+
+
+def event(data: bytes) -> bytes:
+    """One event of one line; JSON never has a raw line break."""
+    return b"data: " + data + b"\n\n"

@@ -1,0 +1,105 @@
+"""Parameters of OpenAI's and vLLM's protocols that this server does not act on.
+
+Each is refused by name unless its value is null or one of those listed here, which ask for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+NeutralValues: TypeAlias = Mapping[str, tuple[object, ...]]
+
+_BOTH: NeutralValues = {
+    "n": (1,),
+    # OpenAI
+    "metadata": ({},),
+    "moderation": (),
+    "prompt_cache_key": (),
+    "prompt_cache_retention": (),
+    "response_format": ({"type": "text"},),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    # vLLM
+    "add_special_tokens": (),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "cache_salt": (),
+    "early_stopping": (False,),
+    "echo": (False,),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": (),
+    "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
+    "min_tokens": (0,),
+    "mm_processor_kwargs": ({},),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "request_id": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "structured_outputs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    # mlx-lm's server
+    "adapters": (),
+    "draft_model": (),
+    "num_draft_tokens": (),
+    "repetition_context_size": (),
+    "xtc_probability": (0, 0.0),
+    "xtc_threshold": (),
+}
+
+CHAT: NeutralValues = {
+    **_BOTH,
+    "add_generation_prompt": (True,),
+    "audio": (),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "enable_thinking": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "reasoning_effort": (),
+    "role_mapping": (),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+COMPLETION: NeutralValues = {**_BOTH, "logprobs": (), "suffix": ("",)}
+
+STREAM_OPTIONS: NeutralValues = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
+
+# What an assistant's message of an earlier answer carries when a client sends it back.
+MESSAGE: NeutralValues = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "reasoning": ("",),
+    "reasoning_content": ("",),
+    "refusal": (),
+    "tool_calls": ([],),
+}
+
+
+def is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
+    """Whether a value asks for nothing. `1` and `true` are different values in JSON."""
+    return value is None or any(type(value) is type(each) and value == each for each in neutral)

@@ -1,0 +1,120 @@
+"""A `ServingEngine` that does what a test tells it to, and remembers what was asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats
+from mlx_serving.core.serving import HealthReport, ServedModel, WorkerHealth
+from mlx_serving.errors import ModelNotFound
+
+PROMPT_TOKENS = 7
+HEALTHY = HealthReport("healthy", 12.5, 0, ("tiny",), WorkerHealth("ready", since=1_700_000_000.0, pid=4711))
+TINY = ServedModel("tiny", "org/tiny", 1_700_000_000, "ready", context_length=2048, default=True)
+OTHER = ServedModel("org/other", "org/other", 1_700_000_001, "absent")
+
+
+@dataclass(frozen=True)
+class Script:
+    """Refuse at entry, or deliver the pieces and then end, fail, stop without a word, or hang."""
+
+    pieces: tuple[str, ...] = ("Hello", " world")
+    last_text: str = ""
+    finish: FinishReason = FinishReason.STOP
+    refusal: Exception | None = None
+    failure: Exception | None = None
+    hang: bool = False
+    hang_at_entry: bool = False
+    end_silently: bool = False
+    without_stats: bool = False
+
+
+@dataclass
+class Run:
+    """One generation as the engine saw it."""
+
+    request: GenerationRequest
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    delivered: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    finished: bool = False
+
+    @property
+    def aborted(self) -> bool:
+        return self.left.is_set() and not self.finished
+
+
+class ScriptedEngine:
+    def __init__(self) -> None:
+        self._started: asyncio.Queue[Run] = asyncio.Queue()
+        self.reset()
+
+    def reset(self) -> None:
+        self.script = Script()
+        self.runs: list[Run] = []
+        self.models: list[ServedModel] = [TINY, OTHER]
+        self.report: HealthReport | Exception = HEALTHY
+        self.loads: list[tuple[str, str | None, str | None]] = []
+        self.unloads: list[tuple[str, bool]] = []
+        self._started = asyncio.Queue()
+
+    @property
+    def last_request(self) -> GenerationRequest:
+        return self.runs[-1].request
+
+    async def next_run(self) -> Run:
+        """The next generation that is asked for, as soon as it is."""
+        return await asyncio.wait_for(self._started.get(), 10)
+
+    @asynccontextmanager
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
+        script, run = self.script, Run(request)
+        self.runs.append(run)
+        self._started.put_nowait(run)
+        run.entered.set()
+        try:
+            if script.hang_at_entry:
+                await asyncio.Event().wait()
+            if script.refusal is not None:
+                raise script.refusal
+            yield self._deltas(script, run)
+        finally:
+            run.left.set()
+
+    async def _deltas(self, script: Script, run: Run) -> AsyncIterator[Delta]:
+        for index, piece in enumerate(script.pieces):
+            await asyncio.sleep(0)
+            yield Delta(piece, (index,))
+        run.delivered.set()
+        if script.hang:
+            await asyncio.Event().wait()
+        if script.failure is not None:
+            raise script.failure
+        if script.end_silently:
+            return
+        count = len(script.pieces)
+        stats = None if script.without_stats else GenerationStats(PROMPT_TOKENS, count, 0.01, 100.0, 0.03)
+        run.finished = True
+        yield Delta(script.last_text, (), script.finish, stats)
+
+    def served_models(self) -> Sequence[ServedModel]:
+        return tuple(self.models)
+
+    async def health(self) -> HealthReport:
+        if isinstance(self.report, Exception):
+            raise self.report
+        return self.report
+
+    async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
+        self.loads.append((reference, name, revision))
+        if reference == "org/missing":
+            raise ModelNotFound(f"There is no model {reference!r}", model=reference)
+        return ServedModel(name or reference, reference, 1_700_000_002, "ready", context_length=512)
+
+    async def unload_served(self, name: str, *, force: bool) -> None:
+        if name not in {model.name for model in self.models}:
+            raise ModelNotFound(f"The model {name!r} is not served", model=name)
+        self.unloads.append((name, force))

@@ -1,0 +1,62 @@
+"""A program that serves a scripted engine: `python scripted_server.py PORT DRAIN_TIMEOUT_S`, run by test_run.
+
+Streams hang after their text until a line comes on stdin. Prints the port, then the exit code of `serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats
+from mlx_serving.core.serving import HealthReport, ServedModel, WorkerHealth
+from mlx_serving.server.app import create_app
+from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.run import serve
+from mlx_serving.server.settings import ServerSettings
+from mlx_serving.telemetry import logs
+
+
+class _HangingEngine:
+    def __init__(self, go_on: asyncio.Event) -> None:
+        self._go_on = go_on
+
+    @asynccontextmanager
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
+        yield self._deltas()
+
+    async def _deltas(self) -> AsyncIterator[Delta]:
+        yield Delta("Hello", (1,))
+        await self._go_on.wait()
+        yield Delta("", (), FinishReason.STOP, GenerationStats(1, 1, 0.1, 1.0, 0.1))
+
+    def served_models(self) -> Sequence[ServedModel]:
+        return [ServedModel("tiny", "tiny", 0, "ready", default=True)]
+
+    async def health(self) -> HealthReport:
+        return HealthReport("healthy", 0.0, 0, ("tiny",), WorkerHealth("ready", 0.0))
+
+    async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
+        raise NotImplementedError
+
+    async def unload_served(self, name: str, *, force: bool) -> None:
+        raise NotImplementedError
+
+
+def _started(addresses: Sequence[ListenAddress]) -> None:
+    sys.stdout.write(f"{addresses[0].port}\n")
+    sys.stdout.flush()
+
+
+async def main(port: int, drain_timeout_s: float) -> int:
+    go_on = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin, go_on.set)
+    logs.configure("info", "json")
+    app = create_app(_HangingEngine(go_on), ServerSettings())
+    return await serve(app, "127.0.0.1", port, on_started=_started, drain_timeout_s=drain_timeout_s)
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(int(sys.argv[1]), float(sys.argv[2]))))

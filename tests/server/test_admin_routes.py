@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from mlx_serving.server.settings import ServerSettings
+
+from .conftest import in_process
+from .scripted_engine import ScriptedEngine
+
+LOAD, UNLOAD = "/admin/models/load", "/admin/models/unload"
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def admin(engine: ScriptedEngine) -> AsyncGenerator[httpx2.AsyncClient]:
+    async with in_process(engine, ServerSettings(admin_key="key", access_log=False)) as http:
+        http.headers["authorization"] = "Bearer key"
+        yield http
+
+
+async def test_a_model_is_loaded_and_described(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    response = await admin.post(LOAD, json={"model": "org/new", "name": "new", "revision": "main"})
+    assert response.status_code == 200
+    assert response.json() == {
+        "name": "new",
+        "reference": "org/new",
+        "created": 1_700_000_002,
+        "state": "ready",
+        "context_length": 512,
+        "error": None,
+        "default": False,
+    }
+    assert engine.loads == [("org/new", "new", "main")]
+
+
+async def test_name_and_revision_may_be_left_out(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    assert (await admin.post(LOAD, json={"model": "org/new"})).status_code == 200
+    assert engine.loads == [("org/new", None, None)]
+
+
+async def test_a_model_is_unloaded(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    assert (await admin.post(UNLOAD, json={"model": "tiny"})).json() == {"name": "tiny", "unloaded": True}
+    assert (await admin.post(UNLOAD, json={"model": "tiny", "force": True})).status_code == 200
+    assert engine.unloads == [("tiny", False), ("tiny", True)]
+
+
+@pytest.mark.parametrize(("path", "model"), [(LOAD, "org/missing"), (UNLOAD, "missing")])
+async def test_what_the_engine_refuses_is_an_error_in_the_usual_shape(
+    admin: httpx2.AsyncClient, path: str, model: str
+) -> None:
+    response = await admin.post(path, json={"model": model})
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (LOAD, {}, "model is required"),
+        (LOAD, {"model": ""}, "model must not be empty"),
+        (
+            LOAD,
+            {"model": 5, "nam": "x"},
+            "unknown parameter 'nam'; did you mean 'name'?; model must be a string, got 5",
+        ),
+        (UNLOAD, {"model": "tiny", "force": "yes"}, 'force must be true or false, got "yes"'),
+    ],
+)
+async def test_a_wrong_body_is_refused(
+    admin: httpx2.AsyncClient, engine: ScriptedEngine, path: str, body: dict[str, object], message: str
+) -> None:
+    response = await admin.post(path, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == message
+    assert (engine.loads, engine.unloads) == ([], [])
