@@ -1,0 +1,71 @@
+"""From a configuration to a running engine: the only place where features are chosen.
+
+Read the stack from the outside in: refuse what the operator does not allow, keep the caller's deadline, spare a worker
+that keeps failing, offer again what a dying worker had not accepted yet, hold the model that is named, generate in the
+worker.
+"""
+
+from __future__ import annotations
+
+from mlx_serving.config.schema import Config
+from mlx_serving.core.generation import Backend
+from mlx_serving.core.model_residency import ResidencyPolicy
+from mlx_serving.core.stream import StreamPolicy
+from mlx_serving.engine.breaker import BreakerBackend
+from mlx_serving.engine.deadline import DeadlineBackend
+from mlx_serving.engine.engine_core import EngineCore, Parts
+from mlx_serving.engine.limits import LimitsBackend
+from mlx_serving.engine.model_manager import ModelManager, ModelSpec
+from mlx_serving.engine.readmission import ReadmissionBackend
+from mlx_serving.engine.residency import ResidencyBackend
+from mlx_serving.engine.supervisor import Supervisor
+from mlx_serving.engine.worker_backend import WorkerBackend
+from mlx_serving.engine.worker_process import WorkerCommand
+from mlx_serving.machine import blas
+from mlx_serving.telemetry.events import EventBus
+from mlx_serving.telemetry.logs import log_event
+from mlx_serving.wire.settings import WorkerSettings
+
+
+def build(config: Config) -> EngineCore:
+    """An engine that is not started yet. Nothing runs, nothing is loaded.
+
+    Raises `InvalidConfig` when the BLAS library that the configuration names is not there.
+    """
+    blas.find(config.worker.blas)
+    events = EventBus()
+    events.subscribe(log_event)
+    settings = WorkerSettings(
+        max_message_bytes=config.worker.max_message_bytes,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_queue=config.scheduler.max_queue,
+        prefill_step_size=config.scheduler.prefill_step_size,
+        sampling=config.generation.sampling_defaults,
+    )
+    command = WorkerCommand(settings, python=config.worker.python, blas=config.worker.blas)
+    supervisor = Supervisor(command, config.worker, events)
+
+    models = ModelManager(supervisor, ResidencyPolicy(), events)
+    for served in config.models.served:
+        models.register(ModelSpec(served.name, served.model, served.revision, served.context_length))
+
+    streams = WorkerBackend(supervisor, StreamPolicy(), events)
+    held = ResidencyBackend(streams, models)
+    breaker = BreakerBackend(ReadmissionBackend(held, config.retry), config.circuit_breaker, events)
+    backend: Backend = DeadlineBackend(breaker, config.generation.timeout_s)
+    if config.generation.max_tokens_limit is not None:
+        backend = LimitsBackend(backend, config.generation.max_tokens_limit)
+
+    return EngineCore(
+        Parts(
+            supervisor=supervisor,
+            models=models,
+            streams=streams,
+            breaker=breaker,
+            backend=backend,
+            events=events,
+            retry=config.retry,
+            default_model=config.models.default,
+            preload=tuple(served.name for served in config.models.served if served.preload),
+        )
+    )

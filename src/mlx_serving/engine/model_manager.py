@@ -1,0 +1,290 @@
+"""Which models are in the worker, and who uses them: the shell around `core.model_residency`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from mlx_serving.core import model_residency as residency
+from mlx_serving.core.model_residency import Residency, ResidencyEvent, ResidencyPolicy, Ticket
+from mlx_serving.core.serving import ServedModel
+from mlx_serving.core.suggest import did_you_mean
+from mlx_serving.engine.supervisor import Supervisor
+from mlx_serving.engine.worker_client import WorkerClient
+from mlx_serving.errors import EngineClosed, EngineError, ModelNotFound, WorkerDied
+from mlx_serving.telemetry.events import ErrorOccurred, EventBus, ModelInvalidated, ModelLoaded, ModelUnloaded
+from mlx_serving.wire import methods
+from mlx_serving.wire.methods import LoadModelResult
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model that can be named: `reference` is what the worker loads, `name` what callers say."""
+
+    name: str
+    reference: str
+    revision: str | None = None
+    context_length: int | None = None
+    local_path: str | None = None
+
+
+@dataclass(slots=True)
+class _Entry:
+    spec: ModelSpec
+    created: int
+    state: Residency[LoadModelResult] = field(default_factory=residency.Absent)
+    waiting: dict[Ticket, asyncio.Future[LoadModelResult]] = field(
+        default_factory=dict[Ticket, "asyncio.Future[LoadModelResult]"]
+    )
+    lost: dict[Ticket, EngineError] = field(default_factory=dict[Ticket, EngineError])
+    in_worker: bool = False  # whether a load was sent to the worker that lives now
+    loads: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class ModelManager:
+    """Loads a model when it is first needed, keeps it while it is used, brings it back after the worker died."""
+
+    def __init__(self, supervisor: Supervisor, policy: ResidencyPolicy, events: EventBus) -> None:
+        self._supervisor = supervisor
+        self._policy = policy
+        self._events = events
+        self._entries: dict[str, _Entry] = {}
+        self._tickets = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        supervisor.add_listener(self)
+
+    # -- what others use
+
+    def register(self, spec: ModelSpec) -> None:
+        """Make a model known under its name. A name keeps its first spec until it is forgotten."""
+        self._entries.setdefault(spec.name, _Entry(spec, int(time.time())))
+
+    def forget(self, name: str) -> None:
+        self._entries.pop(name, None)
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def spec(self, name: str) -> ModelSpec:
+        return self._entry(name).spec
+
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncGenerator[LoadModelResult]:
+        """Use a model: it is loaded when the block begins and stays until it ends.
+
+        Raises `ModelNotFound` for a name that is not known, `ModelLoadError`, or `WorkerDied`.
+        """
+        entry = self._entry(name)
+        ticket = next(self._tickets)
+        future: asyncio.Future[LoadModelResult] = asyncio.get_running_loop().create_future()
+        entry.waiting[ticket] = future
+        try:
+            self._dispatch(entry, residency.Acquire(ticket))
+            facts = await future
+            if ticket in entry.lost:  # between the grant and now
+                raise entry.lost[ticket]
+            yield facts
+        finally:
+            if future.done() and not future.cancelled():
+                future.exception()  # who is cancelled at the moment of a refusal never gets to read it
+            entry.waiting.pop(ticket, None)
+            entry.lost.pop(ticket, None)
+            self._dispatch(entry, residency.Release(ticket))
+
+    def preload(self, name: str) -> None:
+        """Start loading without waiting for it. How it went is an event."""
+        self._dispatch(self._entry(name), residency.Preload())
+
+    async def unload(self, name: str, *, force: bool) -> None:
+        """Returns when the worker has let go of the model: after its last user, or at once if forced.
+
+        A load under way is waited for, because the worker cannot break it off.
+        """
+        entry = self._entry(name)
+        event = residency.UnloadForced(f"{name} was unloaded") if force else residency.Unload()
+        self._dispatch(entry, event)
+        while _is_leaving(entry.state) and not self._closed:
+            await entry.changed.wait()
+
+    def loaded(self) -> dict[str, LoadModelResult]:
+        return {
+            name: entry.state.facts
+            for name, entry in self._entries.items()
+            if isinstance(entry.state, residency.Ready | residency.Draining)
+        }
+
+    def served(self, default: str | None) -> list[ServedModel]:
+        return [_served(entry, default) for entry in self._entries.values()]
+
+    def close(self) -> None:
+        """The engine ends: nothing is loaded any more, and who waits for a model hears it."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        for entry in self._entries.values():
+            entry.changed.set()
+            for future in entry.waiting.values():
+                if not future.done():
+                    future.set_exception(EngineClosed("The engine was shut down"))
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing is under way any more."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _entry(self, name: str) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            hint = did_you_mean(name, self._entries)
+            raise ModelNotFound(
+                f"The model {name} is not served here" + (f"; did you mean {hint}?" if hint else ""),
+                model=name,
+                served=list(self._entries),
+            )
+        return entry
+
+    # -- WorkerListener
+
+    def worker_ready(self, client: WorkerClient) -> None:
+        """Loads that wait for a worker wait for the supervisor themselves."""
+
+    def worker_lost(self, error: WorkerDied) -> None:
+        for entry in tuple(self._entries.values()):
+            if self._closed:
+                entry.state, entry.in_worker = residency.Absent(), False
+            elif entry.in_worker:  # a load that was not sent yet has lost nothing
+                entry.in_worker = False
+                self._events.publish(ModelInvalidated(model_id=entry.spec.name, reason="worker_restart"))
+                self._dispatch(entry, residency.WorkerLost(error))
+
+    # -- the machine
+
+    def _dispatch(self, entry: _Entry, event: ResidencyEvent[LoadModelResult]) -> None:
+        before = entry.state
+        entry.state, effects = residency.step(before, event, time.monotonic(), self._policy)
+        if before is not entry.state:
+            entry.changed.set()
+            entry.changed = asyncio.Event()
+        for effect in effects:
+            self._carry_out(entry, effect)
+
+    def _carry_out(self, entry: _Entry, effect: residency.ResidencyEffect[LoadModelResult]) -> None:
+        match effect:
+            case residency.StartLoad():
+                entry.loads += 1
+                self._run(self._load(entry, entry.loads), f"load {entry.spec.name}")
+            case residency.Grant():
+                future = entry.waiting.pop(effect.ticket, None)
+                if future is not None and not future.done():
+                    future.set_result(effect.facts)
+            case residency.Refuse():
+                future = entry.waiting.pop(effect.ticket, None)
+                if future is not None and not future.done():
+                    future.set_exception(effect.error)
+            case residency.StartUnload():
+                self._run(self._unload(entry), f"unload {entry.spec.name}")
+            case residency.Invalidate():
+                # Those who use it hear it from their own streams, unless they have not begun.
+                entry.lost.update(dict.fromkeys(effect.tickets, effect.error))
+            case _:
+                assert_never(effect)
+
+    async def _load(self, entry: _Entry, number: int) -> None:
+        """`number` is that of this load: once another has begun, nobody wants to hear from this one's worker."""
+        spec = entry.spec
+        params = methods.LoadModelParams(
+            model_id=spec.reference,
+            revision=spec.revision,
+            context_length=spec.context_length,
+            local_path=spec.local_path,
+        )
+        try:
+            client = await self._supervisor.client()
+        except EngineError as error:
+            self._dispatch(entry, residency.LoadErrored(error))
+            return
+        entry.in_worker = True
+        started = time.monotonic()
+        try:
+            facts = await client.call(methods.LOAD_MODEL, params)
+        except WorkerDied:
+            return  # worker_lost tells the machine
+        except EngineError as error:
+            if number == entry.loads:
+                entry.in_worker = False
+                self._events.publish(ErrorOccurred(error=error, context=f"loading {spec.name}"))
+                self._dispatch(entry, residency.LoadErrored(error))
+            return
+        if number != entry.loads:
+            return
+        seconds = round(time.monotonic() - started, 3)
+        self._dispatch(entry, residency.LoadSucceeded(facts))
+        self._events.publish(ModelLoaded(model_id=spec.name, context_length=facts.context_length, seconds=seconds))
+
+    async def _unload(self, entry: _Entry) -> None:
+        try:
+            client = await self._supervisor.client()
+            params = methods.UnloadModelParams(model_id=entry.spec.reference, force=True)
+            await client.call(methods.UNLOAD_MODEL, params)
+        except WorkerDied:
+            if entry.in_worker:
+                return  # worker_lost tells the machine
+        except EngineError as error:
+            self._events.publish(ErrorOccurred(error=error, context=f"unloading {entry.spec.name}"))
+        entry.in_worker = False
+        self._events.publish(ModelUnloaded(model_id=entry.spec.name))
+        self._dispatch(entry, residency.UnloadDone())
+
+    def _run(self, work: Coroutine[object, object, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _is_leaving(state: Residency[LoadModelResult]) -> bool:
+    match state:
+        case residency.Draining() | residency.Evicting():
+            return True
+        case residency.Loading():
+            return state.unload
+        case residency.Absent() | residency.Ready() | residency.LoadFailed():
+            return False
+        case _:
+            assert_never(state)
+
+
+def _served(entry: _Entry, default: str | None) -> ServedModel:
+    state = entry.state
+    error: str | None = None
+    context_length = entry.spec.context_length
+    match state:
+        case residency.Absent():
+            phase = "absent"
+        case residency.Loading():
+            phase = "loading"
+        case residency.Ready():
+            phase, context_length = "ready", state.facts.context_length
+        case residency.Draining():
+            phase, context_length = "draining", state.facts.context_length
+        case residency.Evicting():
+            phase = "draining"
+        case residency.LoadFailed():
+            phase, error = "failed", state.error.message
+        case _:
+            assert_never(state)
+    return ServedModel(
+        name=entry.spec.name,
+        reference=entry.spec.reference,
+        created=entry.created,
+        state=phase,
+        context_length=context_length,
+        error=error,
+        default=entry.spec.name == default,
+    )

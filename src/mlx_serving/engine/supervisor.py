@@ -1,0 +1,297 @@
+"""Keeping one worker alive: the shell around `core.worker_lifecycle`.
+
+Every decision is the machine's; this module spawns, signals, watches, and tells what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Protocol, assert_never
+
+import msgspec
+
+from mlx_serving.core import worker_lifecycle as lifecycle
+from mlx_serving.core.serving import WorkerHealth
+from mlx_serving.core.worker_lifecycle import Cause, WorkerEvent, WorkerPolicy, WorkerState
+from mlx_serving.engine.crash_history import CrashHistory
+from mlx_serving.engine.worker_client import WorkerClient
+from mlx_serving.engine.worker_process import Exit, WorkerCommand, WorkerProcess
+from mlx_serving.errors import EngineClosed, EngineError, InvalidConfig, ProtocolError, WorkerDied
+from mlx_serving.telemetry.events import EventBus, ModelProgressed, RuntimeStatus, RuntimeStatusChanged
+from mlx_serving.wire import methods
+from mlx_serving.wire.notifications import Heartbeat, ModelProgress
+
+_EXIT_CODE_NOT_STARTED = 127  # the shell's word for a command that is not there
+
+
+class WorkerListener(Protocol):
+    """Who must act when the worker comes and goes."""
+
+    def worker_ready(self, client: WorkerClient) -> None: ...
+
+    def worker_lost(self, error: WorkerDied) -> None: ...
+
+
+class Supervisor:
+    def __init__(self, command: WorkerCommand, policy: WorkerPolicy, events: EventBus) -> None:
+        self._command = command
+        self._policy = policy
+        self._events = events
+        self._state: WorkerState = lifecycle.Stopped()
+        self._listeners: list[WorkerListener] = []
+        self._process: WorkerProcess | None = None
+        self._client: WorkerClient | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._since = time.time()
+        self._closed = False
+        self._fault: str | None = None  # why the child that lives now is of no use
+        self._restarts = 0
+        self._spawned = 0
+        self._crashes = CrashHistory(policy)
+        self._info: methods.RuntimeInfoResult | None = None
+
+    # -- what others use
+
+    def add_listener(self, listener: WorkerListener) -> None:
+        self._listeners.append(listener)
+
+    async def client(self) -> WorkerClient:
+        """The connection to a worker that is ready; starts it and waits as needed.
+
+        Raises `WorkerGaveUp` when restarts were given up, `EngineClosed` after `stop`.
+        """
+        while True:
+            if self._closed:
+                raise EngineClosed("The engine was shut down")
+            match self._state:
+                case lifecycle.Ready():
+                    assert self._client is not None  # the handshake went over it
+                    return self._client
+                case lifecycle.Stopped() | lifecycle.GaveUp():
+                    self._dispatch(lifecycle.StartRequested())
+                    if isinstance(self._state, lifecycle.GaveUp):
+                        raise self._crashes.gave_up(self._state, time.monotonic())
+                case lifecycle.Starting() | lifecycle.Draining() | lifecycle.BackingOff():
+                    await self._changed.wait()
+                case _:
+                    assert_never(self._state)
+
+    async def stop(self) -> None:
+        """End the worker: ask, then terminate, then kill. Returns when it is gone; nothing starts after that."""
+        self._closed = True
+        self._dispatch(lifecycle.StopRequested())
+        while not isinstance(self._state, lifecycle.Stopped):
+            await self._changed.wait()
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # what waited for the child has heard that it is gone
+
+    def restart(self) -> None:
+        """Replace the worker by a fresh one. What is in flight is lost as in a crash."""
+        self._dispatch(lifecycle.RestartRequested())
+
+    @property
+    def info(self) -> methods.RuntimeInfoResult | None:
+        """What the worker said of itself when it last became ready."""
+        return self._info
+
+    def health(self) -> WorkerHealth:
+        return WorkerHealth(
+            state=_name(self._state),
+            pid=self._process.pid if self._process is not None else None,
+            since=self._since,
+            restarts=self._restarts,
+            last_crash=self._crashes.last,
+        )
+
+    # -- the machine
+
+    def _dispatch(self, event: WorkerEvent) -> None:
+        before = self._state
+        self._state, effects = lifecycle.step(before, event, time.monotonic(), self._policy)
+        if type(before) is not type(self._state):
+            self._since = time.time()
+            self._announce(before)
+        for effect in effects:
+            self._carry_out(effect)
+        self._schedule_tick()
+        if before is not self._state:
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def _carry_out(self, effect: lifecycle.WorkerEffect) -> None:
+        match effect:
+            case lifecycle.Spawn():
+                self._run(self._spawn(), "worker-spawn")
+            case lifecycle.AskShutdown():
+                if self._client is not None:
+                    self._client.post(methods.SHUTDOWN, methods.NoParams())
+            case lifecycle.Terminate():
+                self._signal(signal.SIGTERM)
+            case lifecycle.Kill():
+                self._signal(signal.SIGKILL)
+            case lifecycle.WorkerLost():
+                self._lose(effect.cause)
+            case _:
+                assert_never(effect)
+
+    def _schedule_tick(self) -> None:
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        due = lifecycle.wake_at(self._state, self._policy)
+        if due is not None:
+            delay = max(0.0, due - time.monotonic())
+            self._tick = asyncio.get_running_loop().call_later(delay, self._dispatch, lifecycle.Tick())
+
+    def _announce(self, before: WorkerState) -> None:
+        last = self._crashes.last
+        reason = last.cause if last is not None and isinstance(self._state, lifecycle.GaveUp) else None
+        pid = self._process.pid if self._process is not None else None
+        self._events.publish(
+            RuntimeStatusChanged(
+                status=_status(self._state),
+                previous_status=_status(before),
+                state=_name(self._state),
+                reason=reason,
+                pid=pid,
+            )
+        )
+
+    # -- one child
+
+    async def _spawn(self) -> None:
+        self._fault = None
+        settings = self._command.settings
+        command = replace(self._command, settings=msgspec.structs.replace(settings, restart_count=self._spawned))
+        self._restarts = self._spawned
+        self._spawned += 1
+        try:
+            process = await WorkerProcess.spawn(command)
+        except (OSError, InvalidConfig) as error:
+            self._fault = f"It cannot be started: {error}"
+            self._exited(Exit(pid=0, exit_code=_EXIT_CODE_NOT_STARTED, signal=None, stderr_tail=""))
+            return
+        self._process = process
+        self._run(self._watch(process), "worker-watch")
+        try:
+            client = await WorkerClient.connect(
+                process.connection,
+                settings.max_message_bytes,
+                on_heartbeat=self._on_heartbeat,
+                on_model_progress=self._on_model_progress,
+                on_broken=self._on_broken,
+            )
+        except OSError as error:
+            self._on_broken(ProtocolError(f"The connection to the worker failed: {error}"))
+            return
+        if self._process is not process:  # it ended while we connected
+            client.abandon(WorkerDied("The worker has ended"))
+            return
+        self._client = client
+        if not isinstance(self._state, lifecycle.Starting):
+            # A stop came while the child was being made: it has not heard of it yet.
+            process.send_signal(signal.SIGKILL)
+            return
+        params = methods.RuntimeInfoParams(
+            protocols=[methods.STEP_FRAMES, methods.PROTOCOL_VERSION],
+            heartbeat_interval_s=self._policy.heartbeat_interval_s,
+        )
+        try:
+            info = await client.call(methods.RUNTIME_INFO, params)
+        except WorkerDied:
+            return  # the watch sees its end
+        except EngineError as error:
+            self._on_broken(ProtocolError(f"The worker's handshake failed: {error.message}"))
+            return
+        if info.notifications != methods.STEP_FRAMES:
+            self._on_broken(ProtocolError(f"The worker offers {info.protocols}, but not {methods.STEP_FRAMES}"))
+            return
+        self._info = info
+        self._dispatch(lifecycle.HandshakeDone())
+        if isinstance(self._state, lifecycle.Ready):
+            for listener in self._listeners:
+                listener.worker_ready(client)
+
+    async def _watch(self, process: WorkerProcess) -> None:
+        self._exited(await process.wait())
+
+    def _exited(self, end: Exit) -> None:
+        cause = self._state.cause if isinstance(self._state, lifecycle.Draining) else Cause.EXITED
+        if cause not in (Cause.STOP, Cause.RESTART):
+            self._crashes.record(end, cause, self._fault)
+        self._process = None
+        self._dispatch(lifecycle.ProcessExited(random.random()))  # noqa: S311  jitter
+        if self._client is not None:
+            self._client.abandon(WorkerDied("The worker has ended"))
+            self._client = None
+
+    def _lose(self, cause: Cause) -> None:
+        error = self._crashes.loss(cause)
+        if self._client is not None and cause not in (Cause.STOP, Cause.RESTART):
+            self._client.abandon(error)  # else it is still needed, to ask for the shutdown
+        for listener in self._listeners:
+            listener.worker_lost(error)
+
+    def _on_heartbeat(self, beat: Heartbeat) -> None:
+        self._dispatch(lifecycle.Beat(beat.progress, beat.busy))
+
+    def _on_model_progress(self, progress: ModelProgress) -> None:
+        self._events.publish(
+            ModelProgressed(model_id=progress.model_id, stage=progress.stage, done=progress.done, total=progress.total)
+        )
+
+    def _on_broken(self, error: ProtocolError) -> None:
+        """The child speaks nonsense: it is of no use, and its end is treated as a crash."""
+        if self._fault is None:
+            self._fault = error.message
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _run(self, work: Coroutine[object, object, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _name(state: WorkerState) -> str:
+    match state:
+        case lifecycle.Stopped():
+            return "stopped"
+        case lifecycle.Starting():
+            return "starting"
+        case lifecycle.Ready():
+            return "ready"
+        case lifecycle.Draining():
+            return "draining"
+        case lifecycle.BackingOff():
+            return "backing off"
+        case lifecycle.GaveUp():
+            return "gave up"
+        case _:
+            assert_never(state)
+
+
+def _status(state: WorkerState) -> RuntimeStatus:
+    match state:
+        case lifecycle.Stopped():
+            return "stopped"
+        case lifecycle.Ready():
+            return "ready"
+        case lifecycle.Starting() | lifecycle.BackingOff():
+            return "starting"
+        case lifecycle.Draining():
+            return "stopped" if not state.restart else "starting"
+        case lifecycle.GaveUp():
+            return "error"
+        case _:
+            assert_never(state)

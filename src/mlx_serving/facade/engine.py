@@ -1,0 +1,321 @@
+"""`Engine`: load models, generate, tokenize, from a program.
+
+    async with Engine() as engine:
+        await engine.load_model("smollm2-135m")
+        async for chunk in engine.create_generator({"model": "smollm2-135m", "prompt": "Hello", "max_tokens": 20}):
+            ...
+
+Every method has its camelCase twin, and parameters are accepted in both spellings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from mlx_serving.assembly import build
+from mlx_serving.config.schema import Config
+from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig
+from mlx_serving.config.served_models import ServedModel as ServedModelConfig
+from mlx_serving.core import sampling_defaults
+from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest
+from mlx_serving.core.serving import HealthReport
+from mlx_serving.engine.engine_core import EngineCore
+from mlx_serving.engine.model_manager import ModelSpec
+from mlx_serving.errors import Aborted, EngineClosed, EngineError, ModelNotLoaded
+from mlx_serving.facade.emitter import Callback, Emitter
+from mlx_serving.facade.options import (
+    CreateGeneratorOptions,
+    GeneratorParams,
+    LoadModelOptions,
+    TokenizeRequest,
+    parse,
+)
+from mlx_serving.facade.shapes import (
+    CachedModel,
+    ErrorChunk,
+    GenerationStats,
+    GeneratorChunk,
+    MetadataChunk,
+    ModelCacheStats,
+    ModelHandle,
+    TokenChunk,
+    TokenizeResponse,
+)
+from mlx_serving.telemetry.events import Event, GenerationToken
+from mlx_serving.wire import methods
+
+ENGINE_API_SNAPSHOT_VERSION = "1"
+
+
+class Engine:
+    """One supervised worker and the models in it. Starts with the first call, or with `start`."""
+
+    def __init__(self, config: Config | Mapping[str, object] | None = None, *, python_path: str | None = None) -> None:
+        """`config` as in the configuration file. Raises pydantic's ValidationError for one that does not fit.
+
+        `python_path` is the interpreter of the worker; without one it is ours.
+        """
+        checked = config if isinstance(config, Config) else Config.model_validate(dict(config or {}))
+        if "models" not in checked.model_fields_set:
+            # A program says itself what it wants loaded; the embedded model stays a name that loads when it is used.
+            embedded = ModelsConfig(served=(ServedModelConfig(model=EMBEDDED_MODEL, preload=False),))
+            checked = checked.model_copy(update={"models": embedded})
+        if python_path is not None:
+            checked = checked.model_copy(update={"worker": replace(checked.worker, python=python_path)})
+        self._core = build(checked)
+        self._emitter = Emitter(self._core.events)
+        self._starting: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def core(self) -> EngineCore:
+        """The engine without this surface, as the HTTP server uses it."""
+        return self._core
+
+    # -- life
+
+    async def start(self) -> None:
+        """Start the worker. Raises `WorkerDied` when it cannot be started, `EngineClosed` after `shutdown`."""
+        if self._closed:
+            raise EngineClosed("The engine was shut down")
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._core.start())
+        try:
+            await asyncio.shield(self._starting)
+        except EngineError:
+            self._starting = None
+            raise
+
+    async def shutdown(self) -> None:
+        """End the worker. Streams in flight end with an error."""
+        self._closed = True
+        await self._core.stop()
+
+    async def dispose(self) -> None:
+        """Shut down and forget all listeners."""
+        await self.shutdown()
+        self._emitter.clear()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.dispose()
+
+    # -- models
+
+    async def load_model(self, options: LoadModelOptions | Mapping[str, object] | str) -> ModelHandle:
+        """Load a model: a hub id, a path, a GGUF file or an alias. Raises `ModelLoadError`, `ModelNotFound`."""
+        asked = parse(LoadModelOptions, options)
+        await self.start()
+        spec = ModelSpec(asked.model, asked.model, asked.revision, asked.context_length, asked.local_path)
+        return ModelHandle.of(asked.model, await self._core.load(spec))
+
+    async def unload_model(self, model: str, *, force: bool = False) -> None:
+        """Take a model out of memory, after its last stream or at once. Raises `ModelNotFound`."""
+        await self._core.unload_served(model, force=force)
+
+    async def warmup_model(self, options: LoadModelOptions | Mapping[str, object] | str) -> None:
+        """Load a model and generate one token with it, so that the first request pays for nothing."""
+        handle = await self.load_model(options)
+        await self.generate({"model": handle.id, "prompt": "Hello", "max_tokens": 1})
+
+    def list_models(self) -> list[ModelHandle]:
+        """The models in memory."""
+        return [ModelHandle.of(name, facts) for name, facts in self._core.models.loaded().items()]
+
+    def get_model_info(self, model: str) -> ModelHandle | None:
+        facts = self._core.models.loaded().get(model)
+        return None if facts is None else ModelHandle.of(model, facts)
+
+    def get_cache_stats(self) -> ModelCacheStats:
+        models = [CachedModel(model.name, model.state) for model in self._core.served_models()]
+        return ModelCacheStats(len(self.list_models()), models)
+
+    # -- generation
+
+    async def create_generator(
+        self,
+        params: GeneratorParams | Mapping[str, object],
+        options: CreateGeneratorOptions | Mapping[str, object] | None = None,
+    ) -> AsyncGenerator[GeneratorChunk]:
+        """Stream one answer: token chunks, then one metadata chunk; or an error chunk as the last.
+
+        Leaving the loop early, and closing the generator, aborts the stream. Raises `InvalidRequest` for bad
+        parameters.
+        """
+        request, signal = self._request(params, options)
+        await self.start()
+        try:
+            async with self._core.generate(request) as deltas:
+                async for delta in _until_set(deltas, signal):
+                    for chunk in self._chunks(request, delta):
+                        yield chunk
+        except EngineError as error:
+            yield ErrorChunk(error)
+
+    async def generate(
+        self,
+        params: GeneratorParams | Mapping[str, object],
+        options: CreateGeneratorOptions | Mapping[str, object] | None = None,
+    ) -> str:
+        """The whole text of one answer. Raises what went wrong."""
+        request, signal = self._request(params, options)
+        await self.start()
+        async with self._core.generate(request) as deltas:
+            return "".join([delta.text async for delta in _until_set(deltas, signal)])
+
+    def _request(
+        self,
+        params: GeneratorParams | Mapping[str, object],
+        options: CreateGeneratorOptions | Mapping[str, object] | None,
+    ) -> tuple[GenerationRequest, asyncio.Event | None]:
+        asked = parse(GeneratorParams, params)
+        how = parse(CreateGeneratorOptions, options)
+        sampling = asked.to_sampling()
+        sampling_defaults.validate(sampling)
+        request = GenerationRequest(
+            request_id=how.stream_id or str(uuid.uuid4()),
+            model=asked.model,
+            prompt=asked.to_prompt(),
+            sampling=sampling,
+            priority=how.core_priority,
+            timeout_s=None if how.timeout_ms is None else how.timeout_ms / 1000,
+        )
+        return request, how.signal
+
+    def _chunks(self, request: GenerationRequest, delta: Delta) -> list[GeneratorChunk]:
+        chunks: list[GeneratorChunk] = []
+        if delta.text or delta.token_ids:
+            only = delta.token_ids[0] if len(delta.token_ids) == 1 else None
+            chunks.append(TokenChunk(delta.text, only, delta.token_ids))
+            if self._emitter.listens(GenerationToken.name):
+                self._emitter.emit(GenerationToken(stream_id=request.request_id, token=delta.text))
+        if delta.finish_reason is not None and delta.stats is not None:
+            measured = delta.stats
+            stats = GenerationStats(
+                tokens_generated=measured.tokens_generated,
+                tokens_per_second=measured.tokens_per_second,
+                time_to_first_token=measured.time_to_first_token,
+                total_time=measured.total_time,
+                prompt_tokens=measured.prompt_tokens,
+                model_id=request.model,
+            )
+            chunks.append(MetadataChunk(stats, FinishReason(delta.finish_reason)))
+        return chunks
+
+    # -- tokens
+
+    async def tokenize(self, request: TokenizeRequest | Mapping[str, object]) -> TokenizeResponse:
+        """Text to ids. Raises `ModelNotLoaded` when the model is not in memory."""
+        asked = parse(TokenizeRequest, request)
+        self._require(asked.model)
+        result = await self._core.call_with_model(
+            asked.model,
+            methods.TOKENIZE,
+            lambda model_id: methods.TokenizeParams(
+                model_id=model_id, text=asked.text, add_special_tokens=asked.add_bos
+            ),
+        )
+        return TokenizeResponse(result.tokens, result.token_strings)
+
+    async def detokenize(self, model: str, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Ids to text. Raises `ModelNotLoaded`."""
+        self._require(model)
+        result = await self._core.call_with_model(
+            model,
+            methods.DETOKENIZE,
+            lambda model_id: methods.DetokenizeParams(
+                model_id=model_id, tokens=list(tokens), skip_special_tokens=skip_special_tokens
+            ),
+        )
+        return result.text
+
+    async def count_tokens(self, model: str, text: str) -> int:
+        return len((await self.tokenize({"model": model, "text": text})).tokens)
+
+    def _require(self, model: str) -> None:
+        if self.get_model_info(model) is None:
+            raise ModelNotLoaded(f"Model {model} is not loaded", model=model, loaded=[m.id for m in self.list_models()])
+
+    # -- the runtime
+
+    async def get_runtime_info(self) -> methods.RuntimeInfoResult:
+        await self.start()
+        return await self._core.runtime_info()
+
+    async def health_check(self) -> HealthReport:
+        return await self._core.health()
+
+    # -- events
+
+    def on(self, event: str, callback: Callback) -> None:
+        """Call `callback` with every event of that name (`model:loaded`, `runtime:status`, …; `*` for all)."""
+        self._emitter.on(event, callback)
+
+    def once(self, event: str, callback: Callback) -> None:
+        self._emitter.once(event, callback)
+
+    def off(self, event: str, callback: Callback | None = None) -> None:
+        self._emitter.off(event, callback)
+
+    def emit(self, event: Event) -> None:
+        self._emitter.emit(event)
+
+    # The ancestor's spelling.
+    loadModel = load_model  # noqa: N815
+    unloadModel = unload_model  # noqa: N815
+    warmupModel = warmup_model  # noqa: N815
+    listModels = list_models  # noqa: N815
+    getModelInfo = get_model_info  # noqa: N815
+    getCacheStats = get_cache_stats  # noqa: N815
+    createGenerator = create_generator  # noqa: N815
+    countTokens = count_tokens  # noqa: N815
+    getRuntimeInfo = get_runtime_info  # noqa: N815
+    healthCheck = health_check  # noqa: N815
+
+
+async def _until_set(deltas: AsyncIterator[Delta], signal: asyncio.Event | None) -> AsyncIterator[Delta]:
+    """The deltas, until `signal` is set: then `Aborted` is raised, however long the next delta takes."""
+    if signal is None:
+        async for delta in deltas:
+            yield delta
+        return
+    cancelled = asyncio.create_task(signal.wait())
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(deltas))
+            await asyncio.wait((following, cancelled), return_when=asyncio.FIRST_COMPLETED)
+            if cancelled.done():
+                following.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, EngineError):
+                    await following
+                raise Aborted("The stream was cancelled by its signal")
+            try:
+                yield following.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        cancelled.cancel()
+
+
+async def create_engine(
+    config: Config | Mapping[str, object] | None = None, *, python_path: str | None = None
+) -> Engine:
+    """An engine whose worker runs already. Raises `WorkerDied` when it cannot be started."""
+    engine = Engine(config, python_path=python_path)
+    try:
+        await engine.start()
+    except BaseException:
+        await engine.dispose()
+        raise
+    return engine

@@ -1,0 +1,149 @@
+"""What the engine hands out: handles, chunks, statistics. Every name has its camelCase twin in `to_object`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal, TypeAlias, cast
+
+from mlx_serving.core.generation import FinishReason
+from mlx_serving.errors import EngineError
+from mlx_serving.wire.methods import LoadModelResult
+
+
+def camel(name: str) -> str:
+    """`tokens_per_second` -> `tokensPerSecond`."""
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
+class Shape:
+    """Base of what has a plain-object form: `{camelCase: value}`, without what is None. A `type` comes first."""
+
+    __slots__ = ()
+
+    def to_object(self) -> dict[str, object]:
+        names = [item.name for item in fields(self)]  # pyright: ignore[reportArgumentType]  subclasses are dataclasses
+        named = {name: getattr(self, name) for name in ("type", *names) if hasattr(type(self), name)}
+        return {camel(name): _plain(value) for name, value in named.items() if value is not None}
+
+    toObject = to_object  # noqa: N815  the ancestor's spelling
+
+
+def _plain(value: object) -> object:
+    match value:
+        case Shape() | EngineError():
+            return value.to_object()
+        case Mapping():
+            items = cast("Mapping[str, object]", value).items()
+            return {camel(name): _plain(item) for name, item in items if item is not None}
+        case list() | tuple():
+            return [_plain(item) for item in cast("Sequence[object]", value)]
+        case _:
+            return value
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescriptor(Shape):
+    id: str
+    source: Literal["huggingface", "local"]
+    modality: Literal["text", "vision", "multimodal"] = "text"
+    family: Literal["mlx-lm", "mlx-vlm"] = "mlx-lm"
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHandle(Shape):
+    """A model that is in memory. `metadata` has parameter_count, dtype, memory_usage (bytes), quantization, …"""
+
+    descriptor: ModelDescriptor
+    state: Literal["loading", "ready", "failed"]
+    context_length: int
+    metadata: dict[str, object] = field(default_factory=dict[str, object])
+    draft: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.descriptor.id
+
+    @classmethod
+    def of(cls, name: str, facts: LoadModelResult) -> ModelHandle:
+        local = "/" not in facts.model_id or facts.model_id.startswith(("/", ".", "~"))
+        return cls(
+            descriptor=ModelDescriptor(
+                id=name, source="local" if local else "huggingface", path=facts.cached_path or None
+            ),
+            state="ready",
+            context_length=facts.context_length,
+            metadata={
+                "parameter_count": facts.parameter_count,
+                "dtype": facts.dtype,
+                "is_vision_model": facts.is_vision_model,
+                "memory_usage": facts.memory_bytes,
+                "quantization": facts.quantization,
+                "model_type": facts.model_type,
+                "vocab_size": facts.vocab_size,
+                "batching": facts.batching,
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStats(Shape):
+    """Times in seconds; `tokens_per_second` counts from the first token."""
+
+    tokens_generated: int
+    tokens_per_second: float
+    time_to_first_token: float
+    total_time: float
+    prompt_tokens: int
+    model_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChunk(Shape):
+    """New text. `token_ids` are the ids it came from; `token_id` is set when that is one."""
+
+    type: ClassVar[Literal["token"]] = "token"
+    token: str
+    token_id: int | None = None
+    token_ids: tuple[int, ...] = ()
+    is_final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataChunk(Shape):
+    """The last chunk of a good stream."""
+
+    type: ClassVar[Literal["metadata"]] = "metadata"
+    stats: GenerationStats
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorChunk(Shape):
+    """The last chunk of a bad one."""
+
+    type: ClassVar[Literal["error"]] = "error"
+    error: EngineError
+
+
+GeneratorChunk: TypeAlias = TokenChunk | MetadataChunk | ErrorChunk
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeResponse(Shape):
+    tokens: list[int]
+    token_strings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel(Shape):
+    model_id: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCacheStats(Shape):
+    loaded_models: int
+    models: list[CachedModel]
