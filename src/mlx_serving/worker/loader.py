@@ -1,0 +1,181 @@
+"""From the name of a model to a model in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx import utils
+from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
+
+from mlx_serving.catalog.prepare import prepare
+from mlx_serving.catalog.reference import parse_reference
+from mlx_serving.errors import ModelLoadError
+from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
+from mlx_serving.worker.batching import can_batch
+from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.runner import RunnerFactory
+from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
+
+DEFAULT_CONTEXT_LENGTH = 8192
+_CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length", "model_max_length")
+_EVAL_BYTES = 256 << 20
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) as work goes on, at least once a piece of work."""
+
+
+def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnProgress) -> LoadedModel:
+    """Find, prepare and load a model. Blocks; `on_progress` tells that it lives.
+
+    Raises `ModelNotFound` for a name that leads nowhere, `ModelLoadError` for a model that cannot be loaded,
+    `InvalidRequest` for a name that cannot be one.
+    """
+    directory = _directory(params, on_progress)
+    on_progress("reading", 0, 1)
+    with _blaming("its config.json", params.model_id, directory):
+        _check_config(directory)
+        generation_config = _generation_config(directory)
+    with _blaming("its architecture or weights", params.model_id, directory):
+        model, config = load_model(directory, lazy=True)
+        _materialise(model, on_progress)
+        batching = can_batch(model)
+    with _blaming("its tokenizer", params.model_id, directory):
+        # Said outright: left open, transformers asks on stdin whether code from the directory may run.
+        tokenizer = load_tokenizer(directory, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+        decode = make_decoder(tokenizer)
+    weights = _weights(model)
+    limit = _context_length(config)
+    facts = LoadModelResult(
+        model_id=params.model_id,
+        state="ready",
+        context_length=min(params.context_length, limit) if params.context_length else limit,
+        parameter_count=get_total_parameters(model),
+        dtype=_dtype(weights),
+        is_vision_model=False,
+        cached_path=str(directory),
+        model_type=str(config.get("model_type", "")),
+        vocab_size=_vocabulary(config, tokenizer),
+        memory_bytes=sum(weight.nbytes for weight in weights),
+        has_chat_template=tokenizer.has_chat_template,
+        batching=batching,
+        quantization=_quantization(config),
+        eos_token_ids=sorted(tokenizer.eos_token_ids),
+    )
+    return LoadedModel(
+        facts=facts,
+        model=model,
+        tokenizer=PromptTokenizer(tokenizer),
+        decode=decode,
+        generation_config=generation_config,
+        eos_token_ids=frozenset(tokenizer.eos_token_ids),
+        make_runner=make_runner,
+        runner=make_runner(model, batching),
+    )
+
+
+@contextmanager
+def _blaming(part: str, model_id: str, directory: Path) -> Generator[None]:
+    """What goes wrong inside becomes a `ModelLoadError` that names the part of the model that is at fault."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelLoadError(
+            f"{model_id} cannot be loaded, because of {part}: {type(error).__name__}: {error}",
+            model=model_id,
+            path=str(directory),
+        ) from error
+
+
+def _check_config(directory: Path) -> None:
+    config: object = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"an object is expected, not a {type(config).__name__}")
+
+
+def _directory(params: LoadModelParams, on_progress: OnProgress) -> Path:
+    reference = parse_reference(params.local_path or params.model_id, params.revision)
+    return prepare(reference, lambda step: on_progress(step.stage, step.done, step.total))
+
+
+def _weights(model: nn.Module) -> list[mx.array]:
+    # MLX's stub leaves this function partly untyped.
+    flatten: Any = utils.tree_flatten  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    flat: list[tuple[str, mx.array]] = flatten(model.parameters())
+    return [weight for _, weight in flat]
+
+
+def _materialise(model: nn.Module, on_progress: OnProgress) -> None:
+    """Read the weights from disk in pieces, so that a slow disk shows as progress and not as a hang."""
+    weights = _weights(model)
+    total = sum(weight.nbytes for weight in weights)
+    done = 0
+    piece: list[mx.array] = []
+    piece_bytes = 0
+    for weight in weights:
+        piece.append(weight)
+        piece_bytes += weight.nbytes
+        if piece_bytes >= _EVAL_BYTES:
+            _evaluate(piece)
+            done += piece_bytes
+            on_progress("loading", done, total)
+            piece, piece_bytes = [], 0
+    _evaluate(piece)
+    on_progress("loading", total, total)
+
+
+def _evaluate(arrays: list[mx.array]) -> None:
+    mx.eval(arrays)  # pyright: ignore[reportUnknownMemberType]  MLX's stub leaves its arguments untyped
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    nested = config.get("text_config")
+    return cast(Mapping[str, Any], nested) if isinstance(nested, Mapping) else config
+
+
+def _context_length(config: Mapping[str, Any]) -> int:
+    for source in (config, _text_config(config)):
+        for key in _CONTEXT_KEYS:
+            value = source.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return DEFAULT_CONTEXT_LENGTH
+
+
+def _vocabulary(config: Mapping[str, Any], tokenizer: Any) -> int:
+    for source in (config, _text_config(config)):
+        value = source.get("vocab_size")
+        if isinstance(value, int) and value > 0:
+            return value
+    return len(tokenizer)
+
+
+def _dtype(weights: list[mx.array]) -> str:
+    """The floating-point type that most bytes of the unpacked weights have."""
+    sizes: dict[str, int] = {}
+    for weight in weights:
+        if mx.issubdtype(weight.dtype, mx.floating):
+            name = str(weight.dtype).removeprefix("mlx.core.")
+            sizes[name] = sizes.get(name, 0) + weight.nbytes
+    return max(sizes, key=lambda name: sizes[name]) if sizes else "unknown"
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    quantization = config.get("quantization")
+    if not isinstance(quantization, Mapping):
+        return None
+    facts = cast(Mapping[str, Any], quantization)
+    return f"{facts.get('bits')}-bit, group {facts.get('group_size')}"
+
+
+def _generation_config(directory: Path) -> Mapping[str, object]:
+    try:
+        loaded: object = json.loads((directory / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cast(Mapping[str, object], loaded) if isinstance(loaded, dict) else {}

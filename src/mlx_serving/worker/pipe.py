@@ -1,0 +1,105 @@
+"""The two threads that own the pipe: one reads messages into the inbox, one writes what the outbox holds.
+
+The thread that owns MLX never waits for the pipe, unless the other end stopped reading and too much is unwritten.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlx_serving.wire.framing import Message, MessageReader
+from mlx_serving.wire.notifications import Notification, encode_binary, encode_json
+
+_READ_BYTES = 1 << 16
+_HIGH_WATER_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfInput:
+    """The other end closed its side of the pipe."""
+
+
+def start_reader(fd: int, max_message_bytes: int, deliver: Callable[[Message | EndOfInput], None]) -> None:
+    """Read `fd` to its end on a thread of its own; `deliver` is called there with every message."""
+
+    def run() -> None:
+        reader = MessageReader(max_message_bytes, frames=False)
+        try:
+            while data := os.read(fd, _READ_BYTES):
+                for message in reader.feed(data):
+                    deliver(message)
+        except OSError:
+            pass  # the parent died with bytes in flight: an end of input like any other
+        for message in reader.finish():
+            deliver(message)
+        deliver(EndOfInput())
+
+    threading.Thread(target=run, name="pipe-reader", daemon=True).start()
+
+
+class Outbox:
+    """What is to be written, in order. Any thread may send."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pending: deque[bytes] = deque()
+        self._pending_bytes = 0
+        self._changed = threading.Condition()
+        self._broken = False
+        self._encode = encode_json
+        threading.Thread(target=self._run, name="pipe-writer", daemon=True).start()
+
+    def use_binary_notifications(self) -> None:
+        self._encode = encode_binary
+
+    @property
+    def is_binary(self) -> bool:
+        return self._encode is encode_binary
+
+    def notify(self, notification: Notification) -> None:
+        self.send(self._encode(notification))
+
+    def send(self, data: bytes) -> None:
+        """Queue `data`. Blocks while more than 8 MiB are unwritten: the reader sets the pace."""
+        with self._changed:
+            while self._pending_bytes > _HIGH_WATER_BYTES and not self._broken:
+                self._changed.wait()
+            if not self._broken:
+                self._pending.append(data)
+                self._pending_bytes += len(data)
+                self._changed.notify_all()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything is written. False when that took too long or the pipe is broken."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending_bytes == 0 or self._broken, timeout_s)
+            return self._pending_bytes == 0
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._pending:
+                    self._changed.wait()
+                data = b"".join(self._pending)
+                self._pending.clear()
+            try:
+                self._write(data)
+            except OSError:  # nobody reads any more; the reader thread sees the end and stops the worker
+                with self._changed:
+                    self._broken = True
+                    self._pending.clear()
+                    self._pending_bytes = 0
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._pending_bytes -= len(data)
+                self._changed.notify_all()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]

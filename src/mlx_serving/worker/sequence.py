@@ -1,0 +1,76 @@
+"""One stream on the worker's side: tokens go in, what may be shown comes out, until it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from mlx_serving.core.generation import FinishReason
+from mlx_serving.core.text import IncrementalDetokenizer, StopMatcher
+from mlx_serving.errors import EngineError
+from mlx_serving.wire.jsonrpc import rpc_error
+from mlx_serving.wire.notifications import Completed, Failed, Row, Stats
+from mlx_serving.worker.tokenizing import Decode
+
+_CONTEXT_TAIL = 8  # prompt tokens that the detokenizer sees, so that the first word keeps its space
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """When a sequence is over: after `max_tokens`, at a token of `token_ids`, at one of the strings `stop`."""
+
+    max_tokens: int
+    token_ids: Collection[int]
+    stop: tuple[str, ...]
+
+
+class RunningSequence:
+    def __init__(
+        self, stream_id: str, prompt: Sequence[int], ending: Ending, decode: Decode, started_at: float
+    ) -> None:
+        self.stream_id = stream_id
+        self._prompt_tokens = len(prompt)
+        self._ending = ending
+        self._detokenizer = IncrementalDetokenizer(decode, prompt_tail=tuple(prompt[-_CONTEXT_TAIL:]))
+        self._stops = StopMatcher(ending.stop)
+        self._generated = 0
+        self._started_at = started_at
+        self._first_token_at: float | None = None
+
+    def accept(self, token_id: int, now: float) -> Row:
+        """Take the next token at time `now` (seconds, monotonic). A row with an `end` is the last."""
+        self._generated += 1
+        if self._first_token_at is None:
+            self._first_token_at = now
+        if token_id in self._ending.token_ids:
+            text, _ = self._stops.feed(self._detokenizer.finish())
+            return Row(self.stream_id, [], text + self._stops.finish(), self._completed(FinishReason.STOP, now))
+        text, stopped = self._stops.feed(self._detokenizer.add(token_id))
+        if stopped:
+            return Row(self.stream_id, [token_id], text, self._completed(FinishReason.STOP, now))
+        if self._generated < self._ending.max_tokens:
+            return Row(self.stream_id, [token_id], text)
+        rest, _ = self._stops.feed(self._detokenizer.finish())
+        text += rest + self._stops.finish()
+        reason = FinishReason.STOP if self._stops.stopped else FinishReason.LENGTH
+        return Row(self.stream_id, [token_id], text, self._completed(reason, now))
+
+    def aborted(self, now: float) -> Row:
+        return Row(self.stream_id, [], "", self._completed(FinishReason.ABORT, now))
+
+    def failed(self, error: EngineError) -> Row:
+        return Row(self.stream_id, [], "", Failed(rpc_error(error)))
+
+    def _completed(self, reason: FinishReason, now: float) -> Completed:
+        first = self._first_token_at if self._first_token_at is not None else now
+        after_first = now - first
+        return Completed(
+            reason,
+            Stats(
+                prompt_tokens=self._prompt_tokens,
+                tokens_generated=self._generated,
+                tokens_per_second=(self._generated - 1) / after_first if after_first > 0 else 0.0,
+                time_to_first_token=first - self._started_at,
+                total_time=now - self._started_at,
+            ),
+        )

@@ -1,0 +1,2 @@
+HF_HUB_CACHE: str
+HF_HUB_OFFLINE: bool
