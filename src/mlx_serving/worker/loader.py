@@ -39,8 +39,10 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
     directory = _directory(params, on_progress)
     on_progress("reading", 0, 1)
     with _blaming("its config.json", params.model_id, directory):
-        _check_config(directory)
-        generation_config = _generation_config(directory)
+        _read_object(directory / "config.json")
+    with _blaming("its generation_config.json", params.model_id, directory):
+        path = directory / "generation_config.json"
+        generation_config = _read_object(path) if path.exists() else dict[str, object]()
     with _blaming("its architecture or weights", params.model_id, directory):
         model, config = load_model(directory, lazy=True)
         _materialise(model, on_progress)
@@ -79,6 +81,11 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
     )
 
 
+def _directory(params: LoadModelParams, on_progress: OnProgress) -> Path:
+    reference = parse_reference(params.local_path or params.model_id, params.revision)
+    return prepare(reference, lambda step: on_progress(step.stage, step.done, step.total))
+
+
 @contextmanager
 def _blaming(part: str, model_id: str, directory: Path) -> Generator[None]:
     """What goes wrong inside becomes a `ModelLoadError` that names the part of the model that is at fault."""
@@ -92,15 +99,11 @@ def _blaming(part: str, model_id: str, directory: Path) -> Generator[None]:
         ) from error
 
 
-def _check_config(directory: Path) -> None:
-    config: object = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(f"an object is expected, not a {type(config).__name__}")
-
-
-def _directory(params: LoadModelParams, on_progress: OnProgress) -> Path:
-    reference = parse_reference(params.local_path or params.model_id, params.revision)
-    return prepare(reference, lambda step: on_progress(step.stage, step.done, step.total))
+def _read_object(path: Path) -> Mapping[str, object]:
+    loaded: object = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(loaded, dict):
+        raise ValueError(f"an object is expected, not a {type(loaded).__name__}")
+    return cast(Mapping[str, object], loaded)
 
 
 def _weights(model: nn.Module) -> list[mx.array]:
@@ -171,11 +174,3 @@ def _quantization(config: Mapping[str, Any]) -> str | None:
         return None
     facts = cast(Mapping[str, Any], quantization)
     return f"{facts.get('bits')}-bit, group {facts.get('group_size')}"
-
-
-def _generation_config(directory: Path) -> Mapping[str, object]:
-    try:
-        loaded: object = json.loads((directory / "generation_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return cast(Mapping[str, object], loaded) if isinstance(loaded, dict) else {}

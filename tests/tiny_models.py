@@ -1,0 +1,262 @@
+"""Models that a test makes for itself: seeded random weights, or weights that spell a text, and a byte-level tokenizer.
+
+python -m tests.tiny_models DIRECTORY       writes a random llama
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx import utils
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VOCABULARY = 256 + len(SPECIAL)
+BOS, EOS = 256, 258
+SPELLED = "abcdefghijklmnopqrstuvwxyzé€🙈0123456789"
+"""What the model of `make_speller` goes on with from any of its characters, before it ends its turn."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# A byte's token id: its place among the printable characters that stand for bytes in byte-level vocabularies.
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+_WEIGHT_SCALE = 0.3
+_LLAMA: Mapping[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+_QWEN3: Mapping[str, Any] = {**_LLAMA, "model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": False}
+_GEMMA3: Mapping[str, Any] = {
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "sliding_window": 16,
+    "sliding_window_pattern": 2,
+    "query_pre_attn_scalar": 16,
+    "max_position_embeddings": 512,
+}
+_LFM2: Mapping[str, Any] = {
+    "model_type": "lfm2",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "norm_eps": 1e-5,
+    "conv_bias": False,
+    "conv_L_cache": 3,
+    "block_dim": 64,
+    "block_multiple_of": 16,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_auto_adjust_ff_dim": False,
+    "block_ff_dim": 128,
+    "layer_types": ["conv", "full_attention"],
+}
+_MAMBA: Mapping[str, Any] = {
+    "model_type": "mamba",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "state_size": 8,
+    "num_hidden_layers": 2,
+    "conv_kernel": 4,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "time_step_rank": 4,
+}
+_LLAMA4: Mapping[str, Any] = {
+    "model_type": "llama4",
+    "text_config": {
+        "model_type": "llama4_text",
+        "attention_bias": False,
+        "attention_chunk_size": 16,
+        "head_dim": 16,
+        "hidden_size": 64,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size": 128,
+        "intermediate_size_mlp": 128,
+        "max_position_embeddings": 256,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "use_qk_norm": True,
+        "vocab_size": VOCABULARY,
+    },
+}
+
+
+def make_llama(
+    directory: Path,
+    *,
+    seed: int = 0,
+    context_length: int = 512,
+    layers: int = 2,
+    bits: int | None = None,
+    chat_template: str | None = CHAT_TEMPLATE,
+    generation_config: Mapping[str, object] | None = None,
+) -> Path:
+    """A random llama of about 100,000 weights, as an MLX model directory; quantised to `bits` if given."""
+    config = {**_LLAMA, "num_hidden_layers": layers, "max_position_embeddings": context_length}
+    _write_model(directory, config, _randomise(seed), bits=bits)
+    make_tokenizer(directory, chat_template=chat_template)
+    if generation_config is not None:
+        _write_json(directory / "generation_config.json", generation_config)
+    return directory
+
+
+def make_qwen3(directory: Path) -> Path:
+    """Random; attention with normalised queries and keys, untied output."""
+    return _make_random(directory, _QWEN3)
+
+
+def make_gemma3(directory: Path) -> Path:
+    """Random; one layer's cache rotates over the last 16 tokens."""
+    return _make_random(directory, _GEMMA3)
+
+
+def make_lfm2(directory: Path) -> Path:
+    """Random; a convolution layer with a state of its own beside an attention layer, correct in batches."""
+    return _make_random(directory, _LFM2)
+
+
+def make_mamba(directory: Path) -> Path:
+    """Random; recurrent, and its state takes padding in, so that its sequences must not share a batch."""
+    return _make_random(directory, _MAMBA)
+
+
+def make_llama4(directory: Path) -> Path:
+    """Random; caches in chunks of 16 tokens, which cannot be merged into a batch. Its facts are in a `text_config`."""
+    return _make_random(directory, _LLAMA4)
+
+
+def make_speller(directory: Path, *, context_length: int = 512) -> Path:
+    """A llama that goes on with `SPELLED` from any byte of it, and ends its turn after the last one.
+
+    No byte occurs twice in that text. Attention and MLP add nothing, so the state is the last token's embedding, and
+    the output row of each token is the embedding of the token that comes before it.
+    """
+    spelled = token_ids(SPELLED)
+
+    def spell(model: nn.Module) -> None:
+        mx.random.seed(0)
+        embedding = mx.random.normal((VOCABULARY, int(_LLAMA["hidden_size"])))
+        rows = [mx.zeros(embedding.shape[1])] * VOCABULARY
+        for token_id, following in zip(spelled, [*spelled[1:], EOS], strict=True):
+            rows[following] = embedding[token_id]
+        weights = dict(_flat(model))
+        for name, weight in weights.items():
+            silent = name.endswith(("o_proj.weight", "down_proj.weight"))
+            weights[name] = mx.zeros_like(weight) if silent else mx.ones_like(weight)
+        weights["model.embed_tokens.weight"] = embedding
+        weights["lm_head.weight"] = mx.stack(rows)
+        model.load_weights(list(weights.items()))
+
+    _write_model(directory, {**_LLAMA, "tie_word_embeddings": False, "max_position_embeddings": context_length}, spell)
+    make_tokenizer(directory)
+    return directory
+
+
+def make_tokenizer(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
+    """One token a byte, then the special ones."""
+    tokenizer = Tokenizer(BPE(vocab={character: index for index, character in enumerate(ALPHABET)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
+    cast(Any, tokenizer).add_special_tokens(special)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[0],
+        "eos_token": SPECIAL[2],
+        "clean_up_tokenization_spaces": False,
+    }
+    if chat_template is not None:
+        config["chat_template"] = chat_template
+    _write_json(directory / "tokenizer_config.json", config)
+
+
+def token_ids(text: str) -> list[int]:
+    """What the byte-level tokenizer makes of a text without special tokens."""
+    return [ALPHABET.index(character) for character in _as_byte_characters(text)]
+
+
+def _as_byte_characters(text: str) -> str:
+    [(characters, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    return characters
+
+
+def _make_random(directory: Path, config: Mapping[str, Any]) -> Path:
+    _write_model(directory, config, _randomise(0))
+    make_tokenizer(directory)
+    return directory
+
+
+def _randomise(seed: int) -> Callable[[nn.Module], None]:
+    def fill(model: nn.Module) -> None:
+        mx.random.seed(seed)
+        # Norms of one keep the layers loud enough that greedy texts do not settle on one token.
+        weights = [
+            (name, mx.ones(value.shape) if "norm" in name else mx.random.normal(value.shape) * _WEIGHT_SCALE)
+            for name, value in _flat(model)
+        ]
+        model.load_weights(weights)
+
+    return fill
+
+
+def _write_model(
+    directory: Path, config: Mapping[str, Any], fill: Callable[[nn.Module], None], *, bits: int | None = None
+) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    described: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS, **config}
+    architecture: Any = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+    model: nn.Module = architecture.Model(architecture.ModelArgs.from_dict(described))
+    fill(model)
+    if bits is not None:
+        described["quantization"] = {"group_size": 32, "bits": bits}
+        cast(Any, nn).quantize(model, group_size=32, bits=bits)
+    save: Any = mx.save_safetensors  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  untyped stub
+    save(str(directory / "model.safetensors"), dict(_flat(model)), {"format": "mlx"})
+    _write_json(directory / "config.json", described)
+
+
+def _flat(model: nn.Module) -> list[tuple[str, mx.array]]:
+    return cast(Any, utils).tree_flatten(cast(Any, model).parameters())
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import sys
+
+    make_llama(Path(sys.argv[1]), context_length=4096)

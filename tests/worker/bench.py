@@ -1,0 +1,116 @@
+"""A loaded model and its sequences in the test's own process, stepped by the test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import mlx.nn as nn
+from mlx_lm.generate import generate, stream_generate
+from mlx_lm.utils import load_model, load_tokenizer
+
+from mlx_serving.core import sampling_defaults
+from mlx_serving.core.generation import SamplingParams
+from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.wire.methods import LoadModelParams
+from mlx_serving.wire.notifications import Completed, Failed, Row
+from mlx_serving.worker import loader
+from mlx_serving.worker.generation import Generation, SchedulingLimits
+from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.runner import Job, make_runner
+from mlx_serving.worker.sampling import make_processors, make_sampler
+from mlx_serving.worker.sequence import Ending, RunningSequence
+
+from ..tiny_models import EOS, token_ids
+
+PREFILL_STEP_SIZE = 8
+GREEDY = SamplingDefaults(temperature=0.0, max_tokens=24)
+
+
+@dataclass(slots=True)
+class Stream:
+    """What one stream has given so far."""
+
+    pieces: list[str] = field(default_factory=list[str])
+    tokens: list[int] = field(default_factory=list[int])
+    end: Completed | Failed | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def completed(self) -> Completed:
+        assert isinstance(self.end, Completed)
+        return self.end
+
+    @property
+    def failed(self) -> Failed:
+        assert isinstance(self.end, Failed)
+        return self.end
+
+
+def load(directory: Path, *, context_length: int | None = None, max_num_seqs: int = 8) -> LoadedModel:
+    params = LoadModelParams(model_id=str(directory), context_length=context_length)
+    factory = partial(make_runner, prefill_step_size=PREFILL_STEP_SIZE, max_num_seqs=max_num_seqs)
+    return loader.load(params, factory, lambda stage, done, total: None)
+
+
+class Bench:
+    def __init__(self, model: LoadedModel, limits: SchedulingLimits | None = None) -> None:
+        self.model = model
+        self.generation = Generation(limits or SchedulingLimits(max_num_seqs=8))
+        self.streams: dict[str, Stream] = {}
+
+    def start(self, stream_id: str, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Stream:
+        """Greedy and 24 tokens where `params` say nothing. Raises `Overloaded`."""
+        ids = token_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        sampling = sampling_defaults.resolve(params or SamplingParams(), self.model.generation_config, GREEDY)
+        ending = Ending(sampling.max_tokens, self.model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
+        sequence = RunningSequence(stream_id, ids, ending, self.model.decode, time.monotonic())
+        sampler = make_sampler(sampling, sampling.seed or 0, self.model.facts.vocab_size)
+        self.generation.submit(self.model, sequence, Job(stream_id, ids, sampler, make_processors(sampling)))
+        return self.streams.setdefault(stream_id, Stream())
+
+    def step(self, count: int = 1) -> list[Row]:
+        rows: list[Row] = []
+        for _ in range(count):
+            frame = self.generation.step()
+            rows += frame.rows if frame is not None else []
+        for row in rows:
+            stream = self.streams[row.stream_id]
+            assert stream.end is None, f"{row.stream_id} goes on after its end"
+            stream.pieces.append(row.text)
+            stream.tokens += row.token_ids
+            stream.end = row.end
+        return rows
+
+    def finish(self) -> None:
+        while len(self.generation):
+            self.step()
+
+    def run(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Stream:
+        """One stream, alone, to its end."""
+        stream = self.start("alone", prompt, params)
+        self.finish()
+        del self.streams["alone"]
+        return stream
+
+
+class Reference:
+    """mlx-lm itself, on a copy of the model of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._model: nn.Module = load_model(directory)[0]
+        self._tokenizer = load_tokenizer(directory, eos_token_ids=EOS)
+
+    def tokens(self, prompt: str, max_tokens: int) -> list[int]:
+        """The greedy tokens, without the one that ends the turn."""
+        responses = stream_generate(self._model, self._tokenizer, token_ids(prompt), max_tokens=max_tokens)
+        return [token for token in (response.token for response in responses) if token != EOS]
+
+    def text(self, prompt: str, max_tokens: int) -> str:
+        return generate(self._model, self._tokenizer, token_ids(prompt), max_tokens=max_tokens)

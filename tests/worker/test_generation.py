@@ -1,0 +1,205 @@
+"""Who waits, who runs, and what is left when a step fails: on a real model, and on a runner that does as it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlx_serving.core.generation import SamplingParams
+from mlx_serving.errors import Overloaded
+from mlx_serving.worker.generation import SchedulingLimits
+from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.runner import Job
+
+from ..tiny_models import SPELLED, token_ids
+from .bench import Bench, load
+
+TEN = SamplingParams(max_tokens=10)
+
+
+class ScriptedRunner:
+    """Gives every sequence the same token in every step, unless told to raise."""
+
+    def __init__(self, token_id: int) -> None:
+        self._token_id = token_id
+        self.jobs: dict[str, Job] = {}
+        self.closed = False
+        self.fail_adding: Exception | None = None
+        self.fail_stepping: Exception | None = None
+
+    def add(self, job: Job) -> None:
+        if self.fail_adding is not None:
+            raise self.fail_adding
+        self.jobs[job.stream_id] = job
+
+    def remove(self, stream_id: str) -> None:
+        self.jobs.pop(stream_id, None)
+
+    def step(self) -> list[tuple[str, int]]:
+        if self.fail_stepping is not None:
+            raise self.fail_stepping
+        return [(stream_id, self._token_id) for stream_id in self.jobs]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def model(speller: Path) -> LoadedModel:
+    return load(speller)
+
+
+@pytest.fixture
+def scripted(model: LoadedModel) -> ScriptedRunner:
+    runner = ScriptedRunner(token_ids("k")[0])
+    model.runner = runner
+    return runner
+
+
+def test_no_more_than_max_num_seqs_run_at_once_in_the_order_they_came(
+    model: LoadedModel, scripted: ScriptedRunner
+) -> None:
+    bench = Bench(model, SchedulingLimits(max_num_seqs=2, max_queue=3))
+    for name in "abcde":
+        bench.start(name, name, SamplingParams(max_tokens=2 if name == "a" else 3))
+    assert [row.stream_id for row in bench.step()] == ["a", "b"]
+    assert [row.stream_id for row in bench.step()] == ["a", "b"]
+    assert [row.stream_id for row in bench.step()] == ["b", "c"]
+    assert list(scripted.jobs) == ["c"]
+    bench.finish()
+    assert {name: stream.text for name, stream in bench.streams.items()} == {"a": "kk"} | dict.fromkeys("bcde", "kkk")
+    assert scripted.jobs == {}
+
+
+@pytest.mark.parametrize(("max_num_seqs", "max_queue"), [(2, 1), (1, 0), (1, 2)])
+def test_what_has_neither_slot_nor_place_is_refused(
+    model: LoadedModel, scripted: ScriptedRunner, max_num_seqs: int, max_queue: int
+) -> None:
+    bench = Bench(model, SchedulingLimits(max_num_seqs, max_queue))
+    for index in range(max_num_seqs + max_queue):
+        bench.start(str(index), "a", TEN)
+    for _ in range(2):
+        with pytest.raises(Overloaded) as caught:
+            bench.start("late", "a", TEN)
+        assert caught.value.retry_after > 0
+        assert caught.value.details["limit"] == max_queue
+        bench.step()
+    bench.generation.abort("0")
+    bench.start("in time", "a", TEN)
+    bench.finish()
+    assert bench.streams["in time"].text == "k" * 10
+
+
+def test_aborting_reaches_those_who_run_and_those_who_wait(model: LoadedModel, scripted: ScriptedRunner) -> None:
+    bench = Bench(model, SchedulingLimits(max_num_seqs=1))
+    bench.start("runs", "a", TEN)
+    bench.start("waits", "a", TEN)
+    bench.step()
+    assert bench.generation.stream_ids(model.model_id) == ["runs", "waits"]
+    for name, generated in (("waits", 0), ("runs", 1)):
+        assert name in bench.generation
+        row = bench.generation.abort(name)
+        assert row is not None
+        bench.streams[name].end = row.end
+        assert bench.streams[name].completed.finish_reason == "abort"
+        assert bench.streams[name].completed.stats.tokens_generated == generated
+        assert name not in bench.generation
+    assert bench.generation.abort("runs") is None
+    assert scripted.jobs == {}
+    assert bench.step() == []
+
+
+def test_a_step_that_raises_fails_its_sequences_and_the_next_request_is_served(model: LoadedModel) -> None:
+    """The runner that failed is replaced: what it left behind touches nothing."""
+    broken = ScriptedRunner(0)
+    model.runner = broken
+    bench = Bench(model, SchedulingLimits(max_num_seqs=2))
+    for name in ("first", "second", "waiting"):
+        bench.start(name, "a", SamplingParams(max_tokens=3))
+    broken.fail_stepping = RuntimeError("[METAL] out of memory")
+    bench.step()
+    for name in ("first", "second"):
+        error = bench.streams[name].failed.error
+        assert (error.code, error.data["type"]) == (-32002, "GenerationError")
+        assert "RuntimeError: [METAL] out of memory" in error.message
+    assert broken.closed
+    bench.finish()
+    assert bench.streams["waiting"].text == "bcd"
+    assert bench.run("x", SamplingParams(max_tokens=2)).text == "yz"
+
+
+def test_a_step_that_raises_leaves_other_models_alone(model: LoadedModel, llama: Path) -> None:
+    other = load(llama)
+    bench, broken = Bench(model), ScriptedRunner(0)
+    bench.start("good", "a", SamplingParams(max_tokens=5))
+    bench.step()
+    other.runner, bench.model = broken, other
+    broken.fail_stepping = RuntimeError("no")
+    bench.start("bad", "a")
+    bench.finish()
+    assert bench.streams["good"].text == "bcdef"
+    assert bench.streams["bad"].failed.error.data["details"] == {"model": other.model_id}
+
+
+def test_a_sequence_that_cannot_begin_fails_alone(model: LoadedModel, scripted: ScriptedRunner) -> None:
+    bench = Bench(model)
+    bench.start("good", "a", TEN)
+    bench.step()
+    scripted.fail_adding = ValueError("no cache")
+    bench.start("bad", "a", TEN)
+    bench.finish()
+    assert "could not begin: ValueError: no cache" in bench.streams["bad"].failed.error.message
+    assert bench.streams["good"].text == "k" * 10
+
+
+def test_a_sequence_whose_tokens_cannot_be_decoded_fails_alone(model: LoadedModel, scripted: ScriptedRunner) -> None:
+    bench = Bench(model)
+
+    def refuse(_: object) -> str:
+        raise UnicodeError("no text")
+
+    bench.start("good", "a", TEN)
+    model.decode, decode = refuse, model.decode
+    with pytest.raises(UnicodeError):  # the prompt's end is decoded at once
+        bench.start("early", "a", TEN)
+    calls: list[object] = []
+    model.decode = lambda ids: decode(ids) if not calls and not calls.append(ids) else refuse(ids)
+    bench.start("bad", "a", TEN)
+    bench.finish()
+    assert "could not be decoded: UnicodeError: no text" in bench.streams["bad"].failed.error.message
+    assert bench.streams["good"].text == "k" * 10
+    assert scripted.jobs == {}
+
+
+@pytest.mark.parametrize("name", ["speller", "mamba"])
+def test_a_model_that_raises_in_a_real_step_recovers(name: str, request: pytest.FixtureRequest) -> None:
+    """The exception comes out of the forward pass, with batches and caches half done."""
+    model = load(request.getfixturevalue(name))
+    bench = Bench(model)
+    params = SamplingParams(max_tokens=6, logit_bias={258: -100})
+    expected = bench.run("abc", params).tokens
+
+    bench.start("running", "abc", params)
+    bench.start("prefilling", "d" * 40, params)
+    bench.step(2)
+    kind = type(model.model)
+
+    class Faulty(kind):
+        def __call__(self, *_: object, **__: object) -> None:
+            raise RuntimeError("no such kernel")
+
+    model.model.__class__ = Faulty
+    bench.step()
+    assert all("no such kernel" in stream.failed.error.message for stream in bench.streams.values())
+    model.model.__class__ = kind
+    assert len(bench.generation) == 0
+    assert bench.run("abc", params).tokens == expected
+
+
+def test_a_whole_text_ends_with_its_usage(model: LoadedModel) -> None:
+    stream = Bench(model).run("xyza", SamplingParams(max_tokens=100))
+    assert stream.text == SPELLED[1:]
+    stats = stream.completed.stats
+    assert (stats.prompt_tokens, stats.tokens_generated) == (4, len(SPELLED.encode()))
+    assert 0 < stats.time_to_first_token <= stats.total_time

@@ -1,0 +1,119 @@
+"""What is known of a model once it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlx_serving.core.generation import SamplingParams
+from mlx_serving.errors import InvalidRequest, ModelLoadError, ModelNotFound
+from mlx_serving.wire.methods import LoadModelParams
+from mlx_serving.worker import loader
+from mlx_serving.worker.runner import SoloRunner
+
+from ..tiny_models import VOCABULARY, make_llama
+from .bench import Bench, load
+
+
+def test_the_facts_of_a_tied_model(llama: Path) -> None:
+    facts = load(llama).facts
+    hidden, mlp, kv = 64, 128, 32
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * mlp + 2 * hidden
+    assert facts.parameter_count == VOCABULARY * hidden + 2 * layer + hidden
+    assert facts.memory_bytes == 4 * facts.parameter_count
+    assert (facts.model_type, facts.dtype, facts.quantization) == ("llama", "float32", None)
+    assert (facts.vocab_size, facts.context_length, facts.eos_token_ids) == (VOCABULARY, 512, [258])
+    assert (facts.state, facts.cached_path, facts.is_vision_model) == ("ready", str(llama), False)
+
+
+def test_a_quantised_model_has_as_many_parameters_in_less_memory(llama: Path, quantised: Path) -> None:
+    whole, packed = load(llama).facts, load(quantised).facts
+    assert packed.parameter_count == whole.parameter_count
+    assert packed.quantization == "4-bit, group 32"
+    assert packed.dtype == "float32"
+    assert packed.memory_bytes < whole.memory_bytes / 4
+
+
+def test_the_context_length_can_be_cut_but_not_stretched(llama: Path) -> None:
+    assert load(llama, context_length=100).facts.context_length == 100
+    assert load(llama, context_length=100_000).facts.context_length == 512
+
+
+def test_facts_of_a_nested_text_config_are_found(llama4: Path) -> None:
+    facts = load(llama4).facts
+    assert (facts.model_type, facts.context_length, facts.vocab_size) == ("llama4", 256, VOCABULARY)
+    assert facts.batching is False
+
+
+def test_a_model_that_cannot_be_batched_gets_a_runner_that_takes_turns(mamba: Path) -> None:
+    model = load(mamba)
+    assert isinstance(model.runner, SoloRunner)
+    model.renew_runner()
+    assert isinstance(model.runner, SoloRunner)
+
+
+def test_a_model_without_a_length_has_the_default(mamba: Path) -> None:
+    assert load(mamba).facts.context_length == loader.DEFAULT_CONTEXT_LENGTH
+
+
+def test_the_chat_template_is_found_or_missed(llama: Path, untemplated: Path) -> None:
+    assert load(llama).facts.has_chat_template is True
+    assert load(untemplated).facts.has_chat_template is False
+
+
+def test_a_model_that_does_not_sample_is_greedy_unless_asked(untemplated: Path) -> None:
+    """Its generation_config says do_sample false, and a temperature that thus means nothing."""
+    model = load(untemplated)
+    assert model.generation_config == {"do_sample": False, "temperature": 1.5}
+    bench = Bench(model)
+    greedy = bench.run("text").tokens
+    assert bench.run("text", SamplingParams(seed=5)).tokens == greedy
+    assert bench.run("text", SamplingParams(seed=5, temperature=2.0)).tokens != greedy
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "\xff"], ids=["broken", "a list", "another encoding"])
+def test_a_generation_config_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
+    directory = make_llama(tmp_path / "model")
+    assert load(directory).generation_config == {}
+    (directory / "generation_config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ModelLoadError, match=r"because of its generation_config\.json"):
+        load(directory)
+
+
+def test_several_ends_of_turn_are_all_known(tmp_path: Path) -> None:
+    directory = make_llama(tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "eos_token_id": [258, 256]}))
+    model = load(directory)
+    assert model.facts.eos_token_ids == [256, 258]
+    assert model.eos_token_ids == {256, 258}
+
+
+def test_weights_are_read_in_pieces_and_progress_is_told(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_EVAL_BYTES", 50_000)
+    told: list[tuple[str, int, int]] = []
+    params = LoadModelParams(model_id=str(llama))
+    model = loader.load(params, load(llama).make_runner, lambda stage, done, total: told.append((stage, done, total)))
+    assert told[0] == ("reading", 0, 1)
+    done = [count for stage, count, _ in told if stage == "loading"]
+    assert done == sorted(done)
+    assert len(done) > 3
+    assert told[-1] == ("loading", model.facts.memory_bytes, model.facts.memory_bytes)
+
+
+def test_errors_say_whose_they_are(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound):
+        load(tmp_path)
+    with pytest.raises(InvalidRequest):
+        loader.load(
+            LoadModelParams(model_id=str(llama), revision="main"),
+            load(llama).make_runner,
+            lambda stage, done, total: None,
+        )
+    directory = make_llama(tmp_path / "model")
+    (directory / "config.json").write_text("{}")
+    with pytest.raises(ModelLoadError) as caught:
+        load(directory)
+    assert caught.value.details == {"model": str(directory), "path": str(directory)}

@@ -1,0 +1,132 @@
+"""Tokenizers and their thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlx_lm.utils import load_tokenizer
+
+from mlx_serving.core.generation import ChatPrompt, TextPrompt, TokenPrompt
+from mlx_serving.errors import EngineError, InvalidRequest, ProtocolError, TokenizerError
+from mlx_serving.worker.tokenizing import PromptTokenizer, TokenizerThread, make_decoder
+
+from ..tiny_models import BOS, token_ids
+from .driver import TIMEOUT_S
+
+
+@pytest.fixture(scope="module")
+def tokenizer(llama: Path) -> PromptTokenizer:
+    return PromptTokenizer(load_tokenizer(llama))
+
+
+def test_a_text_prompt_becomes_its_tokens(tokenizer: PromptTokenizer) -> None:
+    assert tokenizer.prompt_ids(TextPrompt("héé")) == token_ids("héé")
+    assert tokenizer.prompt_ids(TextPrompt("<|endoftext|>a")) == [BOS, *token_ids("a")]
+    assert tokenizer.prompt_ids(TokenPrompt((1, 2))) == [1, 2]
+
+
+def test_a_chat_is_rendered_with_an_opening_for_the_answer(tokenizer: PromptTokenizer) -> None:
+    ids = tokenizer.prompt_ids(ChatPrompt(({"role": "user", "content": "hi"},)))
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_chat_that_the_template_refuses_names_the_messages(tokenizer: PromptTokenizer) -> None:
+    with pytest.raises(InvalidRequest, match="refused the messages") as caught:
+        tokenizer.prompt_ids(ChatPrompt(({"role": "user"},)))
+    assert caught.value.field == "messages"
+
+
+def test_token_strings_has_one_string_an_id(tokenizer: PromptTokenizer) -> None:
+    assert tokenizer.token_strings([*token_ids("a "), BOS]) == ["a", "Ġ", "<|endoftext|>"]
+
+
+def test_the_decoder_leaves_special_tokens_out(llama: Path) -> None:
+    decode = make_decoder(load_tokenizer(llama))
+    assert decode([BOS, *token_ids("a 🙂"), BOS]) == "a 🙂"
+    assert decode(token_ids("🙂")[:2]).endswith("\ufffd")
+
+
+def test_two_threads_never_borrow_one_tokenizer(llama: Path) -> None:
+    """Decoding here while the tokenizer thread encodes long texts."""
+    wrapper = load_tokenizer(llama)
+    decode, prompts = make_decoder(wrapper), PromptTokenizer(wrapper)
+    outcomes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    thread = TokenizerThread(outcomes.put)
+    counts: list[int] = []
+    failures: list[EngineError] = []
+    for _ in range(20):
+        thread.submit(lambda: prompts.encode("x" * 5000), lambda ids: counts.append(len(ids)), failures.append)
+    while outcomes.empty():
+        assert decode(token_ids("some text")) == "some text"
+    for _ in range(20):
+        outcomes.get(timeout=TIMEOUT_S)()
+    thread.close()
+    assert (counts, failures) == ([5000] * 20, [])
+
+
+class Desk:
+    """A tokenizer thread and the thread that it answers to, which is the test's."""
+
+    def __init__(self) -> None:
+        self._outcomes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.thread = TokenizerThread(self._outcomes.put)
+        self.done: list[object] = []
+        self.failed: list[EngineError] = []
+
+    def settle(self) -> None:
+        while self.thread.pending:
+            self._outcomes.get(timeout=TIMEOUT_S)()
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.thread.close()
+
+
+def test_outcomes_come_in_order_on_the_asking_thread(desk: Desk) -> None:
+    workers: set[int] = set()
+    for index in range(5):
+        desk.thread.submit(
+            lambda index=index: workers.add(threading.get_ident()) or index,
+            lambda result: desk.done.append((result, threading.get_ident())),
+            desk.failed.append,
+        )
+    assert desk.thread.pending == 5
+    desk.settle()
+    assert desk.done == [(index, threading.get_ident()) for index in range(5)]
+    assert workers.isdisjoint({threading.get_ident()})
+    assert len(workers) == 1
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_what_the_work_raises_is_the_answer(desk: Desk) -> None:
+    refusal = InvalidRequest("no")
+    desk.thread.submit(lambda: _raise(refusal), desk.done.append, desk.failed.append)
+    desk.thread.submit(lambda: _raise(RuntimeError("Already borrowed")), desk.done.append, desk.failed.append)
+    desk.settle()
+    assert desk.done == []
+    assert desk.failed[0] is refusal
+    assert isinstance(desk.failed[1], TokenizerError)
+    assert "RuntimeError: Already borrowed" in desk.failed[1].message
+
+
+def test_what_is_raised_over_a_result_is_the_answer_too(desk: Desk) -> None:
+    """A defect in one request must not end the loop that runs everybody's outcomes."""
+    refusal = InvalidRequest("no")
+    desk.thread.submit(lambda: None, lambda _: _raise(refusal), desk.failed.append)
+    desk.thread.submit(lambda: None, lambda _: _raise(KeyError("x")), desk.failed.append)
+    desk.thread.submit(lambda: 1, desk.done.append, desk.failed.append)
+    desk.settle()
+    assert desk.failed[0] is refusal
+    assert isinstance(desk.failed[1], ProtocolError)
+    assert desk.done == [1]
