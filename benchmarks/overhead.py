@@ -115,9 +115,7 @@ class Http:
     async def __aenter__(self) -> Http:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-c",
-            "import sys; from mlx_serving.cli.main import main; sys.exit(main())",
-            *("serve", "--model", str(self._directory), "--port", "0", "--json", "--set", "logging.level=error"),
+            *("-m", "mlx_serving", "serve", "--model", str(self._directory), "--port", "0", "--json", "--set", "logging.level=error"),
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None

@@ -60,12 +60,13 @@ def load_from_arguments(
 
 def explain(error: InvalidConfig) -> str:
     """Every problem with its origin and a fix, for a terminal."""
-    issues = cast("list[dict[str, str]]", error.details["issues"])
+    issues = cast("list[dict[str, object]]", error.details["issues"])
     lines = [f"{len(issues)} problem{'' if len(issues) == 1 else 's'} in the configuration"]
     for issue in issues:
         lines.append("")
         place = f"{issue['path']}: " if issue["path"] else ""
-        given = f", got {issue['value']}" if "value" in issue and issue["value"] not in issue["message"] else ""
+        value = str(issue.get("value", ""))
+        given = f", got {value}" if value and value not in str(issue["message"]) else ""
         lines.append(f"{place}{issue['message']}{given}")
         lines += [f"  set by: {issue['origin']}"] if "origin" in issue else []
         lines += [f"  fix: {issue['suggestion']}"] if "suggestion" in issue else []

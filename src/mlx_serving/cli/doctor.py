@@ -1,0 +1,182 @@
+"""The verb `doctor`: check this machine and this installation, and say how to mend what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from mlx_serving.cli.config_arguments import add_config_arguments, explain, load_from_arguments
+from mlx_serving.cli.tables import bytes_text, device_text
+from mlx_serving.errors import EngineError, InvalidConfig
+
+if TYPE_CHECKING:
+    from mlx_serving.config.schema import Config
+    from mlx_serving.wire.methods import RuntimeInfoResult
+
+EPILOG = """\
+examples:
+  mlx-serving doctor
+  mlx-serving doctor --json
+
+The exit status is 1 when something is wrong, 0 otherwise; a warning is not wrong.
+"""
+
+Level: TypeAlias = Literal["ok", "warning", "error"]
+_MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
+_LOW_DISK_BYTES = 5 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding; `fix` says what to do about it."""
+
+    name: str
+    level: Level
+    message: str
+    fix: str | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    checks = [_python(), *_memory(), _cache()]
+    config, config_check = _config(args)
+    checks.append(config_check)
+    info: RuntimeInfoResult | None = None
+    if config is not None:
+        checks += [_port(config), *_models(config)]
+        info, worker_check = asyncio.run(_worker(config))
+        checks.append(worker_check)
+        if info is not None:
+            checks += _device(info)
+    failed = any(check.level == "error" for check in checks)
+    if args.json:
+        print(json.dumps(_as_json(checks, info, ok=not failed), indent=2))
+    else:
+        for check in checks:
+            print(f"{_MARKS[check.level]} {check.name}: {check.message}")
+            if check.fix is not None:
+                print(f"    fix: {check.fix}")
+    return 1 if failed else 0
+
+
+def _as_json(checks: list[Check], info: RuntimeInfoResult | None, *, ok: bool) -> dict[str, object]:
+    return {
+        "ok": ok,
+        "blas": None if info is None else {"name": info.blas.name, "library": info.blas.path or None},
+        "device": None if info is None else device_text(info),
+        "metal": None if info is None else info.metal,
+        "versions": None
+        if info is None
+        else {"mlx_serving": info.version, "mlx": info.mlx_version, "mlx_lm": info.mlx_lm_version},
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", "ok", f"{version} at {sys.executable}")
+
+
+def _memory() -> Iterator[Check]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    text = f"{bytes_text(memory.available)} of {bytes_text(memory.total)} available"
+    if memory.available < 1 << 30:
+        yield Check("memory", "warning", text, "close other programs, or serve a smaller model")
+    else:
+        yield Check("memory", "ok", text)
+
+
+def _cache() -> Check:
+    import shutil
+
+    from mlx_serving.catalog.store import cache_directory
+
+    directory = cache_directory()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        return Check(
+            "cache", "error", f"{directory}: {error.strerror}", "set MLX_SERVING_CACHE to a writable directory"
+        )
+    text = f"{directory}, {bytes_text(free)} free"
+    if free < _LOW_DISK_BYTES:
+        return Check("cache", "warning", text, "free disk space, or set MLX_SERVING_CACHE to another disk")
+    return Check("cache", "ok", text)
+
+
+def _config(args: argparse.Namespace) -> tuple[Config | None, Check]:
+    try:
+        loaded = load_from_arguments(args)
+    except InvalidConfig as error:
+        return None, Check("config", "error", explain(error), "mlx-serving config check")
+    return loaded.config, Check("config", "ok", "valid; `mlx-serving config show` tells where each value comes from")
+
+
+def _port(config: Config) -> Check:
+    host, port = config.server.host, config.server.port
+    try:
+        with socket.create_server((host, port)):
+            return Check("port", "ok", f"{host}:{port} is free")
+    except OSError as error:
+        fix = "stop what listens there, or set server.port (--port) to another one"
+        return Check("port", "warning", f"{host}:{port} cannot be listened on: {error.strerror}", fix)
+
+
+def _models(config: Config) -> Iterator[Check]:
+    from mlx_serving.catalog.prepare import locate
+    from mlx_serving.catalog.reference import parse_reference
+
+    for served in config.models.served:
+        name = f"model {served.name}"
+        try:
+            path = locate(parse_reference(served.model, served.revision))
+        except EngineError as error:
+            yield Check(name, "error", error.message, str(error.details.get("command") or "check models.served"))
+            continue
+        if path is None:
+            yield Check(name, "ok", "not on this machine yet; it is prepared when it is first needed")
+        else:
+            yield Check(name, "ok", str(path))
+
+
+async def _worker(config: Config) -> tuple[RuntimeInfoResult | None, Check]:
+    """Start a real worker: the only way to know that it starts here."""
+    from mlx_serving import assembly
+
+    core = assembly.build(config)
+    try:
+        await core.start_worker()
+        info = await core.runtime_info()
+    except EngineError as error:
+        fix = error.details.get("advice") or error.details.get("stderr_tail")
+        return None, Check("worker", "error", error.message, str(fix) if fix else None)
+    finally:
+        await core.stop()
+    return info, Check("worker", "ok", f"starts; mlx {info.mlx_version}, mlx-lm {info.mlx_lm_version}")
+
+
+def _device(info: RuntimeInfoResult) -> Iterator[Check]:
+    if info.metal:
+        yield Check("device", "ok", device_text(info))
+    elif sys.platform == "darwin":
+        yield Check("device", "warning", "Metal is not available", "use a Mac with Apple silicon")
+    else:
+        yield Check("device", "ok", device_text(info))
+    if info.blas.name.startswith("reference"):
+        fix = "pip install cmeel-openblas (and set worker.blas to auto)"
+        yield Check("blas", "warning", f"{info.blas.name}: tens of times slower than a tuned one", fix)
+    else:
+        yield Check("blas", "ok", f"{info.blas.name} {info.blas.path}".strip())

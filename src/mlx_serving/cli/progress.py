@@ -1,0 +1,82 @@
+"""What a person sees while models are downloaded, converted and loaded: on stderr, and only at a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mlx_serving.catalog.prepare import locate, prepare
+from mlx_serving.catalog.reference import parse_reference
+from mlx_serving.errors import Aborted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlx_serving.catalog import progress
+    from mlx_serving.catalog.progress import OnProgress
+    from mlx_serving.catalog.reference import Reference
+    from mlx_serving.config.schema import Config
+
+
+def _tell_on_stderr(text: str) -> None:
+    sys.stderr.write(f"preparing {text} (once)\n")
+
+
+async def preparing(config: Config, tell: Callable[[str], None] = _tell_on_stderr) -> None:
+    """Bring the models that are to be loaded at start onto this machine.
+
+    `tell` is called with what is prepared where no terminal can show a bar. Raises `ModelNotFound` and
+    `ModelLoadError` before anything was started.
+    """
+    for served in config.models.served:
+        if served.preload or served.name == config.models.default:
+            await prepare_showing(served.model, served.revision, tell)
+
+
+async def prepare_showing(
+    text: str, revision: str | None = None, tell: Callable[[str], None] = _tell_on_stderr
+) -> Path:
+    """Prepare one model, with a bar at a terminal, else after a call of `tell`. Returns its directory."""
+    reference = parse_reference(text, revision)
+    found = locate(reference)
+    if found is not None:
+        return found
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        tell(text)
+        return await _prepare(reference, lambda _: None)
+    with Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as bars:
+        bar = bars.add_task(f"preparing {text}", total=None)
+
+        def show(step: progress.Progress) -> None:
+            bars.update(bar, description=f"{step.stage} {step.item}", completed=step.done, total=step.total or None)
+
+        return await _prepare(reference, show)
+
+
+async def _prepare(reference: Reference, show: OnProgress) -> Path:
+    """In a thread, which a cancellation (Ctrl-C) ends too: at its next progress."""
+    cancelled = threading.Event()
+
+    def report(step: progress.Progress) -> None:
+        if cancelled.is_set():
+            raise Aborted("the preparation was cancelled")
+        show(step)
+
+    try:
+        return await asyncio.to_thread(prepare, reference, report)
+    finally:
+        cancelled.set()

@@ -1,0 +1,168 @@
+"""The verb `serve`: serve models over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from mlx_serving.cli.config_arguments import add_config_arguments
+from mlx_serving.cli.model_arguments import config_from
+from mlx_serving.cli.tables import device_text
+from mlx_serving.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlx_serving.config.schema import Config
+    from mlx_serving.engine.engine_core import EngineCore
+    from mlx_serving.server.listening import ListenAddress
+
+EPILOG = """\
+examples:
+  mlx-serving serve
+  mlx-serving serve --model mlx-community/Qwen3-4B-4bit --port 9000
+  mlx-serving serve --config mlx-serving.yaml --env production
+
+The first Ctrl-C (or SIGTERM) finishes what is running, the second one stops at once.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="hub id, MLX model directory, GGUF file, or alias (default: the configured one, else smollm2-135m)",
+    )
+    parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", metavar="PORT", help="port to listen on; 0 takes any free one (default: 8000)")
+    parser.add_argument("--json", action="store_true", help="tell in one JSON line on stdout what is served and where")
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = config_from(args, {"server.host": args.host, "server.port": args.port})
+    import uvloop
+
+    return uvloop.run(_serve(config, as_json=args.json))
+
+
+async def _serve(config: Config, *, as_json: bool) -> int:
+    from mlx_serving import assembly
+    from mlx_serving.cli.progress import preparing
+    from mlx_serving.server.app import create_app
+    from mlx_serving.server.listening import listen
+    from mlx_serving.server.run import serve
+    from mlx_serving.server.settings import ServerSettings
+    from mlx_serving.telemetry.logger import get_logger
+
+    for probe in await listen(config.server.host, config.server.port):  # better told now than after a download
+        probe.close()
+    _log_to_stderr(config, routine=False)
+    _tell(config, f"starting {config.models.default} …")
+    await preparing(config, lambda text: get_logger("mlx_serving.cli").info("preparing", model=text))
+    core = assembly.build(config)
+    server = config.server
+    settings = ServerSettings(
+        api_key=server.api_key.get_secret_value() if server.api_key else None,
+        admin_key=server.admin_key.get_secret_value() if server.admin_key else None,
+        max_body_bytes=server.max_body_bytes,
+        default_model=config.models.default,
+        request_timeout_s=config.generation.timeout_s,
+        access_log=server.access_log,
+    )
+    failures: list[EngineError] = []
+    announcing: list[asyncio.Task[None]] = []
+
+    def started(addresses: Sequence[ListenAddress]) -> None:
+        work = _announce(core, config, addresses[0].url, failures, as_json=as_json)
+        announcing.append(asyncio.create_task(work))
+
+    try:
+        await core.start()
+        status = await serve(
+            create_app(core, settings),
+            server.host,
+            server.port,
+            on_started=started,
+            drain_timeout_s=server.drain_timeout_s,
+        )
+    finally:
+        _log_to_stderr(config, routine=False)
+        for task in announcing:
+            task.cancel()
+        await core.stop()
+    if failures:
+        raise failures[0]
+    _tell(config, "stopped")
+    return status
+
+
+async def _announce(core: EngineCore, config: Config, url: str, failures: list[EngineError], *, as_json: bool) -> None:
+    """Wait for the default model and tell how to use it. A default model that cannot be loaded ends the server."""
+    import os
+    import signal
+
+    try:
+        async with core.models.lease(config.models.default):
+            pass
+    except EngineError as error:
+        failures.append(error)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    info = await core.runtime_info()
+    if as_json:
+        models = [model.name for model in core.served_models()]
+        facts = {"url": url, "models": models, "default": config.models.default, "pid": os.getpid()}
+        print(json.dumps(facts), flush=True)
+    else:
+        print(_screen(core, config, url, f"{device_text(info)}, {info.blas.name}"), flush=True)
+    _log_to_stderr(config, routine=True)
+
+
+def _screen(core: EngineCore, config: Config, url: str, device: str) -> str:
+    key = ' \\\n      -H "authorization: Bearer $KEY"' if config.server.api_key else ""
+    lines = ["", f"mlx-serving is ready at {url}", ""]
+    for model in core.served_models():
+        facts = ["default"] if model.default else []
+        facts.append({"absent": "is loaded with its first request"}.get(model.state, model.state))
+        facts += [f"context {model.context_length} tokens"] if model.context_length else []
+        lines.append(f"  {model.name}  ({', '.join(facts)})")
+    lines += [
+        f"  on {device}",
+        "",
+        "  try it:",
+        f"    curl {url}/v1/chat/completions -H 'content-type: application/json'{key} \\",
+        """      -d '{"messages":[{"role":"user","content":"What is the capital of France?"}]}'""",
+        "",
+        f"  OpenAI clients:   base_url={url}/v1",
+        f"  API description:  {url}/openapi.json",
+        f"  health:           {url}/health",
+        "",
+        "  Ctrl-C finishes what is running and stops; a second Ctrl-C stops at once.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _log_to_stderr(config: Config, *, routine: bool) -> None:
+    """Log as configured. Without `routine`, a person is spared how a start or a stop goes while it goes well."""
+    from mlx_serving.telemetry import logs
+
+    level = config.logging.level
+    spared = _person_reads(config) and not routine and level == "info"
+    logs.configure("warning" if spared else level, config.logging.format)
+
+
+def _tell(config: Config, text: str) -> None:
+    """To a person only: a program that reads stderr reads log lines and nothing else."""
+    if _person_reads(config):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def _person_reads(config: Config) -> bool:
+    form = config.logging.format
+    return form == "console" or (form == "auto" and sys.stderr.isatty())

@@ -1,0 +1,73 @@
+"""A program at a terminal, and somebody who types."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+LIMIT_S = 100.0
+
+
+class Terminal:
+    """`seen` is all that was on the screen; colours are left out by TERM=dumb."""
+
+    def __init__(self, pid: int, screen: int) -> None:
+        self._pid = pid
+        self._screen = screen
+        self._read_up_to = 0
+        self._status: int | None = None
+        self.seen = ""
+
+    def expect(self, text: str) -> None:
+        """Wait until that appears after what was expected last."""
+        deadline = time.monotonic() + LIMIT_S
+        while (at := self.seen.find(text, self._read_up_to)) < 0:
+            assert self._read(deadline), f"it ended without {text!r}:\n{self.seen}"
+        self._read_up_to = at + len(text)
+
+    def type(self, text: str) -> None:
+        os.write(self._screen, text.encode())
+
+    def ended(self) -> int:
+        """Read to the end; the exit status, negative for a signal."""
+        deadline = time.monotonic() + LIMIT_S
+        while self._read(deadline):
+            pass
+        if self._status is None:
+            _, status = os.waitpid(self._pid, 0)
+            self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._screen], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"nothing more came in time:\n{self.seen}"
+        try:
+            data = os.read(self._screen, 65536)
+        except OSError:  # Linux's word for the end of a terminal
+            return False
+        self.seen += data.decode(errors="replace").replace("\r\n", "\n")
+        return data != b""
+
+
+@contextmanager
+def at_terminal(command: Sequence[str], home: Path, env: Mapping[str, str]) -> Generator[Terminal]:
+    """Run a program in `home` until the block ends; the block is expected to end it."""
+    pid, screen = pty.fork()
+    if pid == 0:  # the child: nothing but the program may follow
+        os.chdir(home)
+        os.execve(command[0], list(command), {**env, "TERM": "dumb", "NO_COLOR": "1"})
+    terminal = Terminal(pid, screen)
+    try:
+        yield terminal
+        terminal.ended()
+    except BaseException:
+        os.kill(pid, 9)
+        terminal.ended()
+        raise
+    finally:
+        os.close(screen)

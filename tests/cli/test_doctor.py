@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..command_line import run
+
+
+def test_doctor_finds_a_working_installation_and_names_the_blas_library(tmp_path: Path) -> None:
+    ended = run(tmp_path, "doctor", "--json")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    report = json.loads(ended.stdout)
+    assert report["ok"] is True
+    assert "Device(" not in ended.stdout
+    assert set(report["versions"]) == {"mlx_serving", "mlx", "mlx_lm"}
+    if sys.platform == "linux":
+        assert Path(report["blas"]["library"]).is_file()
+    checked = {check["name"]: check["level"] for check in report["checks"]}
+    assert {"python", "memory", "cache", "config", "port", "worker", "device", "blas"} <= set(checked)
+    assert checked["worker"] == "ok"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a BLAS to preload")
+def test_doctor_warns_of_the_slow_blas_and_of_a_taken_port(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run(tmp_path, "doctor", "--set", "worker.blas=none", "--set", f"server.port={port}")
+    assert ended.returncode == 0
+    warnings = [line for line in ended.stdout.splitlines() if line.startswith("! ")]
+    assert any(line.startswith("! blas: ") for line in warnings)
+    assert any(line.startswith("! port: ") and str(port) in line for line in warnings)
+    assert ended.stdout.count("    fix: ") >= len(warnings)
+
+
+def test_doctor_tells_why_the_worker_does_not_start(tmp_path: Path) -> None:
+    arguments = ("--set", "worker.python=/no/such/python", "--set", "worker.max_restarts=0")
+    ended = run(tmp_path, "doctor", *arguments)
+    assert ended.returncode == 1
+    assert "✗ worker: " in ended.stdout
+    assert "/no/such/python" in ended.stdout

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlx_serving.cli.main import main
+
+from ..command_line import command, environment, run
+
+HEAVY = {
+    "fastapi", "httpx", "huggingface_hub", "mlx", "mlx_lm", "numpy", "psutil", "pydantic", "rich", "starlette",
+    "structlog", "tokenizers", "transformers", "uvicorn", "uvloop", "yaml",
+}  # fmt: skip
+
+VERBS = [
+    (),
+    ("serve",),
+    ("generate",),
+    ("chat",),
+    ("models",),
+    ("models", "list"),
+    ("models", "pull"),
+    ("models", "rm"),
+    ("models", "info"),
+    ("doctor",),
+    ("config",),
+    ("config", "show"),
+    ("config", "check"),
+    ("config", "schema"),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_has_an_example_and_imports_nothing_heavy(verb: tuple[str, ...], tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", *command(*verb, "--help")],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert " ".join(["mlx-serving", *verb]) in ended.stdout.partition("example")[2]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in ended.stderr.splitlines()}
+    assert "argparse" in imported
+    assert imported & HEAVY == set()
+
+
+def test_without_a_verb_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in ("serve", "generate", "chat", "models", "doctor", "config"))
+
+
+def test_a_mistyped_verb_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sevre"]) == 2
+    assert "did you mean serve?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--frobnicate"], ["serve", "--frobnicate"], ["models"], ["models", "burn"], ["generate"]]
+)
+def test_wrong_usage_ends_with_2_and_says_how_it_goes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: mlx-serving" in capsys.readouterr().err
+
+
+def test_flags_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--po", "1"])
+    assert "unrecognized arguments: --po" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mlx-serving ")
+
+
+@pytest.mark.parametrize("verb", ["serve", "generate", "chat", "doctor"])
+def test_a_wrong_configuration_is_explained_before_anything_starts(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "mlx-serving.yaml").write_text("server: {prot: 9000}\n")
+    ended = run(tmp_path, verb, *(["Hi"] if verb == "generate" else []))
+    assert ended.returncode == (1 if verb == "doctor" else 2)
+    told = ended.stdout if verb == "doctor" else ended.stderr
+    assert "server.prot: unknown key" in told
+    assert "did you mean server.port?" in told
+
+
+@pytest.mark.parametrize("verb", ["serve", "generate", "chat"])
+def test_an_unknown_model_is_an_error_in_one_line(verb: str, tmp_path: Path) -> None:
+    ended = run(tmp_path, verb, *(["Hi"] if verb == "generate" else []), "--model", "smollm2-13m")
+    assert ended.returncode == 1
+    assert "did you mean 'smollm2-135m'?" in ended.stderr.splitlines()[-1]
+    assert ended.stdout == ""
+
+
+@pytest.mark.parametrize("verb", ["serve", "generate", "chat"])
+def test_a_worker_that_cannot_be_started_is_an_error_with_its_reason(verb: str, tmp_path: Path) -> None:
+    arguments = ["Hi"] if verb == "generate" else []
+    arguments += ["--set", "worker.python=/no/such/python", "--set", "worker.max_restarts=0"]
+    ended = run(tmp_path, verb, *arguments, "--set", "logging.level=error")
+    assert ended.returncode == 1
+    assert "cannot be started" in ended.stderr.splitlines()[-1]

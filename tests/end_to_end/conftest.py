@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
+
+from mlx_serving.config.served_models import EMBEDDED_MODEL
+
+from .served_process import ServedProcess, serving
+from .tiny_server import KEYS, config_of
+
+
+@pytest.fixture(scope="session")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory. A forced token (see `tiny_server`) makes its text predictable."""
+    from ..tiny_models import make_llama  # imports MLX, which only making the model needs
+
+    return make_llama(tmp_path_factory.mktemp("models") / "tiny", context_length=100_000)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def embedded(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[ServedProcess]:
+    """A server as a new user starts it: the embedded model and no configuration."""
+    async with serving(tmp_path_factory.mktemp("embedded"), "--model", EMBEDDED_MODEL) as served:
+        yield served
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def tiny(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> AsyncGenerator[ServedProcess]:
+    """A server as an operator configures it: `tiny_server.config_of`, an API key and an admin key."""
+    async with serving(tmp_path_factory.mktemp("tiny"), keys=KEYS, config=config_of(random_llama)) as served:
+        yield served
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def client(tiny: ServedProcess) -> AsyncGenerator[AsyncOpenAI]:
+    async with tiny.openai() as opened:
+        yield opened

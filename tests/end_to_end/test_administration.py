@@ -1,0 +1,61 @@
+"""What only the operator may do while it serves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from .served_process import ServedProcess
+from .tiny_server import HELLO
+
+
+async def _post(tiny: ServedProcess, path: str, body: dict[str, object], key: str = "admin_key") -> httpx2.Response:
+    async with tiny.http(key) as http:
+        return await http.post(path, json=body)
+
+
+async def test_a_model_is_loaded_used_and_unloaded(
+    tiny: ServedProcess, client: AsyncOpenAI, random_llama: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(random_llama, tmp_path / "second")
+    with pytest.raises(openai.NotFoundError):
+        await client.chat.completions.create(model="second", messages=HELLO, max_tokens=1)
+
+    loaded = await _post(tiny, "/admin/models/load", {"model": str(directory)})
+    assert loaded.status_code == 200
+    assert (loaded.json()["name"], loaded.json()["state"]) == ("second", "ready")
+    assert "second" in [model.id async for model in client.models.list()]
+    answer = await client.chat.completions.create(model="second", messages=HELLO, max_tokens=1)
+    assert answer.model == "second"
+
+    unloaded = await _post(tiny, "/admin/models/unload", {"model": "second"})
+    assert unloaded.json() == {"name": "second", "unloaded": True}
+    assert "second" not in (await tiny.health())["loaded_models"]
+
+
+async def test_clients_may_not_administer(tiny: ServedProcess, random_llama: Path) -> None:
+    for path in ("/admin/models/load", "/admin/models/unload"):
+        refused = await _post(tiny, path, {"model": str(random_llama)}, key="api_key")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+async def test_a_model_that_cannot_be_loaded_is_told_and_disturbs_nobody(
+    tiny: ServedProcess, client: AsyncOpenAI, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    refused = await _post(tiny, "/admin/models/load", {"model": str(tmp_path), "name": "broken"})
+    assert refused.status_code == 500
+    assert refused.json()["error"]["code"] == "model_load_failed"
+    assert "broken" not in [model.id async for model in client.models.list()]
+    await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1)
+
+
+async def test_without_an_admin_key_administration_is_off(embedded: ServedProcess, random_llama: Path) -> None:
+    refused = await _post(embedded, "/admin/models/load", {"model": str(random_llama)})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+    assert "server.admin_key" in refused.json()["error"]["message"]
