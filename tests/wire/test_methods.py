@@ -91,6 +91,8 @@ FULL: dict[str, dict[str, object]] = {
         "seed": 2**64 - 1,
         "stop_sequences": ["\n"],
         "stop_token_ids": [2],
+        "priority": "high",
+        "caller": "somebody",
         "streaming": False,
         "guidance": {"mode": "json_schema"},
     },

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.errors import InvalidConfig
 from mlx_serving.wire import settings
 from mlx_serving.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
@@ -12,9 +13,9 @@ from mlx_serving.wire.settings import WorkerSettings
 def test_settings_cross_a_command_line_unchanged() -> None:
     given = WorkerSettings(
         max_message_bytes=1024,
-        max_num_seqs=2,
-        max_queue=0,
-        prefill_step_size=64,
+        scheduler=SchedulerPolicy(
+            max_num_seqs=2, max_queue=1, kv_budget_bytes=1 << 30, target_gap_s=0.25, max_prefill_chunk=64
+        ),
         sampling=SamplingDefaults(temperature=0.25),
         restart_count=3,
     )
@@ -35,10 +36,12 @@ def test_a_worker_started_by_hand_needs_no_settings() -> None:
         ("[]", "object"),
         ("not json", "malformed"),
         ('{"max_sequences": 1}', "max_sequences"),
-        ('{"max_num_seqs": 0}', "max_num_seqs"),
+        ('{"scheduler": {"max_num_seqs": 0}}', "max_num_seqs must be at least 1, got 0"),
         ('{"max_message_bytes": 0}', "max_message_bytes"),
-        ('{"max_queue": -1}', "max_queue"),
-        ('{"prefill_step_size": 0}', "prefill_step_size"),
+        ('{"scheduler": {"max_queue": 0}}', "max_queue must be at least 1, got 0"),
+        ('{"scheduler": {"min_prefill_chunk": 1, "max_prefill_chunk": 0}}', "max_prefill_chunk"),
+        ('{"scheduler": {"target_gap_s": 0}}', "target_gap_s"),
+        ('{"scheduler": {"max_num_seqs": "2"}}', r"scheduler\.max_num_seqs"),
         ('{"sampling": {"temperature": -1}}', "temperature"),
     ],
 )

@@ -69,13 +69,15 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One sequence to generate. `request_id` names its stream everywhere: in logs, events and on the pipe."""
+    """One sequence to generate. `request_id` names its stream everywhere: in logs, events and on the pipe. Requests of
+    one priority take fair turns by `caller`; those that name none are one caller."""
 
     request_id: str
     model: str
     prompt: Prompt
     sampling: SamplingParams = SamplingParams()
     priority: Priority = "normal"
+    caller: str = ""
     timeout_s: float | None = None
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from mlx_serving.core.generation import Priority
+
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -130,7 +132,8 @@ class SuccessResult(msgspec.Struct, frozen=True):
 
 class GenerateParams(Params):
     """One of `prompt`, `prompt_tokens` and `messages` is required. `messages` go through the model's chat template.
-    `streaming` is accepted for the ancestor's sake: the worker always streams."""
+    Higher priorities go first; requests of one priority take fair turns by `caller`. `streaming` is accepted for the
+    ancestor's sake: the worker always streams."""
 
     model_id: ModelId
     prompt: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
@@ -150,6 +153,8 @@ class GenerateParams(Params):
     seed: int | None = None
     stop_sequences: list[str] = []
     stop_token_ids: list[int] = []
+    priority: Priority = "normal"
+    caller: Annotated[str, msgspec.Meta(max_length=256)] = ""
     streaming: bool = True
     guidance: Any = None
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.errors import InvalidConfig
 from mlx_serving.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
 
@@ -14,13 +15,10 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`prefill_step_size` is prompt tokens a chunk; None lets the worker choose for its device. `restart_count` is how
-    often the supervisor has replaced this worker."""
+    """`restart_count` is how often the supervisor has replaced this worker."""
 
     max_message_bytes: Positive = DEFAULT_MAX_MESSAGE_BYTES
-    max_num_seqs: Positive = 16
-    max_queue: Annotated[int, msgspec.Meta(ge=0)] = 256
-    prefill_step_size: Positive | None = None
+    scheduler: SchedulerPolicy = SchedulerPolicy()
     sampling: SamplingDefaults = SamplingDefaults()
     restart_count: int = 0
 

@@ -1,0 +1,53 @@
+"""How much memory the KV caches may take, by prediction.
+
+Reserving room for every sequence's prompt and max_tokens never fails and wastes most of the room, since most replies
+end long before. Reserving the prompt alone fills the room and pays for each mistake with a prompt computed twice. So a
+sequence reserves its prompt and a reply of the model's mean length: over several sequences the errors cancel. Nothing
+is known at first, and then max_tokens are reserved. A reply that outgrows its reservation takes more, if need be from a
+budget that has no more; then nobody is admitted until the reservations fit again, and only if the caches themselves run
+into the budget is a sequence preempted. That one reserves its max_tokens when it comes back.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+_GAIN = 1 / 8
+_MIN_EXTENSION = 64  # tokens
+
+
+class ReplyLength:
+    """How many tokens the replies of a model have of late."""
+
+    def __init__(self) -> None:
+        self._mean = 0.0
+
+    def learn(self, tokens: int) -> None:
+        self._mean += (tokens - self._mean) * (_GAIN if self._mean else 1.0)
+
+    def expected(self, max_tokens: int) -> int:
+        """The length to reserve for a reply that may have `max_tokens`."""
+        return min(max_tokens, ceil(self._mean)) if self._mean else max_tokens
+
+
+def extension(generated: int) -> int:
+    """How many tokens more are reserved for a reply that has outgrown its reservation with `generated` tokens."""
+    return max(_MIN_EXTENSION, generated // 2)
+
+
+class KvBudget:
+    """Bytes of KV caches: `held` by computed tokens, `reserved` for what is expected."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = float("inf") if limit is None else limit
+        self.held = 0
+        self.reserved = 0
+
+    @property
+    def room(self) -> float:
+        return self.limit - self.held
+
+    @property
+    def overcommitted(self) -> bool:
+        """Whether more is reserved than there is. If not, no step can run into the budget."""
+        return self.reserved > self.limit

@@ -1,0 +1,308 @@
+"""Continuous batching over several models: what the device does next.
+
+    scheduler.add(...)                              a request is accepted, or refused with Overloaded
+    expired = scheduler.expire(now)                 their deadlines are over: tell their readers, drop their KV
+    step = scheduler.schedule(now)                  one step of one model, to be launched
+    scheduler.update(step, duration_s, finished)    what came of it
+
+Every step decodes one token for each running sequence of its model and computes a bounded piece of prompts beside it; a
+model that cannot be batched computes one sequence a step, in turns. New work is looked at on every call. Every accepted
+sequence ends exactly once: it was named as finished, or a step in whose `ending` it stands was updated, or `abort` said
+true, or `expire` or `remove_model` returned it. Later mentions of it are ignored.
+
+`schedule` counts what it orders as done, so the next step may be scheduled and launched before the last one is updated;
+a sequence that turns out to have finished has then computed one token too many, which the caller throws away. Steps are
+updated in the order in which they were scheduled. A step that failed is not updated: its sequences are aborted.
+
+A sequence is preempted for memory, or for a request of a priority higher than the one it got its slot with. Waiting
+raises that up to high, and each preemption by one, so that nobody is preempted more often than there are priorities
+above its own, but for memory. The lowest priority goes first, and of these who came last. Paused sequences keep their
+KV and have no slot; they are the first to lose it when memory is short.
+
+Time is monotonic seconds and never goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import ceil
+
+from mlx_serving.core.admission import ArrivalWindow, admit, make_room
+from mlx_serving.core.bounds import at_least, greater_than
+from mlx_serving.core.deadlines import Deadlines
+from mlx_serving.core.fair_turns import Callers
+from mlx_serving.core.generation import Priority
+from mlx_serving.core.scheduled_sequence import RANKS, Lane, Sequence, State
+from mlx_serving.core.scheduling import ModelLoad, SchedulerLoad, SchedulerPolicy, Step
+from mlx_serving.core.sequence_pool import SequencePool
+from mlx_serving.core.step_composition import compose
+from mlx_serving.core.step_cost import StepCost, Throughput
+from mlx_serving.errors import ContextLengthExceeded, ModelNotLoaded, Overloaded
+
+_MIN_RETRY_S = 1.0
+_MAX_RETRY_S = 60.0
+
+
+class Scheduler:
+    def __init__(self, policy: SchedulerPolicy) -> None:
+        self.policy = policy
+        self._lanes: dict[str, Lane] = {}
+        self._sequences: dict[str, Sequence] = {}
+        self._pool = SequencePool(policy)
+        self._callers = Callers()
+        self._deadlines = Deadlines(self._is_current)
+        self._arrivals = ArrivalWindow(policy.admission_window_s)
+        self._throughput = Throughput()
+
+    def __len__(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._sequences)
+
+    def __contains__(self, id: object) -> bool:  # noqa: A002
+        return id in self._sequences
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to do before a command comes or `next_deadline` is reached; paused sequences may be there."""
+        pool = self._pool
+        return not (pool.turns.busy or pool.queue.depth or pool.ending)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """`expire` has nothing to say before this time."""
+        return self._deadlines.next
+
+    def add_model(self, model: str, *, kv_bytes_per_token: int, batchable: bool, weight: float = 1.0) -> None:
+        """`kv_bytes_per_token` of all layers together. A model of twice the `weight` gets twice the device time."""
+        if model in self._lanes:
+            raise ValueError(f"{model} is here already")
+        at_least("kv_bytes_per_token", kv_bytes_per_token, 0)
+        greater_than("weight", weight, 0)
+        self._lanes[model] = Lane(model, kv_bytes_per_token, batchable, weight, StepCost(self.policy.max_num_seqs))
+
+    def remove_model(self, model: str) -> list[str]:
+        """Forget a model; returns the sequences that end by it."""
+        ended = self.sequences(model)
+        for sequence_id in ended:
+            self._end(self._sequences[sequence_id])
+        del self._lanes[model]
+        return ended
+
+    def sequences(self, model: str) -> list[str]:
+        """The model's sequences that have not ended, in the order they came."""
+        return [one.id for one in self._sequences.values() if one.lane.model == model]
+
+    def add(
+        self,
+        id: str,  # noqa: A002
+        model: str,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+        now: float,
+        priority: Priority = "normal",
+        caller: str = "",
+        deadline: float | None = None,
+        fork_of: str | None = None,
+    ) -> None:
+        """Accept a sequence. `caller` is who takes fair turns with other callers.
+
+        `fork_of` names a sequence with the same prompt: this one waits until that prompt was computed and then starts
+        with a copy of its KV, or computes the prompt itself if the other one is gone by then.
+
+        Raises `Overloaded` when the queue is full, `ContextLengthExceeded` when the KV of prompt and max_tokens can
+        never fit into the budget, `ModelNotLoaded` for an unknown model, ValueError for an id that is in use.
+        """
+        lane = self._lanes.get(model)
+        if lane is None:
+            raise ModelNotLoaded(f"{model} is not loaded", model=model)
+        if id in self._sequences:
+            raise ValueError(f"{id} is in use")
+        at_least("prompt_tokens", prompt_tokens, 1)
+        at_least("max_tokens", max_tokens, 1)
+        self._refuse_what_never_fits(lane, prompt_tokens, max_tokens)
+        self._refuse_when_full(priority)
+        parent = self._sequences.get(fork_of) if fork_of is not None else None
+        sequence = Sequence(
+            id=id,
+            lane=lane,
+            caller=self._callers.enter(caller),
+            base_rank=RANKS[priority],
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            deadline=deadline,
+            arrived=now,
+            fork_of=parent,
+        )
+        self._sequences[id] = sequence
+        if deadline is not None:
+            self._deadlines.add(deadline, id)
+        if parent is not None and parent.awaits_prompt:
+            self._pool.hold(sequence, parent)
+        else:
+            self._pool.enqueue(sequence)
+        self._arrivals.note_arrival(now)
+
+    def abort(self, id: str) -> bool:  # noqa: A002
+        """End a sequence; its place is free at the next step. False when it has ended or never was."""
+        sequence = self._sequences.get(id)
+        if sequence is None:
+            return False
+        self._end(sequence)
+        return True
+
+    def pause(self, id: str) -> None:  # noqa: A002
+        """Give it no steps and no slot until it is resumed; it keeps its KV while memory lasts. Unknown ids are
+        ignored, and so is who has its last token on the way."""
+        sequence = self._sequences.get(id)
+        if sequence is not None and sequence.state not in (State.ENDING, State.PAUSED):
+            self._pool.pause(sequence)
+
+    def resume(self, id: str) -> None:  # noqa: A002
+        """Let it go on as soon as a slot is free. Unknown ids and those who are not paused are ignored."""
+        sequence = self._sequences.get(id)
+        if sequence is not None and sequence.state is State.PAUSED:
+            self._pool.requeue(sequence)
+
+    def expire(self, now: float) -> list[str]:
+        """End those whose deadline is over, and name them."""
+        expired = self._deadlines.due(now)
+        for sequence_id in expired:
+            self._end(self._sequences[sequence_id])
+        return expired
+
+    def schedule(self, now: float) -> Step | None:
+        """The next step. None when nobody can go on, or not before the steps under way were updated."""
+        pool = self._pool
+        if pool.kv.overcommitted and not make_room(pool, self.policy):
+            return None
+        if pool.changed and pool.queue.depth and self._may_admit(now):
+            admit(pool, self.policy, now)
+        lane = pool.turns.next()
+        if lane is None:
+            return None
+        step = lane.steady
+        if step is not None and lane.steady_left > 0 and not pool.admitted and not pool.preempted:
+            lane.steady_left -= 1
+            for row in lane.running.values():
+                row.computed += 1
+            pool.kv.held += lane.kv_bytes_per_token * len(step.decode)
+        else:
+            step = compose(pool, lane, self.policy)
+        lane.virtual_s += step.expected_s / lane.weight
+        return step
+
+    def update(self, step: Step, duration_s: float, finished: Collection[str] = ()) -> None:
+        """Learn from a step that took `duration_s` of the device, and end its `ending` and those who `finished`.
+
+        With steps launched ahead, `duration_s` counts from the end of the step before if that is later than the launch.
+        """
+        lane = self._lanes.get(step.model)
+        if lane is not None:
+            self._learn(lane, step, duration_s)
+        for sequence_id in step.ending:
+            sequence = self._sequences.get(sequence_id)
+            if sequence is not None and sequence.state is State.ENDING:
+                self._complete(sequence)
+        for sequence_id in finished:
+            sequence = self._sequences.get(sequence_id)
+            if sequence is not None:
+                self._complete(sequence)
+
+    def load(self) -> SchedulerLoad:
+        """What is going on, for telemetry."""
+        pool = self._pool
+        lanes = self._lanes.values()
+        states = [one.state for one in self._sequences.values()]
+        return SchedulerLoad(
+            queued=pool.queue.depth + states.count(State.HELD),
+            running=states.count(State.RUNNING) + pool.ending,
+            prefilling=states.count(State.PREFILLING),
+            paused=states.count(State.PAUSED),
+            kv_held_bytes=pool.kv.held,
+            kv_reserved_bytes=pool.kv.reserved,
+            preemptions=pool.preemptions,
+            models={lane.model: _load_of(lane) for lane in lanes},
+        )
+
+    def _may_admit(self, now: float) -> bool:
+        pool = self._pool
+        free = self.policy.max_num_seqs - pool.slots
+        return self._arrivals.is_open(now) or not pool.turns.busy or pool.queue.depth >= free
+
+    def _refuse_what_never_fits(self, lane: Lane, prompt_tokens: int, max_tokens: int) -> None:
+        budget = self.policy.kv_budget_bytes
+        needed = (prompt_tokens + max_tokens - 1) * lane.kv_bytes_per_token
+        if budget is not None and needed > budget:
+            limit = budget // lane.kv_bytes_per_token + 1
+            raise ContextLengthExceeded(
+                f"The prompt of {prompt_tokens} tokens and max_tokens ({max_tokens}) exceed the {limit} tokens that "
+                f"the memory for KV caches can hold",
+                field="max_tokens",
+                limit=limit,
+                given=prompt_tokens + max_tokens,
+            )
+
+    def _refuse_when_full(self, priority: Priority) -> None:
+        policy = self.policy
+        places = policy.max_queue
+        if priority in ("low", "background"):
+            places = ceil(places * policy.batch_queue_share)
+        if len(self._sequences) < policy.max_num_seqs + places:
+            return
+        waiting = len(self._sequences) - self._pool.slots
+        # Half of the queue: whoever comes back finds room, and the device has not run dry by then.
+        seconds = self._throughput.seconds_for(self._pool.queue.work // 2)
+        raise Overloaded(
+            f"{waiting} requests are waiting already; the limit for {priority} priority is {places}",
+            retry_after=_MIN_RETRY_S if seconds is None else min(max(seconds, _MIN_RETRY_S), _MAX_RETRY_S),
+            limit=places,
+            given=waiting,
+        )
+
+    def _is_current(self, deadline: float, id: str) -> bool:  # noqa: A002
+        sequence = self._sequences.get(id)
+        return sequence is not None and sequence.deadline == deadline
+
+    def _learn(self, lane: Lane, step: Step, duration_s: float) -> None:
+        # One step that took very long, to compile a kernel say, must not cost the model more turns than the longest
+        # step it may plan.
+        charged = min(duration_s, max(self.policy.max_step_s, step.expected_s))
+        lane.virtual_s += (charged - step.expected_s) / lane.weight
+        rows = len(step.decode)
+        tokens = 0
+        if step.prefill:
+            tokens = step.prefill_tokens
+            context = sum(chunk.count * (chunk.start + chunk.count / 2) for chunk in step.prefill) / tokens
+            lane.cost.learn_prefill(rows, tokens, context, duration_s)
+        else:
+            lane.cost.learn_decode(rows, duration_s)
+        lane.busy_s += duration_s
+        lane.steps += 1
+        lane.prefilled_tokens += tokens
+        lane.decoded_tokens += rows
+        self._throughput.learn(tokens + rows, duration_s)
+
+    def _complete(self, sequence: Sequence) -> None:
+        replied = sequence.replied
+        if replied:
+            sequence.lane.replies.learn(replied)
+        self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.id]
+        self._pool.remove(sequence)
+        self._callers.leave(sequence.caller)
+
+
+def _load_of(lane: Lane) -> ModelLoad:
+    return ModelLoad(
+        running=len(lane.running),
+        prefilling=len(lane.prefilling),
+        busy_s=lane.busy_s,
+        steps=lane.steps,
+        prefilled_tokens=lane.prefilled_tokens,
+        decoded_tokens=lane.decoded_tokens,
+        decode_s=lane.cost.decode_s(len(lane.running)),
+        prefill_tokens_per_s=1 / lane.cost.base_s if lane.cost.base_s else 0.0,
+    )

@@ -1,0 +1,130 @@
+"""What the scheduler obeys and what it says: its policy, the step it orders, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_serving.core.bounds import at_least, between, greater_than
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerPolicy:
+    """How requests share the device.
+
+    `max_num_seqs` sequences are computed at the same time, over all models; `max_queue` more may wait, of which
+    requests of low and background priority may take `batch_queue_share`, so that they cannot lock the others out.
+    `kv_budget_bytes` bounds what all KV caches hold; None is no bound.
+
+    `target_gap_s` is the longest time between two tokens of a stream that prefill may bring about. Where decoding alone
+    leaves prefill less than `min_prefill_share` of the step, the gap grows until prefill has that share: a target that
+    the device cannot reach must not starve new prompts. A chunk of a prompt has at least `min_prefill_chunk` tokens,
+    and all chunks of a step together have at most `max_prefill_chunk`. Prefill never makes a step longer than
+    `max_step_s`, unless the smallest chunk does.
+
+    A priority rises by one for every `ageing_s` that its oldest request has waited. Requests that arrive within
+    `admission_window_s` of each other are admitted together while the device has other work: aligned rows keep the fast
+    attention mask.
+    """
+
+    max_num_seqs: int = 16
+    max_queue: int = 256
+    batch_queue_share: float = 0.5
+    kv_budget_bytes: int | None = None
+    target_gap_s: float = 0.1
+    min_prefill_share: float = 0.5
+    min_prefill_chunk: int = 16
+    max_prefill_chunk: int = 2048
+    max_step_s: float = 1.0
+    ageing_s: float = 10.0
+    admission_window_s: float = 0.008
+
+    def __post_init__(self) -> None:
+        at_least("max_num_seqs", self.max_num_seqs, 1)
+        at_least("max_queue", self.max_queue, 1)
+        between("batch_queue_share", self.batch_queue_share, 0, 1)
+        if self.kv_budget_bytes is not None:
+            at_least("kv_budget_bytes", self.kv_budget_bytes, 1)
+        greater_than("target_gap_s", self.target_gap_s, 0)
+        between("min_prefill_share", self.min_prefill_share, 0, 0.95)
+        at_least("min_prefill_chunk", self.min_prefill_chunk, 1)
+        at_least("max_prefill_chunk", self.max_prefill_chunk, self.min_prefill_chunk)
+        greater_than("max_step_s", self.max_step_s, 0)
+        greater_than("ageing_s", self.ageing_s, 0)
+        at_least("admission_window_s", self.admission_window_s, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A sequence enters with an empty KV cache, or, if `fork_of` is given, with a copy of the first entries of that
+    sequence's: as many as the `start` of its first chunk, which is the last token of the prompt they share."""
+
+    id: str
+    fork_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Compute tokens [start, start + count) of the sequence: its prompt, followed by what it had generated before it
+    was preempted. A `last` chunk yields the sequence's next token; the others yield nothing."""
+
+    id: str
+    start: int
+    count: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of one model. Carry it out in the order of the fields.
+
+    preempted: of any model. Drop their KV; they come back in a later `admitted` and are computed from the start.
+    admitted:  of any model. Their first chunk may come in a later step.
+    decode:    each yields one token. The same tuple object as before while nobody joins or leaves, so that a runner
+               sees by identity whether its batch changes.
+    prefill:   chunks beside the decode, several when prompts share the step.
+    ending:    those of `decode` and `prefill` that yield the last of their max_tokens in this step.
+    expected_s: how long the step is thought to take.
+
+    Who has been admitted and appears in neither `decode` nor `prefill` is paused or waits for its turn: its KV stays.
+    """
+
+    model: str
+    preempted: tuple[str, ...]
+    admitted: tuple[Admission, ...]
+    decode: tuple[str, ...]
+    prefill: tuple[PrefillChunk, ...]
+    ending: tuple[str, ...]
+    expected_s: float
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(chunk.count for chunk in self.prefill)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """One model's part. Times are seconds of the device, `decode_s` what a step of its present batch is thought to
+    take, `prefill_tokens_per_s` how fast a prompt without context is thought to be computed (0: not measured)."""
+
+    running: int
+    prefilling: int
+    busy_s: float
+    steps: int
+    prefilled_tokens: int
+    decoded_tokens: int
+    decode_s: float
+    prefill_tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLoad:
+    """What is going on now: sequences by what they do, bytes of KV held and reserved, preemptions since the start."""
+
+    queued: int
+    running: int
+    prefilling: int
+    paused: int
+    kv_held_bytes: int
+    kv_reserved_bytes: int
+    preemptions: int
+    models: dict[str, ModelLoad]

@@ -1,0 +1,102 @@
+"""How long a step will take, learned from how long steps took.
+
+    duration = decode(rows) + the sum over prefill chunks of count x (base + slope x mean context)
+
+`decode` is a table by number of rows, since batching scales in jumps. `base` (seconds per prompt token) and `slope`
+(seconds per prompt token and token of context) are followed by normalised least mean squares (Widrow and Hoff): each
+measurement moves the prediction for that context, so that short prompts teach the base and long ones the slope.
+
+A measurement can be too long by accident (a kernel is compiled, another process takes the machine) and never too short.
+So one far below the prediction is believed at once, and one far above it counts no more than three times the
+prediction: a slower device is learned within some steps, a hiccup is forgotten within some.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+_GAIN = 0.3
+_DECODE_GAIN = 0.2
+_MAX_RISE = 3.0  # a measurement counts no more than this many times the prediction
+_SURPRISE = 0.5  # below this part of the prediction, a measurement replaces it
+_CONTEXT_SCALE = 4096.0  # context (tokens) from which on a measurement teaches the slope more than the base
+_REACH_DECAY = 0.9
+_MIN_PREFILL_PART = 0.1  # of a mixed step, however long its decode was thought to take
+_THROUGHPUT_DECAY = 0.995  # a step
+
+
+class StepCost:
+    """One model's cost. `reach` is the size (tokens) of the prefill that was measured lately: beyond twice of it the
+    cost is guesswork."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.base_s = 0.0
+        self.slope_s = 0.0
+        self.reach = 0.0
+        self._decode = [0.0] * (max_rows + 1)
+
+    def decode_s(self, rows: int) -> float:
+        """Seconds to decode one token for each of `rows` sequences; 0 while nothing is known."""
+        table = self._decode
+        if rows == 0 or table[rows]:
+            return table[rows]
+        for distance in range(1, len(table)):
+            if rows + distance < len(table) and table[rows + distance]:
+                return table[rows + distance]
+            if rows > distance and table[rows - distance]:
+                return table[rows - distance] * rows / (rows - distance)
+        return 0.0
+
+    def prefill_s(self, start: int, count: int) -> float:
+        """Seconds to compute `count` prompt tokens that follow `start` others."""
+        return count * (self.base_s + self.slope_s * (start + count / 2))
+
+    def tokens_within(self, seconds: float, start: int) -> float:
+        """How many prompt tokens after the first `start` can be computed in `seconds`: the inverse of `prefill_s`."""
+        linear = self.base_s + self.slope_s * start
+        root = linear + sqrt(linear * linear + 2 * self.slope_s * seconds)
+        return 2 * seconds / root if root else 0.0
+
+    def learn_decode(self, rows: int, duration_s: float) -> None:
+        table = self._decode
+        known = table[rows]
+        if known * _SURPRISE < duration_s:
+            table[rows] = known + _DECODE_GAIN * (min(duration_s, known * _MAX_RISE) - known) if known else duration_s
+        else:
+            table[rows] = duration_s
+
+    def learn_prefill(self, rows: int, tokens: int, context: float, duration_s: float) -> None:
+        """A step computed `tokens` prompt tokens at a mean `context`, beside decoding for `rows`."""
+        rate = max(duration_s - self.decode_s(rows), duration_s * _MIN_PREFILL_PART) / tokens
+        z = context / _CONTEXT_SCALE
+        known = self.base_s + self.slope_s * context
+        self.reach = max(float(tokens), self.reach * _REACH_DECAY)
+        if known == 0:
+            self.base_s = rate
+            return
+        # What a step costs however small it is makes the tokens of a small chunk look dear.
+        gain = _GAIN * min(1.0, 4 * tokens / self.reach) if rate >= known * _SURPRISE else 1.0
+        change = gain * (min(rate, known * _MAX_RISE) - known) / (1 + z * z)
+        base = self.base_s + change
+        slope = self.slope_s * _CONTEXT_SCALE + change * z
+        if slope < 0:
+            base, slope = base + slope * z, 0.0
+        elif base < 0:
+            base, slope = 0.0, slope + base / z
+        self.base_s, self.slope_s = base, slope / _CONTEXT_SCALE
+
+
+class Throughput:
+    """Tokens a second, prompt and reply, over the steps of late."""
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+
+    def learn(self, tokens: int, duration_s: float) -> None:
+        self._tokens = self._tokens * _THROUGHPUT_DECAY + tokens
+        self._seconds = self._seconds * _THROUGHPUT_DECAY + duration_s
+
+    def seconds_for(self, tokens: int) -> float | None:
+        """How long that many tokens take; None while nothing is known."""
+        return tokens * self._seconds / self._tokens if self._tokens else None

@@ -1,0 +1,285 @@
+"""A device in virtual time that carries out what a scheduler orders, and a referee that checks every order.
+
+The referee knows only what the runner of a worker knows: the requests and the steps. It keeps its own book of every KV
+cache and raises AssertionError at the first order that could not be carried out or breaks a budget.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from mlx_serving.core.generation import Priority
+from mlx_serving.core.scheduler import Scheduler
+from mlx_serving.core.scheduling import SchedulerPolicy, Step
+
+
+@dataclass(frozen=True)
+class DeviceCost:
+    """Seconds: a step costs `fixed`, `row` for each decoded row, and for each prompt token `token` and `token_context`
+    times its context. Real times scatter by `noise` (standard deviation, relative)."""
+
+    fixed: float = 0.01
+    row: float = 0.0005
+    token: float = 0.0005
+    token_context: float = 1e-7
+    noise: float = 0.03
+
+    def of(self, step: Step) -> float:
+        prefill = sum(
+            chunk.count * (self.token + self.token_context * (chunk.start + chunk.count / 2)) for chunk in step.prefill
+        )
+        return self.fixed + self.row * len(step.decode) + prefill
+
+
+@dataclass
+class Request:
+    id: str
+    prompt: int
+    reply: int  # tokens after which it ends by itself
+    max_tokens: int
+    model: str = "m"
+    priority: Priority = "normal"
+    caller: str = ""
+    arrival: float = 0.0
+    deadline: float | None = None
+    fork_of: str | None = None
+    token_times: list[float] = field(default_factory=list[float])
+    started: float | None = None
+    ended: str | None = None
+    ended_at: float = 0.0
+    preemptions: int = 0
+
+    @property
+    def ttft(self) -> float:
+        return self.token_times[0] - self.arrival
+
+    def gaps(self, since: float) -> list[float]:
+        times = [time for time in self.token_times if time >= since]
+        return [later - earlier for earlier, later in pairwise(times)]
+
+
+@dataclass
+class Cache:
+    computed: int
+    target: int
+    generated: int
+
+
+class Referee:
+    def __init__(self, policy: SchedulerPolicy, kv_bytes: dict[str, int]) -> None:
+        self.policy = policy
+        self.kv_bytes = kv_bytes
+        self.requests: dict[str, Request] = {}
+        self.caches: dict[str, Cache] = {}
+        self.generated: dict[str, int] = {}
+        self.paused: set[str] = set()
+        self.preemptions = 0
+
+    def accept(self, request: Request) -> None:
+        self.requests[request.id] = request
+        self.generated[request.id] = 0
+
+    def end(self, request_id: str, how: str, now: float) -> None:
+        request = self.requests[request_id]
+        assert request.ended is None, f"{request_id} ended twice: {request.ended}, {how}"
+        request.ended, request.ended_at = how, now
+        self.caches.pop(request_id, None)
+        self.paused.discard(request_id)
+
+    def check(self, step: Step) -> list[str]:
+        """Book a step; returns those to whom it yields a token."""
+        for one in step.preempted:
+            del self.caches[one]
+            self.preemptions += 1
+            self.requests[one].preemptions += 1
+        for admission in step.admitted:
+            request = self.requests[admission.id]
+            assert admission.id not in self.caches
+            computed = 0
+            if admission.fork_of is not None:
+                source = self.caches[admission.fork_of]
+                assert request.prompt == self.requests[admission.fork_of].prompt
+                assert source.computed >= request.prompt
+                computed = request.prompt - 1
+            generated = self.generated[admission.id]
+            self.caches[admission.id] = Cache(computed, request.prompt + generated, generated)
+        yielded = list(step.decode)
+        assert self.paused.isdisjoint(step.decode)
+        assert self.paused.isdisjoint(chunk.id for chunk in step.prefill)
+        assert len(set(step.decode)) == len(step.decode)
+        for one in step.decode:
+            cache = self.caches[one]
+            assert cache.computed >= cache.target, f"{one} decodes before its prompt was computed"
+            cache.computed += 1
+        for chunk in step.prefill:
+            cache = self.caches[chunk.id]
+            assert chunk.id not in step.decode
+            assert chunk.count > 0
+            assert chunk.start == cache.computed < cache.target
+            cache.computed += chunk.count
+            assert cache.computed <= cache.target
+            assert chunk.last == (cache.computed == cache.target)
+            if chunk.last:
+                yielded.append(chunk.id)
+        assert yielded or step.prefill, "an empty step"
+        assert step.prefill_tokens <= self.policy.max_prefill_chunk
+        assert len(step.decode) + len(step.prefill) <= self.policy.max_num_seqs
+        for one in yielded:
+            request = self.requests[one]
+            assert request.model == step.model
+            assert request.ended is None
+            self.generated[one] += 1
+            assert self.generated[one] <= request.max_tokens
+            assert (one in step.ending) == (self.generated[one] == request.max_tokens)
+        held = sum(cache.computed * self.kv_bytes[self.requests[one].model] for one, cache in self.caches.items())
+        assert self.policy.kv_budget_bytes is None or held <= self.policy.kv_budget_bytes
+        return yielded
+
+
+class Simulation:
+    """Runs a scheduler on devices that cost what `costs` says for each model. `ahead` launches the next step before
+    the last one is updated, as a worker does; `check_load` compares the scheduler's figures with the book.
+    """
+
+    def __init__(
+        self,
+        policy: SchedulerPolicy,
+        costs: dict[str, DeviceCost],
+        *,
+        seed: int = 0,
+        kv_bytes: int = 1,
+        weights: dict[str, float] | None = None,
+        unbatchable: frozenset[str] = frozenset(),
+        ahead: bool = False,
+        check_load: bool = False,
+    ) -> None:
+        self.policy = policy
+        self.costs = costs
+        self.random = random.Random(seed)
+        self.scheduler = Scheduler(policy)
+        self.referee = Referee(policy, dict.fromkeys(costs, kv_bytes))
+        for model in costs:
+            self.scheduler.add_model(
+                model,
+                kv_bytes_per_token=kv_bytes,
+                batchable=model not in unbatchable,
+                weight=(weights or {}).get(model, 1.0),
+            )
+        self.now = 0.0
+        self.ahead = ahead
+        self.check_load = check_load
+        self.accepted: list[Request] = []
+        self.steps: list[tuple[float, float, Step]] = []  # start, duration
+        self.slow_steps: dict[int, float] = {}  # number of the step to extra seconds
+        self.on_token: Callable[[Request], None] = lambda request: None
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = 0
+        self._launched: tuple[Step, float, list[str]] | None = None
+
+    def at(self, time: float, action: Callable[[], None]) -> None:
+        self._serial += 1
+        heapq.heappush(self._agenda, (time, self._serial, action))
+
+    def submit(self, request: Request) -> None:
+        request.arrival = self.now
+        self.scheduler.add(
+            request.id,
+            request.model,
+            prompt_tokens=request.prompt,
+            max_tokens=request.max_tokens,
+            now=self.now,
+            priority=request.priority,
+            caller=request.caller,
+            deadline=request.deadline,
+            fork_of=request.fork_of,
+        )
+        self.referee.accept(request)
+        self.accepted.append(request)
+
+    def submit_at(self, time: float, request: Request) -> None:
+        self.at(time, lambda: self.submit(request))
+
+    def abort(self, request_id: str) -> None:
+        if self.scheduler.abort(request_id):
+            self.referee.end(request_id, "aborted", self.now)
+
+    def pause(self, request_id: str) -> None:
+        self.scheduler.pause(request_id)
+        if request_id in self.scheduler:
+            self.referee.paused.add(request_id)
+
+    def resume(self, request_id: str) -> None:
+        self.scheduler.resume(request_id)
+        self.referee.paused.discard(request_id)
+
+    def run(self, until: float = float("inf")) -> None:
+        """Until that time, or until nothing is left to do."""
+        while self.now < until:
+            while self._agenda and self._agenda[0][0] <= self.now:
+                heapq.heappop(self._agenda)[2]()
+            for one in self.scheduler.expire(self.now):
+                self.referee.end(one, "expired", self.now)
+            step = self.scheduler.schedule(self.now)
+            launched = self._launch(step) if step is not None else None
+            if not self.ahead:
+                self._launched, launched = launched, None
+            if self._launched is not None:
+                self._finish(*self._launched)
+            elif launched is None:
+                wake = min((time for time in (self._next_event(), self.scheduler.next_deadline) if time), default=None)
+                assert self.scheduler.is_idle, "there is work, but no step"
+                if wake is None:
+                    return
+                self.now = max(self.now, wake)
+            self._launched = launched
+            if self.check_load:
+                self._check_load()
+
+    def busy(self, model: str, since: float = 0.0) -> float:
+        return sum(duration for start, duration, step in self.steps if step.model == model and start >= since)
+
+    def _check_load(self) -> None:
+        load = self.scheduler.load()
+        assert load.running + load.prefilling <= self.policy.max_num_seqs
+        assert load.queued + load.running + load.prefilling + load.paused == len(self.scheduler)
+        assert len(self.scheduler) <= self.policy.max_num_seqs + self.policy.max_queue
+        assert 0 <= load.kv_held_bytes <= load.kv_reserved_bytes
+        if self._launched is None:
+            size = self.referee.kv_bytes
+            caches = self.referee.caches.items()
+            held = sum(cache.computed * size[self.referee.requests[one].model] for one, cache in caches)
+            # A sequence that was preempted is told of with the next step only.
+            assert load.kv_held_bytes <= held
+
+    def _next_event(self) -> float | None:
+        return self._agenda[0][0] if self._agenda else None
+
+    def _launch(self, step: Step) -> tuple[Step, float, list[str]]:
+        duration = self.costs[step.model].of(step) * max(0.5, self.random.gauss(1, self.costs[step.model].noise))
+        duration += self.slow_steps.get(len(self.steps), 0.0)
+        self.steps.append((self.now, duration, step))
+        return step, duration, self.referee.check(step)
+
+    def _finish(self, step: Step, duration: float, yielded: list[str]) -> None:
+        self.now += duration
+        finished: list[str] = []
+        ended: list[str] = []
+        for one in yielded:
+            request = self.referee.requests[one]
+            if request.ended is not None:
+                continue  # computed ahead, thrown away
+            request.token_times.append(self.now)
+            if len(request.token_times) == request.reply:
+                ended.append(one)
+                if one not in step.ending:
+                    finished.append(one)
+            else:
+                self.on_token(request)
+        self.scheduler.update(step, duration, finished)
+        for one in ended:
+            if self.referee.requests[one].ended is None:
+                self.referee.end(one, "finished", self.now)
