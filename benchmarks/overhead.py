@@ -115,7 +115,18 @@ class Http:
     async def __aenter__(self) -> Http:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "mlx_serving", "serve", "--model", str(self._directory), "--port", "0", "--json", "--set", "logging.level=error"),
+            *(
+                "-m",
+                "mlx_serving",
+                "serve",
+                "--model",
+                str(self._directory),
+                "--port",
+                "0",
+                "--json",
+                "--set",
+                "logging.level=error",
+            ),
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None

@@ -37,9 +37,7 @@ def build(config: Config) -> EngineCore:
     events.subscribe(log_event)
     settings = WorkerSettings(
         max_message_bytes=config.worker.max_message_bytes,
-        max_num_seqs=config.scheduler.max_num_seqs,
-        max_queue=config.scheduler.max_queue,
-        prefill_step_size=config.scheduler.prefill_step_size,
+        scheduler=config.scheduler.policy,
         sampling=config.generation.sampling_defaults,
     )
     command = WorkerCommand(settings, python=config.worker.python, blas=config.worker.blas)

@@ -17,10 +17,11 @@ from mlx_serving.config.policies import (
     RetryConfig,
     WorkerConfig,
 )
-from mlx_serving.config.schema import Config, GenerationConfig
+from mlx_serving.config.schema import Config, GenerationConfig, SchedulerConfig
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
 
 SECTIONS: list[tuple[Callable[..., object], object]] = [
@@ -181,3 +182,14 @@ def test_a_refused_secret_is_not_quoted() -> None:
     with pytest.raises(ValidationError) as caught:
         Config.model_validate({"server": {"api_key": "hunter 2"}})
     assert "hunter" not in str(caught.value)
+
+
+def test_the_scheduler_obeys_what_is_configured() -> None:
+    assert SchedulerConfig().policy == SchedulerPolicy()
+    configured = SchedulerConfig(max_num_seqs=2, max_queue=3, prefill_step_size=64, target_gap_s=0.5).policy
+    assert configured == SchedulerPolicy(max_num_seqs=2, max_queue=3, max_prefill_chunk=64, target_gap_s=0.5)
+
+
+def test_a_prefill_step_below_the_smallest_chunk_makes_chunks_that_small() -> None:
+    policy = SchedulerConfig(prefill_step_size=1).policy
+    assert (policy.min_prefill_chunk, policy.max_prefill_chunk) == (1, 1)

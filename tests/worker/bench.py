@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import mlx.nn as nn
@@ -13,20 +12,30 @@ from mlx_lm.generate import generate, stream_generate
 from mlx_lm.utils import load_model, load_tokenizer
 
 from mlx_serving.core import sampling_defaults
-from mlx_serving.core.generation import SamplingParams
+from mlx_serving.core.generation import Priority, SamplingParams
 from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.core.scheduler import Scheduler
+from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.wire.methods import LoadModelParams
 from mlx_serving.wire.notifications import Completed, Failed, Row
 from mlx_serving.worker import loader
-from mlx_serving.worker.generation import Generation, SchedulingLimits
+from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.runner import Job, make_runner
-from mlx_serving.worker.sampling import make_processors, make_sampler
+from mlx_serving.worker.model_runner import Job, ModelRunner
 from mlx_serving.worker.sequence import Ending, RunningSequence
 
 from ..tiny_models import EOS, token_ids
 
 PREFILL_STEP_SIZE = 8
+POLICY = SchedulerPolicy(
+    max_num_seqs=8,
+    min_prefill_chunk=PREFILL_STEP_SIZE,
+    max_prefill_chunk=PREFILL_STEP_SIZE,
+    target_gap_s=3600.0,
+    max_step_s=3600.0,
+    admission_window_s=0.0,
+)
+"""Under which steps do not depend on how fast the machine is: chunks have one size, and nobody waits for others."""
 GREEDY = SamplingDefaults(temperature=0.0, max_tokens=24)
 
 
@@ -53,26 +62,38 @@ class Stream:
         return self.end
 
 
-def load(directory: Path, *, context_length: int | None = None, max_num_seqs: int = 8) -> LoadedModel:
+def load(directory: Path, *, context_length: int | None = None) -> LoadedModel:
     params = LoadModelParams(model_id=str(directory), context_length=context_length)
-    factory = partial(make_runner, prefill_step_size=PREFILL_STEP_SIZE, max_num_seqs=max_num_seqs)
-    return loader.load(params, factory, lambda stage, done, total: None)
+    return loader.load(params, ModelRunner, lambda stage, done, total: None)
 
 
 class Bench:
-    def __init__(self, model: LoadedModel, limits: SchedulingLimits | None = None) -> None:
+    """`model` and those that are added are served; sequences are of `model` unless another is named."""
+
+    def __init__(self, model: LoadedModel, policy: SchedulerPolicy = POLICY) -> None:
         self.model = model
-        self.generation = Generation(limits or SchedulingLimits(max_num_seqs=8))
+        self.generation = Generation(Scheduler(policy))
+        self.generation.add_model(model)
         self.streams: dict[str, Stream] = {}
 
-    def start(self, stream_id: str, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Stream:
+    def start(
+        self,
+        stream_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        model: LoadedModel | None = None,
+        priority: Priority = "normal",
+        deadline: float | None = None,
+    ) -> Stream:
         """Greedy and 24 tokens where `params` say nothing. Raises `Overloaded`."""
+        model = model or self.model
         ids = token_ids(prompt) if isinstance(prompt, str) else list(prompt)
-        sampling = sampling_defaults.resolve(params or SamplingParams(), self.model.generation_config, GREEDY)
-        ending = Ending(sampling.max_tokens, self.model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
-        sequence = RunningSequence(stream_id, ids, ending, self.model.decode, time.monotonic())
-        sampler = make_sampler(sampling, sampling.seed or 0, self.model.facts.vocab_size)
-        self.generation.submit(self.model, sequence, Job(stream_id, ids, sampler, make_processors(sampling)))
+        sampling = sampling_defaults.resolve(params or SamplingParams(), model.generation_config, GREEDY)
+        ending = Ending(sampling.max_tokens, model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
+        sequence = RunningSequence(stream_id, ids, ending, model.decode, time.monotonic())
+        terms = Terms(sampling.max_tokens, priority, deadline=deadline)
+        self.generation.submit(model, sequence, Job(stream_id, ids, sampling, sampling.seed or 0), terms)
         return self.streams.setdefault(stream_id, Stream())
 
     def step(self, count: int = 1) -> list[Row]:

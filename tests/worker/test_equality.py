@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
 from mlx_serving.worker.batching import can_batch
-from mlx_serving.worker.generation import SchedulingLimits
-from mlx_serving.worker.runner import BatchRunner, SoloRunner
 
 from ..tiny_models import EOS
-from .bench import Bench, Reference, load
+from .bench import POLICY, Bench, Reference, load
 
 PROMPTS = {
     "one": "h",
@@ -86,9 +85,6 @@ def test_a_model_is_batched_only_if_a_batch_leaves_its_text_alone(
         "mamba": False,
         "llama4": False,
     }
-    assert all(
-        isinstance(model.runner, BatchRunner if model.facts.batching else SoloRunner) for model in batched.values()
-    )
 
 
 def test_a_model_whose_caches_fail_to_merge_is_not_batched(lfm2: Path) -> None:
@@ -107,7 +103,7 @@ def test_a_model_whose_caches_fail_to_merge_is_not_batched(lfm2: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "mamba"])
 def test_a_long_prompt_does_not_hold_up_a_running_sequence(name: str, request: pytest.FixtureRequest) -> None:
     """A batch decodes in every step; sequences that take turns wait for one chunk at most."""
-    bench = Bench(load(request.getfixturevalue(name)), SchedulingLimits(max_num_seqs=2))
+    bench = Bench(load(request.getfixturevalue(name)), replace(POLICY, max_num_seqs=2))
     bench.start("running", "a", SamplingParams(max_tokens=100, logit_bias={258: -100}))
     while not bench.streams["running"].tokens:
         bench.step()

@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
+from mlx_serving.core.scheduling import PrefillChunk
 from mlx_serving.errors import Overloaded
-from mlx_serving.worker.generation import SchedulingLimits
+from mlx_serving.worker.batch import Token
 from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.runner import Job
+from mlx_serving.worker.model_runner import Job, ModelRunner
 
 from ..tiny_models import SPELLED, token_ids
-from .bench import Bench, load
+from .bench import POLICY, Bench, load
 
 TEN = SamplingParams(max_tokens=10)
 
 
-class ScriptedRunner:
-    """Gives every sequence the same token in every step, unless told to raise."""
+class ScriptedRunner(ModelRunner):
+    """Gives every sequence the same token in every step, at once, unless told to raise."""
 
     def __init__(self, token_id: int) -> None:
         self._token_id = token_id
         self.jobs: dict[str, Job] = {}
+        self.admitted: list[str] = []
         self.closed = False
-        self.fail_adding: Exception | None = None
+        self.fail_admitting: Exception | None = None
         self.fail_stepping: Exception | None = None
+        self.fail_draining: Exception | None = None
 
-    def add(self, job: Job) -> None:
-        if self.fail_adding is not None:
-            raise self.fail_adding
+    @property
+    def running(self) -> list[str]:
+        return [stream_id for stream_id in self.admitted if stream_id in self.jobs]
+
+    def open(self, job: Job) -> None:
         self.jobs[job.stream_id] = job
+
+    def admit(self, stream_id: str) -> None:
+        if self.fail_admitting is not None:
+            raise self.fail_admitting
+        self.admitted.append(stream_id)
+
+    def run(self, decode: Collection[str], prefill: Sequence[PrefillChunk], ending: Collection[str]) -> list[Token]:
+        if self.fail_stepping is not None:
+            raise self.fail_stepping
+        begun = [chunk.id for chunk in prefill if chunk.last]
+        return [(stream_id, self._token_id) for stream_id in (*decode, *begun) if stream_id in self.jobs]
+
+    def drain(self) -> list[Token]:
+        if self.fail_draining is not None:
+            raise self.fail_draining
+        return []
+
+    def evict(self, stream_id: str) -> None:
+        self.admitted.remove(stream_id)
 
     def remove(self, stream_id: str) -> None:
         self.jobs.pop(stream_id, None)
-
-    def step(self) -> list[tuple[str, int]]:
-        if self.fail_stepping is not None:
-            raise self.fail_stepping
-        return [(stream_id, self._token_id) for stream_id in self.jobs]
 
     def close(self) -> None:
         self.closed = True
@@ -60,23 +81,23 @@ def scripted(model: LoadedModel) -> ScriptedRunner:
 def test_no_more_than_max_num_seqs_run_at_once_in_the_order_they_came(
     model: LoadedModel, scripted: ScriptedRunner
 ) -> None:
-    bench = Bench(model, SchedulingLimits(max_num_seqs=2, max_queue=3))
+    bench = Bench(model, replace(POLICY, max_num_seqs=2, max_queue=3))
     for name in "abcde":
         bench.start(name, name, SamplingParams(max_tokens=2 if name == "a" else 3))
     assert [row.stream_id for row in bench.step()] == ["a", "b"]
     assert [row.stream_id for row in bench.step()] == ["a", "b"]
     assert [row.stream_id for row in bench.step()] == ["b", "c"]
-    assert list(scripted.jobs) == ["c"]
+    assert scripted.running == ["c"]
     bench.finish()
     assert {name: stream.text for name, stream in bench.streams.items()} == {"a": "kk"} | dict.fromkeys("bcde", "kkk")
     assert scripted.jobs == {}
 
 
-@pytest.mark.parametrize(("max_num_seqs", "max_queue"), [(2, 1), (1, 0), (1, 2)])
+@pytest.mark.parametrize(("max_num_seqs", "max_queue"), [(2, 1), (1, 1), (1, 2)])
 def test_what_has_neither_slot_nor_place_is_refused(
     model: LoadedModel, scripted: ScriptedRunner, max_num_seqs: int, max_queue: int
 ) -> None:
-    bench = Bench(model, SchedulingLimits(max_num_seqs, max_queue))
+    bench = Bench(model, replace(POLICY, max_num_seqs=max_num_seqs, max_queue=max_queue))
     for index in range(max_num_seqs + max_queue):
         bench.start(str(index), "a", TEN)
     for _ in range(2):
@@ -92,7 +113,7 @@ def test_what_has_neither_slot_nor_place_is_refused(
 
 
 def test_aborting_reaches_those_who_run_and_those_who_wait(model: LoadedModel, scripted: ScriptedRunner) -> None:
-    bench = Bench(model, SchedulingLimits(max_num_seqs=1))
+    bench = Bench(model, replace(POLICY, max_num_seqs=1))
     bench.start("runs", "a", TEN)
     bench.start("waits", "a", TEN)
     bench.step()
@@ -114,7 +135,7 @@ def test_a_step_that_raises_fails_its_sequences_and_the_next_request_is_served(m
     """The runner that failed is replaced: what it left behind touches nothing."""
     broken = ScriptedRunner(0)
     model.runner = broken
-    bench = Bench(model, SchedulingLimits(max_num_seqs=2))
+    bench = Bench(model, replace(POLICY, max_num_seqs=2))
     for name in ("first", "second", "waiting"):
         bench.start(name, "a", SamplingParams(max_tokens=3))
     broken.fail_stepping = RuntimeError("[METAL] out of memory")
@@ -134,9 +155,10 @@ def test_a_step_that_raises_leaves_other_models_alone(model: LoadedModel, llama:
     bench, broken = Bench(model), ScriptedRunner(0)
     bench.start("good", "a", SamplingParams(max_tokens=5))
     bench.step()
-    other.runner, bench.model = broken, other
+    other.runner = broken
+    bench.generation.add_model(other)
     broken.fail_stepping = RuntimeError("no")
-    bench.start("bad", "a")
+    bench.start("bad", "a", model=other)
     bench.finish()
     assert bench.streams["good"].text == "bcdef"
     assert bench.streams["bad"].failed.error.data["details"] == {"model": other.model_id}
@@ -146,7 +168,7 @@ def test_a_sequence_that_cannot_begin_fails_alone(model: LoadedModel, scripted: 
     bench = Bench(model)
     bench.start("good", "a", TEN)
     bench.step()
-    scripted.fail_adding = ValueError("no cache")
+    scripted.fail_admitting = ValueError("no cache")
     bench.start("bad", "a", TEN)
     bench.finish()
     assert "could not begin: ValueError: no cache" in bench.streams["bad"].failed.error.message
@@ -203,3 +225,88 @@ def test_a_whole_text_ends_with_its_usage(model: LoadedModel) -> None:
     stats = stream.completed.stats
     assert (stats.prompt_tokens, stats.tokens_generated) == (4, len(SPELLED.encode()))
     assert 0 < stats.time_to_first_token <= stats.total_time
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mamba"])
+def test_two_models_take_turns_and_both_give_what_they_give_alone(
+    model: LoadedModel, name: str, request: pytest.FixtureRequest
+) -> None:
+    other, params = load(request.getfixturevalue(name)), SamplingParams(max_tokens=12, logit_bias={258: -100})
+    alone = Bench(other).run("abc", params).tokens
+    bench = Bench(model)
+    bench.generation.add_model(other)
+    bench.start("one", "a", params)
+    bench.start("two", "abc", params, model=other)
+    while not (bench.streams["one"].tokens and bench.streams["two"].tokens):
+        bench.step()
+    assert bench.streams["one"].end is None
+    assert bench.streams["two"].end is None
+    bench.finish()
+    assert bench.streams["one"].text == "bcdefghijklm"
+    assert bench.streams["two"].tokens == alone
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=1.0, seed=4, frequency_penalty=0.4)])
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_a_preempted_sequence_goes_on_with_the_same_tokens(
+    name: str, sampling: SamplingParams, request: pytest.FixtureRequest
+) -> None:
+    bench = Bench(load(request.getfixturevalue(name)), replace(POLICY, max_num_seqs=1))
+    params = replace(sampling, max_tokens=20, logit_bias={258: -100})
+    expected = bench.run("a prompt of three chunks", params).tokens
+    low = bench.start("low", "a prompt of three chunks", params, priority="low")
+    while len(low.tokens) < 6:
+        bench.step()
+    high = bench.start("high", "zz", SamplingParams(max_tokens=3, logit_bias={258: -100}), priority="high")
+    while high.end is None:
+        bench.step()
+    assert len(low.tokens) < 20
+    bench.finish()
+    assert low.tokens == expected
+    assert low.completed.stats.tokens_generated == 20
+
+
+def test_a_sequence_that_ends_as_it_is_preempted_has_ended(model: LoadedModel) -> None:
+    """Its last token was under way; the step that was to preempt it goes on without it."""
+    bench = Bench(model, replace(POLICY, max_num_seqs=1))
+    low = bench.start("low", "8", priority="low")  # gives 9 and then ends its turn
+    while not low.tokens:
+        bench.step()
+    assert low.end is None
+    high = bench.start("high", "a", SamplingParams(max_tokens=3), priority="high")
+    bench.finish()
+    assert (low.text, low.completed.finish_reason) == ("9", "stop")
+    assert high.text == "bcd"
+
+
+def test_a_sequence_whose_deadline_is_over_is_told_and_forgotten(model: LoadedModel, scripted: ScriptedRunner) -> None:
+    bench = Bench(model)
+    bench.start("good", "a", TEN)
+    bench.start("late", "a", TEN, deadline=0.0)
+    bench.finish()
+    assert bench.streams["late"].failed.error.data["type"] == "Timeout"
+    assert bench.streams["good"].text == "k" * 10
+    assert scripted.jobs == {}
+
+
+def test_a_launch_that_fails_when_it_is_read_fails_its_own_model(model: LoadedModel, llama: Path) -> None:
+    other, broken = load(llama), ScriptedRunner(0)
+    other.runner = broken
+    bench = Bench(model)
+    bench.generation.add_model(other)
+    bench.start("bad", "a", model=other)
+    bench.step()
+    broken.fail_draining = RuntimeError("[METAL] device lost")
+    bench.start("good", "a", SamplingParams(max_tokens=5))
+    bench.finish()
+    assert "device lost" in bench.streams["bad"].failed.error.message
+    assert bench.streams["good"].text == "bcdef"
+    assert broken.closed
+
+
+def test_a_model_without_sequences_can_be_removed_and_added_again(model: LoadedModel) -> None:
+    bench = Bench(model)
+    assert bench.run("a", SamplingParams(max_tokens=2)).text == "bc"
+    bench.generation.remove_model(model.model_id)
+    bench.generation.add_model(model)
+    assert bench.run("b", SamplingParams(max_tokens=2)).text == "cd"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlx.nn as nn
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
 from mlx_serving.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from mlx_serving.wire.methods import LoadModelParams
 from mlx_serving.worker import loader
-from mlx_serving.worker.runner import SoloRunner
+from mlx_serving.worker.model_runner import ModelRunner
 
 from ..tiny_models import VOCABULARY, make_llama
 from .bench import Bench, load
@@ -47,11 +48,34 @@ def test_facts_of_a_nested_text_config_are_found(llama4: Path) -> None:
     assert facts.batching is False
 
 
-def test_a_model_that_cannot_be_batched_gets_a_runner_that_takes_turns(mamba: Path) -> None:
-    model = load(mamba)
-    assert isinstance(model.runner, SoloRunner)
+@pytest.mark.parametrize(("name", "batching"), [("llama", True), ("mamba", False)])
+def test_a_runner_is_made_for_the_model_and_renewed_as_it_was(
+    name: str, batching: bool, request: pytest.FixtureRequest
+) -> None:
+    """A model that cannot be batched gets a runner whose sequences do not share steps, both times."""
+    asked: list[tuple[nn.Module, bool, int]] = []
+
+    def make_runner(model: nn.Module, batching: bool, vocabulary: int) -> ModelRunner:
+        asked.append((model, batching, vocabulary))
+        return ModelRunner(model, batching, vocabulary)
+
+    params = LoadModelParams(model_id=str(request.getfixturevalue(name)))
+    model = loader.load(params, make_runner, lambda stage, done, total: None)
+    first = model.runner
     model.renew_runner()
-    assert isinstance(model.runner, SoloRunner)
+    assert model.runner is not first
+    assert asked == [(model.model, batching, VOCABULARY)] * 2
+
+
+def test_the_bytes_of_a_token_in_the_caches_are_those_of_keys_and_values(
+    llama: Path, gemma3: Path, lfm2: Path, mamba: Path
+) -> None:
+    """float32 keys and values of the attention layers; a recurrent state does not grow."""
+    layer = 2 * 16 * 4  # bytes of one head
+    assert load(llama).kv_bytes_per_token == 2 * 2 * layer
+    assert load(gemma3).kv_bytes_per_token == 2 * 1 * layer
+    assert load(lfm2).kv_bytes_per_token == 1 * 2 * layer
+    assert load(mamba).kv_bytes_per_token == 0
 
 
 def test_a_model_without_a_length_has_the_default(mamba: Path) -> None:

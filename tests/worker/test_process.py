@@ -97,7 +97,7 @@ def test_a_restart_count_is_passed_on(cache: Path) -> None:
         assert worker.call("runtime/state")["restart_count"] == 3
 
 
-@pytest.mark.parametrize("settings", [{"max_num_seqs": 0}, {"unknown": 1}])
+@pytest.mark.parametrize("settings", [{"scheduler": {"max_num_seqs": 0}}, {"unknown": 1}])
 def test_settings_that_are_wrong_end_it_with_the_reason(cache: Path, settings: dict[str, object]) -> None:
     with WorkerProcess.by_hand(cache, settings) as worker:
         assert worker.wait() == 2

@@ -5,6 +5,7 @@ import mlx.core as mx
 Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
+def make_sampler(temp: float = 0.0, top_p: float = 0.0, min_p: float = 0.0, top_k: int = 0) -> Sampler: ...
 def make_logits_processors(
     logit_bias: dict[int, float] | None = None,
     repetition_penalty: float | None = None,

@@ -13,8 +13,10 @@ from pydantic_core import PydanticCustomError
 from mlx_serving.config.policies import CircuitBreakerConfig, RetryConfig, WorkerConfig
 from mlx_serving.config.served_models import NO_SPACES, ModelsConfig
 from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.core.scheduling import SchedulerPolicy
 
 _SAMPLING = SamplingDefaults()
+_SCHEDULER = SchedulerPolicy()
 
 MAX_KEY_CHARS = 512
 
@@ -119,12 +121,18 @@ class SchedulerConfig(Section):
     """How requests share the device."""
 
     max_num_seqs: int = Field(default=16, ge=1, le=1024, description="Sequences that are generated at the same time.")
-    prefill_step_size: int | None = Field(
-        default=None,
+    prefill_step_size: int = Field(
+        default=_SCHEDULER.max_prefill_chunk,
         ge=1,
         le=65_536,
-        description="Prompt tokens processed at once, between two steps of running sequences; none leaves it to the "
-        "worker: 512 on a GPU, 64 on a CPU.",
+        description="Prompt tokens processed at once at most; fewer while streams run, to keep `target_gap_s`.",
+    )
+    target_gap_s: float = Field(
+        default=_SCHEDULER.target_gap_s,
+        gt=0,
+        le=60,
+        description="Longest time between two tokens of a stream that the prompts of others may bring about, "
+        "in seconds.",
     )
     max_queue: int = Field(
         default=256,
@@ -132,6 +140,17 @@ class SchedulerConfig(Section):
         le=1_000_000,
         description="Requests that may wait; further ones are refused with a time to retry.",
     )
+
+    @property
+    def policy(self) -> SchedulerPolicy:
+        """What the scheduler obeys."""
+        return SchedulerPolicy(
+            max_num_seqs=self.max_num_seqs,
+            max_queue=self.max_queue,
+            target_gap_s=self.target_gap_s,
+            min_prefill_chunk=min(_SCHEDULER.min_prefill_chunk, self.prefill_step_size),
+            max_prefill_chunk=self.prefill_step_size,
+        )
 
 
 class LoggingConfig(Section):

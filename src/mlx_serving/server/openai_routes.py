@@ -87,6 +87,7 @@ async def _generate(
             model=model.name,
             prompt=asked.prompt,
             sampling=asked.sampling,
+            caller=asked.user or "",
             timeout_s=service.settings.request_timeout_s,
         ),
         backend=service.engine,

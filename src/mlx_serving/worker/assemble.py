@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import mlx.core as mx
 
+from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire.settings import WorkerSettings
-from mlx_serving.worker.generation import Generation, SchedulingLimits
+from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress, Pulse
 from mlx_serving.worker.loop import Inbox, Loop
+from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.pipe import Outbox
-from mlx_serving.worker.runner import make_runner
 from mlx_serving.worker.tokenizing import TokenizerThread
-
-# A chunk is the longest that running streams and aborts wait: a CPU takes seconds for what a GPU does in milliseconds.
-_PREFILL_STEP_SIZE_GPU = 512
-_PREFILL_STEP_SIZE_CPU = 64
 
 # Without a bound the allocator keeps a buffer of every size it ever saw, until Metal runs out of them.
 _CACHE_LIMIT_BYTES = 2 << 30
@@ -36,12 +32,10 @@ class Worker:
 def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: bool) -> Worker:
     """Call on the thread that will run the loop: MLX belongs to the thread that first uses it."""
     mx.set_cache_limit(_CACHE_LIMIT_BYTES)
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    chunk = settings.prefill_step_size or (_PREFILL_STEP_SIZE_GPU if on_gpu else _PREFILL_STEP_SIZE_CPU)
     inbox = Inbox()
     outbox = Outbox(write_fd)
     progress = Progress()
-    generation = Generation(SchedulingLimits(settings.max_num_seqs, settings.max_queue))
+    generation = Generation(Scheduler(settings.scheduler))
     loop = Loop(inbox, outbox, generation, progress, linger=linger)
     handlers = Handlers(
         outbox,
@@ -49,7 +43,7 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
         TokenizerThread(inbox.put),
         progress,
         Pulse(progress, outbox.notify),
-        partial(make_runner, prefill_step_size=chunk, max_num_seqs=settings.max_num_seqs),
+        ModelRunner,
         blas=blas,
         restart_count=settings.restart_count,
         defaults=settings.sampling,

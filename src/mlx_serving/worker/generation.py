@@ -1,121 +1,187 @@
-"""The sequences in flight, over all loaded models: who waits, who runs, and one round of steps for those who run."""
+"""The sequences in flight, over all loaded models: the shell around `core.scheduler`.
+
+The scheduler says what the device does next, the runners do it, the sequences turn tokens into text.
+"""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from mlx_serving.errors import GenerationError, Overloaded
+from mlx_serving.core.generation import Priority
+from mlx_serving.core.scheduler import Scheduler
+from mlx_serving.core.scheduling import Step
+from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError
 from mlx_serving.wire.notifications import Row, StepFrame
+from mlx_serving.worker.batch import Token
 from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.runner import Job
+from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.sequence import RunningSequence
 
 
 @dataclass(frozen=True, slots=True)
-class SchedulingLimits:
-    """`max_num_seqs` sequences run at once, over all models; `max_queue` more may wait for a slot."""
+class Terms:
+    """On what terms a sequence is served. `deadline` is monotonic seconds, `caller` who takes turns with others."""
 
-    max_num_seqs: int = 16
-    max_queue: int = 256
+    max_tokens: int
+    priority: Priority = "normal"
+    caller: str = ""
+    deadline: float | None = None
 
 
 @dataclass(slots=True)
 class _Entry:
+    """`begun`: the runner has computed something for it, or is about to."""
+
     model: LoadedModel
     sequence: RunningSequence
     job: Job
+    begun: bool = False
 
 
-@dataclass(slots=True)
 class Generation:
-    limits: SchedulingLimits
-    _waiting: deque[_Entry] = field(default_factory=deque["_Entry"])
-    _running: dict[str, _Entry] = field(default_factory=dict[str, "_Entry"])
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._models: dict[str, LoadedModel] = {}
+        self._entries: dict[str, _Entry] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._running)
+        return len(self._entries)
 
     def __contains__(self, stream_id: object) -> bool:
-        return stream_id in self._running or any(entry.sequence.stream_id == stream_id for entry in self._waiting)
+        return stream_id in self._entries
 
-    def count(self, model_id: str) -> int:
-        """How many sequences of a model wait or run."""
-        return sum(entry.model.model_id == model_id for entry in (*self._waiting, *self._running.values()))
+    def stream_ids(self, model_id: str) -> list[str]:
+        """The sequences of a model, waiting or running."""
+        return [stream_id for stream_id, entry in self._entries.items() if entry.model.model_id == model_id]
 
-    def submit(self, model: LoadedModel, sequence: RunningSequence, job: Job) -> None:
-        """Queue a sequence. Raises `Overloaded` when every slot is taken and the queue is full."""
-        if len(self) >= self.limits.max_num_seqs + self.limits.max_queue:
-            raise Overloaded(
-                f"{len(self._running)} requests are running and {len(self._waiting)} are waiting, which is the limit",
-                retry_after=1.0,
-                limit=self.limits.max_queue,
-            )
-        self._waiting.append(_Entry(model, sequence, job))
+    def add_model(self, model: LoadedModel) -> None:
+        self._models[model.model_id] = model
+        per_token = model.kv_bytes_per_token
+        self._scheduler.add_model(model.model_id, kv_bytes_per_token=per_token, batchable=model.facts.batching)
+
+    def remove_model(self, model_id: str) -> None:
+        """Forget a model that has no sequences left."""
+        self._models.pop(model_id).runner.close()
+        self._scheduler.remove_model(model_id)
+
+    def submit(self, model: LoadedModel, sequence: RunningSequence, job: Job, terms: Terms) -> None:
+        """Queue a sequence. Raises `Overloaded` when too many wait."""
+        self._scheduler.add(
+            job.stream_id,
+            model.model_id,
+            prompt_tokens=len(job.token_ids),
+            max_tokens=terms.max_tokens,
+            now=time.monotonic(),
+            priority=terms.priority,
+            caller=terms.caller,
+            deadline=terms.deadline,
+        )
+        model.runner.open(job)
+        self._entries[job.stream_id] = _Entry(model, sequence, job)
 
     def abort(self, stream_id: str) -> Row | None:
         """End a stream now; its slot is free at the next step. None when it is not here."""
-        entry = self._running.pop(stream_id, None)
-        if entry is not None:
-            entry.model.runner.remove(stream_id)
-        else:
-            entry = next((waiting for waiting in self._waiting if waiting.sequence.stream_id == stream_id), None)
-            if entry is None:
-                return None
-            self._waiting.remove(entry)
-        return entry.sequence.aborted(time.monotonic())
-
-    def stream_ids(self, model_id: str) -> list[str]:
-        return [
-            entry.sequence.stream_id
-            for entry in (*self._running.values(), *self._waiting)
-            if entry.model.model_id == model_id
-        ]
+        entry = self._forget(stream_id)
+        return None if entry is None else entry.sequence.aborted(time.monotonic())
 
     def step(self) -> StepFrame | None:
-        """Admit who fits, then one step for every model that has running sequences."""
-        rows = self._admit()
-        for model in {entry.model.model_id: entry.model for entry in self._running.values()}.values():
-            try:
-                tokens = model.runner.step()
-            except Exception as error:  # noqa: BLE001  a failing step fails its sequences, not the worker
-                rows += self._fail_all(model, error)
-            else:
-                now = time.monotonic()
-                rows += [self._accept(stream_id, token_id, now) for stream_id, token_id in tokens]
+        """One step of one model, and what became known of any: None when that is nothing."""
+        began = time.monotonic()
+        rows = [self._end(stream_id, _expired()) for stream_id in self._scheduler.expire(began)]
+        step = self._scheduler.schedule(began)
+        if step is None:
+            rows += self._drain(besides=None)
+        else:
+            rows += self._carry_out(step, began)
         return StepFrame(rows) if rows else None
 
-    def _admit(self) -> list[Row]:
-        failed: list[Row] = []
-        while self._waiting and len(self._running) < self.limits.max_num_seqs:
-            entry = self._waiting.popleft()
-            try:
-                entry.model.runner.add(entry.job)
-            except Exception as error:  # noqa: BLE001  what cannot begin fails alone
-                failed.append(entry.sequence.failed(_failure(entry.model, "could not begin", error)))
-            else:
-                self._running[entry.sequence.stream_id] = entry
-        return failed
-
-    def _accept(self, stream_id: str, token_id: int, now: float) -> Row:
-        entry = self._running[stream_id]
+    def _carry_out(self, step: Step, began: float) -> list[Row]:
+        model = self._models[step.model]
+        rows = [*self._preempt(step), *self._admit(step)]
         try:
-            row = entry.sequence.accept(token_id, now)
-        except Exception as error:  # noqa: BLE001  a token that cannot become text fails its own stream only
-            row = entry.sequence.failed(_failure(entry.model, "could not be decoded", error))
-        if row.end is not None:
-            del self._running[stream_id]
-            entry.model.runner.remove(stream_id)
-        return row
+            tokens = model.runner.run(step.decode, step.prefill, step.ending)
+        except Exception as error:  # noqa: BLE001  a failing step fails its sequences, not the worker
+            return rows + self._fail(model, error)
+        rows += self._drain(besides=model)  # launched before this step: the device has them first
+        rows += self._accept(tokens)
+        finished = [row.stream_id for row in rows if row.end is not None]
+        self._scheduler.update(step, time.monotonic() - began, finished)
+        return rows
 
-    def _fail_all(self, model: LoadedModel, cause: Exception) -> list[Row]:
-        failed = [entry for entry in self._running.values() if entry.model is model]
-        for entry in failed:
-            del self._running[entry.sequence.stream_id]
-        model.renew_runner()  # whatever the failed step left behind must not touch the next one
+    def _preempt(self, step: Step) -> list[Row]:
+        rows: list[Row] = []
+        for stream_id in step.preempted:
+            entry = self._entries.get(stream_id)
+            if entry is not None:  # else a token that was read for another one ended it
+                rows += self._read(entry.model)  # what was launched for it counts
+                entry.model.runner.evict(stream_id)
+        return rows
+
+    def _admit(self, step: Step) -> list[Row]:
+        rows: list[Row] = []
+        for admission in step.admitted:
+            entry = self._entries.get(admission.id)
+            if entry is None:
+                continue
+            entry.begun = True
+            try:
+                entry.model.runner.admit(admission.id)
+            except Exception as error:  # noqa: BLE001  a sequence that has no caches fails alone
+                rows.append(self._end(admission.id, _failure(entry.model, "could not begin", error)))
+        return rows
+
+    def _drain(self, besides: LoadedModel | None) -> list[Row]:
+        return [row for model in self._models.values() if model is not besides for row in self._read(model)]
+
+    def _read(self, model: LoadedModel) -> list[Row]:
+        try:
+            tokens = model.runner.drain()
+        except Exception as error:  # noqa: BLE001  a launch may fail on the device, which shows when it is read
+            return self._fail(model, error)
+        return self._accept(tokens)
+
+    def _accept(self, tokens: Iterable[Token]) -> list[Row]:
+        now = time.monotonic()
+        rows: list[Row] = []
+        for stream_id, token_id in tokens:
+            entry = self._entries[stream_id]
+            try:
+                row = entry.sequence.accept(token_id, now)
+            except Exception as error:  # noqa: BLE001  a token that cannot become text fails its own stream only
+                row = entry.sequence.failed(_failure(entry.model, "could not be decoded", error))
+            if row.end is not None:
+                self._forget(stream_id)
+            rows.append(row)
+        return rows
+
+    def _forget(self, stream_id: str) -> _Entry | None:
+        entry = self._entries.pop(stream_id, None)
+        if entry is not None:
+            entry.model.runner.remove(stream_id)
+            self._scheduler.abort(stream_id)
+        return entry
+
+    def _end(self, stream_id: str, error: EngineError) -> Row:
+        sequence = self._entries[stream_id].sequence
+        self._forget(stream_id)
+        return sequence.failed(error)
+
+    def _fail(self, model: LoadedModel, cause: Exception) -> list[Row]:
+        """End all that a model has begun: whatever the failed step left behind must not touch the next one."""
         error = _failure(model, "failed in a step", cause)
-        return [entry.sequence.failed(error) for entry in failed]
+        ours = {stream_id: self._entries[stream_id] for stream_id in self.stream_ids(model.model_id)}
+        rows = [self._end(stream_id, error) for stream_id, entry in ours.items() if entry.begun]
+        model.renew_runner()
+        for entry in ours.values():
+            if not entry.begun:
+                model.runner.open(entry.job)
+        return rows
+
+
+def _expired() -> DeadlineExceeded:
+    return DeadlineExceeded("The time for this request was over before it was done")
 
 
 def _failure(model: LoadedModel, what: str, cause: Exception) -> GenerationError:

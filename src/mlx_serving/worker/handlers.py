@@ -17,11 +17,9 @@ import msgspec
 import psutil
 
 from mlx_serving.core import sampling_defaults
-from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, TextPrompt, TokenPrompt
 from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefaults
 from mlx_serving.errors import (
     Aborted,
-    ContextLengthExceeded,
     EngineError,
     InvalidRequest,
     ModelNotLoaded,
@@ -32,12 +30,12 @@ from mlx_serving.wire import jsonrpc, methods
 from mlx_serving.wire.methods import Method
 from mlx_serving.wire.notifications import ModelProgress, Row, StepFrame
 from mlx_serving.worker import loader
-from mlx_serving.worker.generation import Generation
+from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.heartbeat import Progress, Pulse
 from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.model_runner import Job, RunnerFactory
 from mlx_serving.worker.pipe import Outbox
-from mlx_serving.worker.runner import Job, RunnerFactory
-from mlx_serving.worker.sampling import make_processors, make_sampler
+from mlx_serving.worker.requests import check_ids, check_token_ids, prompt_of, sampling_of, tokens_that_fit
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.tokenizing import TokenizerThread
 
@@ -194,6 +192,7 @@ class Handlers:
         if loaded is None:
             loaded = loader.load(params, self._make_runner, self._progress_reporter(params.model_id))
             self._models[params.model_id] = loaded
+            self._generation.add_model(loaded)
         reply.send(loaded.facts)
 
     def _progress_reporter(self, model_id: str) -> loader.OnProgress:
@@ -217,9 +216,8 @@ class Handlers:
     def finish_unloading(self) -> None:
         """Drop the models that are to go and that nobody uses any more."""
         for model_id in [model_id for model_id in self._unloading if self._streams_of(model_id) == 0]:
-            model = self._models.pop(model_id)
-            model.runner.close()
-            del model
+            del self._models[model_id]
+            self._generation.remove_model(model_id)
             gc.collect()
             mx.synchronize()  # buffers in flight must not be freed
             mx.clear_cache()
@@ -233,7 +231,9 @@ class Handlers:
         return model
 
     def _streams_of(self, model_id: str) -> int:
-        return self._generation.count(model_id) + sum(opening == model_id for opening in self._opening.values())
+        return len(self._generation.stream_ids(model_id)) + sum(
+            opening == model_id for opening in self._opening.values()
+        )
 
     def _abort_streams(self, model_id: str) -> None:
         rows = [self._generation.abort(stream_id) for stream_id in self._generation.stream_ids(model_id)]
@@ -254,11 +254,11 @@ class Handlers:
         stream_id = params.stream_id or str(uuid.uuid4())
         if stream_id in self._opening or stream_id in self._generation:
             raise InvalidRequest(f"A stream with the id {stream_id} is active", field="stream_id", given=stream_id)
-        prompt = _prompt(params)
-        sampling_params = _sampling_params(params)
+        prompt = prompt_of(params)
+        sampling_params = sampling_of(params)
         sampling_defaults.validate(sampling_params)
         sampling = sampling_defaults.resolve(sampling_params, model.generation_config, self._defaults)
-        _check_ids(params, model)
+        check_ids(params, model)
         started_at, started = time.time(), time.monotonic()
         self._opening[stream_id] = model.model_id
 
@@ -266,8 +266,12 @@ class Handlers:
             if self._opening.pop(stream_id, None) is None:
                 reply.fail(Aborted("The stream was aborted before it began", stream_id=stream_id))
                 return
-            max_tokens = _fit(len(token_ids), params.max_tokens, sampling.max_tokens, model.facts.context_length)
-            self._submit(model, stream_id, token_ids, sampling, max_tokens, started)
+            max_tokens = tokens_that_fit(
+                len(token_ids), params.max_tokens, sampling.max_tokens, model.facts.context_length
+            )
+            self._submit(
+                model, stream_id, token_ids, sampling, Terms(max_tokens, params.priority, params.caller), started
+            )
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
 
         def refuse(error: EngineError) -> None:
@@ -282,14 +286,14 @@ class Handlers:
         stream_id: str,
         token_ids: list[int],
         sampling: ResolvedSampling,
-        max_tokens: int,
+        terms: Terms,
         started: float,
     ) -> None:
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
-        ending = Ending(max_tokens, model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
+        ending = Ending(terms.max_tokens, model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
         sequence = RunningSequence(stream_id, token_ids, ending, model.decode, started)
-        sampler = make_sampler(sampling, seed, model.facts.vocab_size)
-        self._generation.submit(model, sequence, Job(stream_id, token_ids, sampler, make_processors(sampling)))
+        job = Job(stream_id, token_ids, sampling, seed)
+        self._generation.submit(model, sequence, job, terms)
 
     def abort(self, params: methods.AbortParams, reply: Reply[methods.AbortResult]) -> None:
         row = self._generation.abort(params.stream_id)
@@ -305,7 +309,7 @@ class Handlers:
 
     def detokenize(self, params: methods.DetokenizeParams, reply: Reply[methods.DetokenizeResult]) -> None:
         model = self._model(params.model_id)
-        _check_token_ids("tokens", params.tokens, model)
+        check_token_ids("tokens", params.tokens, model)
 
         def work() -> methods.DetokenizeResult:
             text = model.tokenizer.decode(params.tokens, skip_special_tokens=params.skip_special_tokens)
@@ -336,70 +340,3 @@ class Handlers:
 def _tokenize(model: LoadedModel, params: methods.TokenizeParams) -> methods.TokenizeResult:
     token_ids = model.tokenizer.encode(params.text, add_special_tokens=params.add_special_tokens)
     return methods.TokenizeResult(token_ids, model.tokenizer.token_strings(token_ids))
-
-
-def _prompt(params: methods.GenerateParams) -> Prompt:
-    given = [name for name in ("prompt", "prompt_tokens", "messages") if getattr(params, name) not in (None, [])]
-    if len(given) != 1:
-        raise InvalidRequest(
-            "One of prompt, prompt_tokens and messages is required, and not empty"
-            if not given
-            else f"Only one of prompt, prompt_tokens and messages is allowed, got {' and '.join(given)}",
-            field=given[1] if given else "prompt",
-        )
-    if params.messages:
-        return ChatPrompt(tuple(params.messages), params.template_kwargs)
-    return TokenPrompt(tuple(params.prompt_tokens)) if params.prompt_tokens else TextPrompt(params.prompt or "")
-
-
-def _sampling_params(params: methods.GenerateParams) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=params.max_tokens,
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logit_bias=params.logit_bias,
-        seed=params.seed,
-        stop=tuple(params.stop_sequences),
-        stop_token_ids=tuple(params.stop_token_ids),
-    )
-
-
-def _check_ids(params: methods.GenerateParams, model: LoadedModel) -> None:
-    _check_token_ids("prompt_tokens", params.prompt_tokens or [], model)
-    _check_token_ids("logit_bias", list(params.logit_bias), model)
-
-
-def _check_token_ids(field: str, token_ids: list[int], model: LoadedModel) -> None:
-    """An id outside the vocabulary would read memory that is not the model's."""
-    highest = max(token_ids, default=0)
-    if highest >= model.facts.vocab_size:
-        raise InvalidRequest(
-            f"{field} has the token id {highest}, but the vocabulary of {model.model_id} has "
-            f"{model.facts.vocab_size} entries",
-            field=field,
-            limit=model.facts.vocab_size - 1,
-            given=highest,
-        )
-
-
-def _fit(prompt_tokens: int, asked: int | None, default: int, context_length: int) -> int:
-    """The tokens that may be generated: what was asked for must fit, a default is cut to what is left.
-
-    Raises `ContextLengthExceeded` with the numbers, `InvalidRequest` for a prompt without a token.
-    """
-    if prompt_tokens == 0:
-        raise InvalidRequest("The prompt is empty: it has no tokens", field="prompt")
-    if prompt_tokens + (asked or 1) > context_length:
-        wanted = f" and max_tokens {asked}" if asked is not None else ""
-        raise ContextLengthExceeded(
-            f"The context holds {context_length} tokens, but the prompt has {prompt_tokens}{wanted}",
-            field="prompt" if prompt_tokens >= context_length else "max_tokens",
-            limit=context_length,
-            given=prompt_tokens + (asked or 0),
-        )
-    return asked if asked is not None else min(default, context_length - prompt_tokens)

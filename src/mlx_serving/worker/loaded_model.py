@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.nn as nn
 
 from mlx_serving.wire.methods import LoadModelResult
-from mlx_serving.worker.runner import Runner, RunnerFactory
+from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
 from mlx_serving.worker.tokenizing import Decode, PromptTokenizer
 
 
@@ -16,7 +16,8 @@ from mlx_serving.worker.tokenizing import Decode, PromptTokenizer
 class LoadedModel:
     """`tokenizer` belongs to the tokenizer thread, everything else to the thread that owns MLX.
 
-    `generation_config` is the model's own file of sampling defaults, empty when it has none.
+    `generation_config` is the model's own file of sampling defaults, empty when it has none. `kv_bytes_per_token` is
+    what a token takes in the caches of all layers.
     """
 
     facts: LoadModelResult
@@ -26,7 +27,8 @@ class LoadedModel:
     generation_config: Mapping[str, object]
     eos_token_ids: frozenset[int]
     make_runner: RunnerFactory
-    runner: Runner
+    runner: ModelRunner
+    kv_bytes_per_token: int
 
     @property
     def model_id(self) -> str:
@@ -34,4 +36,4 @@ class LoadedModel:
 
     def renew_runner(self) -> None:
         self.runner.close()
-        self.runner = self.make_runner(self.model, self.facts.batching)
+        self.runner = self.make_runner(self.model, self.facts.batching, self.facts.vocab_size)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx import utils
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
 from mlx_serving.catalog.prepare import prepare
@@ -19,7 +20,7 @@ from mlx_serving.errors import ModelLoadError
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
 from mlx_serving.worker.batching import can_batch
 from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.runner import RunnerFactory
+from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
 
 DEFAULT_CONTEXT_LENGTH = 8192
@@ -47,6 +48,7 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
         model, config = load_model(directory, lazy=True)
         _materialise(model, on_progress)
         batching = can_batch(model)
+        kv_bytes_per_token = _kv_bytes_per_token(model)
     with _blaming("its tokenizer", params.model_id, directory):
         # Said outright: left open, transformers asks on stdin whether code from the directory may run.
         tokenizer = load_tokenizer(directory, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
@@ -77,7 +79,8 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
         generation_config=generation_config,
         eos_token_ids=frozenset(tokenizer.eos_token_ids),
         make_runner=make_runner,
-        runner=make_runner(model, batching),
+        runner=make_runner(model, batching, facts.vocab_size),
+        kv_bytes_per_token=kv_bytes_per_token,
     )
 
 
@@ -134,6 +137,17 @@ def _materialise(model: nn.Module, on_progress: OnProgress) -> None:
 
 def _evaluate(arrays: list[mx.array]) -> None:
     mx.eval(arrays)  # pyright: ignore[reportUnknownMemberType]  MLX's stub leaves its arguments untyped
+
+
+def _kv_bytes_per_token(model: nn.Module) -> int:
+    """Measured: what the caches allocated for one token, over the tokens they allocated it for.
+
+    Layers whose cache does not grow (recurrent ones) count nothing.
+    """
+    caches = make_prompt_cache(model)
+    cast(Any, model)(mx.array([[0]], dtype=mx.uint32), cache=caches)
+    growing = [cache for cache in caches if isinstance(cache, KVCache | RotatingKVCache)]
+    return sum(cache.nbytes // cache.keys.shape[2] for cache in growing)
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

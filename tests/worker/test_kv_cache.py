@@ -1,0 +1,260 @@
+"""Rows of a slot cache against the same sequences in caches of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.utils import load_model
+
+from mlx_serving.worker.kv_cache import GROWTH_TOKENS, MergedCache, RowLengths, SlotKVCache, SoloCache
+
+from ..tiny_models import VOCABULARY
+
+TOLERANCE = 1e-4
+
+
+def prompt_of(seed: int, length: int) -> list[int]:
+    return [(seed * 37 + index * index * 11 + index) % VOCABULARY for index in range(length)]
+
+
+class Crowd:
+    """Sequences in one batch, each with a twin in caches of its own; every step compares their logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model: Any = model
+        self._lengths = RowLengths()
+        self._layers: list[SlotKVCache | MergedCache] = []
+        self._twins: list[list[Any]] = []
+        self._next: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._twins)
+
+    @property
+    def slot_caches(self) -> list[SlotKVCache]:
+        return [layer for layer in self._layers if isinstance(layer, SlotKVCache)]
+
+    def join(self, prompt: list[int]) -> None:
+        caches, twin = make_prompt_cache(self._model), make_prompt_cache(self._model)
+        for one in (caches, twin):
+            if prompt[:-1]:
+                self._model(mx.array([prompt[:-1]]), cache=one)
+        if not self._layers:
+            self._layers = [SlotKVCache(self._lengths) if type(one) is KVCache else MergedCache() for one in caches]
+        for layer, cache in zip(self._layers, caches, strict=True):
+            layer.join(cache)
+        self._lengths.append(len(prompt) - 1)
+        self._twins.append(twin)
+        self._next.append(prompt[-1])
+
+    def leave(self, index: int) -> None:
+        last = len(self._twins) - 1
+        for layer in self._layers:
+            layer.leave(index, last)
+        self._lengths.leave(index)
+        for rows in (self._twins, self._next):
+            tail = rows.pop()
+            if index < last:
+                cast(list[Any], rows)[index] = tail
+        if last == 0:
+            self._layers = []
+
+    def step(self) -> None:
+        fed = mx.array(self._next)[:, None]
+        logits = cast(mx.array, self._model(fed, cache=[layer.cache for layer in self._layers]))[:, -1]
+        self._lengths.advance()
+        alone = mx.concatenate(
+            [
+                cast(mx.array, self._model(mx.array([[token]]), cache=twin))[:, -1]
+                for token, twin in zip(self._next, self._twins, strict=True)
+            ]
+        )
+        assert mx.allclose(logits, alone, rtol=0, atol=TOLERANCE).item()
+        self._next = cast(list[int], mx.argmax(alone, axis=-1).tolist())
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3", "lfm2"])
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return load_model(request.getfixturevalue(request.param))[0]
+
+
+@pytest.fixture(scope="module")
+def plain(llama: Path) -> nn.Module:
+    return load_model(llama)[0]
+
+
+def key_values(length: int, *, heads: int = 2, dim: int = 4, value: float = 1.0) -> KVCache:
+    cache: Any = KVCache()
+    if length:
+        cache.update_and_fetch(mx.full((1, heads, length, dim), value), mx.full((1, heads, length, dim), -value))
+    return cast(KVCache, cache)
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("join"), st.integers(1, 24)),
+        st.tuples(st.just("leave"), st.integers(0, 100)),
+        st.tuples(st.just("step"), st.integers(1, 3)),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(events=EVENTS)
+def test_rows_that_come_and_go_have_the_logits_they_have_alone(model: nn.Module, events: list[tuple[str, int]]) -> None:
+    crowd = Crowd(model)
+    for count, (event, number) in enumerate(events):
+        if event == "join":
+            crowd.join(prompt_of(count, number))
+        elif len(crowd) and event == "leave":
+            crowd.leave(number % len(crowd))
+        elif len(crowd):
+            for _ in range(number):
+                crowd.step()
+    if len(crowd):
+        crowd.step()
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_whoever_leaves_the_rest_go_on(model: nn.Module, first: int) -> None:
+    crowd = Crowd(model)
+    for seed, length in enumerate((3, 17, 9)):
+        crowd.join(prompt_of(seed, length))
+    crowd.step()
+    crowd.leave(first)
+    crowd.step()
+    crowd.join(prompt_of(7, 12))
+    crowd.step()
+    for _ in range(2):
+        crowd.leave(0)
+        crowd.step()
+
+
+def test_prompts_of_one_token_begin_with_nothing(model: nn.Module) -> None:
+    """Alone, together, and beside a long one, in each order."""
+    crowd = Crowd(model)
+    crowd.join([5])
+    crowd.step()
+    crowd.join([6])
+    crowd.join(prompt_of(1, 20))
+    crowd.join([7])
+    for _ in range(3):
+        crowd.step()
+
+
+@pytest.mark.parametrize("length", [GROWTH_TOKENS - 2, GROWTH_TOKENS - 1, GROWTH_TOKENS, GROWTH_TOKENS + 1])
+def test_a_cache_grows_past_its_first_tokens(plain: nn.Module, length: int) -> None:
+    crowd = Crowd(plain)
+    crowd.join(prompt_of(0, length))
+    crowd.join(prompt_of(1, 4))
+    for _ in range(4):
+        crowd.step()
+    crowd.join(prompt_of(2, 2 * GROWTH_TOKENS + 3))
+    for _ in range(2):
+        crowd.step()
+    crowd.leave(0)
+    crowd.step()
+
+
+def test_memory_grows_in_steps_and_is_given_back_when_the_last_leaves(plain: nn.Module) -> None:
+    crowd = Crowd(plain)
+    crowd.join(prompt_of(0, 10))
+    caches = crowd.slot_caches
+    row = 2 * 2 * 16 * 4 * GROWTH_TOKENS  # keys and values, heads, head_dim, bytes
+    assert [cache.nbytes for cache in caches] == [row, row]
+    crowd.step()
+    assert caches[0].nbytes == row
+    crowd.join(prompt_of(1, GROWTH_TOKENS + 10))
+    assert caches[0].nbytes == 4 * row
+    crowd.leave(0)
+    crowd.leave(0)
+    assert [cache.nbytes for cache in caches] == [0, 0]
+
+
+@pytest.mark.parametrize("window", [3, 4, 8])
+def test_a_window_shows_each_row_its_last_tokens(window: int) -> None:
+    rows = RowLengths()
+    for length in (2, 7, 0):
+        rows.append(length)
+    mask = rows.mask(window)
+    assert mask.shape == (3, 1, 1, 8)
+    for index, length in enumerate(rows.lengths):
+        seen = [position for position, shown in enumerate(cast(list[bool], mask[index, 0, 0].tolist())) if shown]
+        assert seen == [position for position in range(length + 1) if position > length - window]
+
+
+def test_rows_that_are_as_long_need_no_mask_and_have_one_offset() -> None:
+    rows = RowLengths()
+    cache = SlotKVCache(rows)
+    for _ in range(2):
+        cache.join(key_values(5))
+        rows.append(5)
+    assert (cache.offset, cache.make_mask(1)) == (5, None)
+    assert cache.make_mask(1, window_size=6) is None
+    narrow = cache.make_mask(1, window_size=5)
+    assert narrow is not None
+    assert narrow[:, 0, 0].tolist() == [[False] + [True] * 5] * 2
+    whole = cache.make_mask(1, return_array=True)
+    assert whole is not None
+    assert whole.all().item()
+
+
+def test_rows_of_different_lengths_have_a_mask_and_an_offset_each() -> None:
+    rows = RowLengths()
+    cache = SlotKVCache(rows)
+    for length in (1, 3):
+        cache.join(key_values(length))
+        rows.append(length)
+    assert isinstance(cache.offset, mx.array)
+    assert cache.offset.tolist() == [1, 3]
+    mask = cache.make_mask(1)
+    assert mask is not None
+    assert mask[:, 0, 0].tolist() == [[True, True, False, False], [True] * 4]
+    rows.advance()
+    assert cache.offset.tolist() == [2, 4]
+    rows.leave(0)
+    assert cache.offset == 4
+
+
+def test_what_a_broken_row_left_behind_does_not_reach_the_next_in_its_slot() -> None:
+    """Not a number times a weight of zero is not a number."""
+    rows = RowLengths()
+    cache = SlotKVCache(rows)
+    for length, value in ((2, 1.0), (9, float("nan")), (6, 1.0)):
+        cache.join(key_values(length, value=value))
+        rows.append(length)
+    cache.leave(1, 2)
+    rows.leave(1)
+    for length in (1, 0):
+        cache.join(key_values(length))
+        rows.append(length)
+    keys, values = cache.update_and_fetch(mx.ones((4, 2, 1, 4)), mx.ones((4, 2, 1, 4)))
+    assert not mx.isnan(keys).any().item()
+    assert not mx.isnan(values).any().item()
+
+
+def test_rotating_caches_are_merged_and_filtered() -> None:
+    layer = MergedCache()
+    for length, value in ((2, 1.0), (5, 2.0), (3, 3.0)):
+        row: Any = RotatingKVCache(max_size=4)
+        row.update_and_fetch(mx.full((1, 1, length, 2), value), mx.full((1, 1, length, 2), value))
+        layer.join(row)
+    layer.leave(0, 2)
+    keys, _ = layer.cache.update_and_fetch(mx.zeros((2, 1, 1, 2)), mx.zeros((2, 1, 1, 2)))
+    assert [sorted(set(cast(list[float], keys[row].flatten().tolist()))) for row in (0, 1)] == [[0.0, 3.0], [0.0, 2.0]]
+
+
+def test_a_sequence_that_cannot_share_keeps_its_own_cache() -> None:
+    layer, own = SoloCache(), key_values(3)
+    layer.join(own)
+    assert layer.cache is own
+    layer.leave(0, 0)
+    assert layer.cache is None

@@ -1,0 +1,276 @@
+"""A runner gives mlx-lm's tokens however its sequences are cut up, interrupted and mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlx_serving.core.sampling_defaults import ResolvedSampling
+from mlx_serving.core.scheduling import PrefillChunk
+from mlx_serving.worker.batch import DecodeBatch
+from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.sampler import SamplingRow
+
+from ..tiny_models import VOCABULARY, token_ids
+from .bench import Reference, load
+
+ARCHITECTURES = ["llama", "qwen3", "gemma3", "lfm2", "mamba", "llama4", "quantised"]
+PROMPT = "A prompt of more than sixteen tokens."
+GREEDY = ResolvedSampling(
+    max_tokens=1, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, logit_bias={258: -100.0}
+)
+SEEDED = ResolvedSampling(
+    max_tokens=1,
+    temperature=1.0,
+    top_p=0.95,
+    top_k=0,
+    min_p=0.0,
+    repetition_penalty=1.1,
+    frequency_penalty=0.3,
+    logit_bias={258: -100.0},
+)
+
+
+class Driver:
+    """Orders the steps that the test wants, and collects what each sequence is given."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner = runner
+        self.tokens: dict[str, list[int]] = {}
+        self._prompts: dict[str, list[int]] = {}
+
+    def open(self, stream_id: str, prompt: str, sampling: ResolvedSampling = GREEDY, seed: int = 0) -> None:
+        self._prompts[stream_id] = token_ids(prompt)
+        self.tokens[stream_id] = []
+        self.runner.open(Job(stream_id, token_ids(prompt), sampling, seed))
+
+    def admit(self, stream_id: str, chunk: int = 1000, beside: Sequence[str] = ()) -> None:
+        """Compute its prompt and what it was given before in chunks, while those `beside` decode."""
+        self.runner.admit(stream_id)
+        total = len(self._prompts[stream_id]) + len(self.tokens[stream_id])
+        for start in range(0, total, chunk):
+            count = min(chunk, total - start)
+            self.step(beside, [PrefillChunk(stream_id, start, count, last=start + count == total)])
+
+    def step(
+        self, decode: Sequence[str], prefill: Sequence[PrefillChunk] = (), ending: Sequence[str] = ()
+    ) -> list[str]:
+        return self._take(self.runner.run(decode, prefill, ending))
+
+    def drain(self) -> list[str]:
+        return self._take(self.runner.drain())
+
+    def decode(self, stream_id: str, count: int) -> None:
+        """Go on until it has `count` tokens, and nothing is under way."""
+        while len(self.tokens[stream_id]) < count:
+            ending = [stream_id] if len(self.tokens[stream_id]) == count - 2 else []
+            self.step([stream_id], ending=ending)
+            if ending:
+                self.drain()
+
+    def _take(self, given: list[tuple[str, int]]) -> list[str]:
+        for stream_id, token in given:
+            self.tokens[stream_id].append(token)
+        return [stream_id for stream_id, _ in given]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> LoadedModel:
+    return load(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def driver(model: LoadedModel) -> Driver:
+    return Driver(model.runner)
+
+
+@pytest.fixture
+def plain(llama: Path) -> Driver:
+    return Driver(load(llama).runner)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16, 1000])
+def test_chunks_of_any_size_give_mlx_lm_s_tokens(model: LoadedModel, chunk: int) -> None:
+    """A sliding window, a convolution and a chunked cache see the boundaries in other places each time."""
+    directory = Path(model.facts.cached_path)
+    expected = Reference(directory).tokens(PROMPT, 10)
+    driver = Driver(model.runner)
+    driver.open("a", PROMPT, ResolvedSampling(1, 0.0, 1.0, 0, 0.0, 1.0))
+    driver.admit("a", chunk)
+    for _ in range(10):
+        driver.step(["a"])
+    assert driver.tokens["a"][: len(expected)] == expected
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.sets(st.integers(1, len(PROMPT) - 1)))
+def test_chunks_of_different_sizes_give_the_same_tokens(llama_model: LoadedModel, cuts: set[int]) -> None:
+    llama_model.renew_runner()
+    driver = Driver(llama_model.runner)
+    driver.open("whole", PROMPT)
+    driver.open("cut", PROMPT)
+    driver.admit("whole")
+    driver.runner.admit("cut")
+    ends = [*sorted(cuts), len(PROMPT)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        driver.step(["whole"], [PrefillChunk("cut", start, end - start, last=end == len(PROMPT))])
+    for _ in range(6):
+        driver.step(["whole", "cut"])
+    count = min(len(tokens) for tokens in driver.tokens.values())
+    assert count >= 6
+    assert driver.tokens["cut"][:count] == driver.tokens["whole"][:count]
+
+
+@pytest.fixture(scope="module")
+def llama_model(llama: Path) -> LoadedModel:
+    return load(llama)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded and penalised"])
+@pytest.mark.parametrize("after", [1, 2, 7])
+def test_a_sequence_that_was_evicted_goes_on_with_the_same_tokens(
+    driver: Driver, sampling: ResolvedSampling, after: int
+) -> None:
+    driver.open("undisturbed", PROMPT, sampling, seed=5)
+    driver.admit("undisturbed")
+    for _ in range(14):
+        driver.step(["undisturbed"])
+    driver.runner.remove("undisturbed")
+
+    driver.open("other", "Zebras!", sampling)
+    driver.open("evicted", PROMPT, sampling, seed=5)
+    driver.admit("other")
+    driver.admit("evicted", 5, beside=["other"])
+    while len(driver.tokens["evicted"]) < after - 1:
+        driver.step(["other", "evicted"])
+    driver.drain()
+    driver.runner.evict("evicted")
+    driver.step(["other"])
+    driver.admit("evicted", 4, beside=["other"])
+    for _ in range(14 - after):
+        driver.step(["other"])
+        driver.step(["other", "evicted"])
+    count = min(len(driver.tokens["evicted"]), len(driver.tokens["undisturbed"]))
+    assert count >= 10
+    assert driver.tokens["evicted"][:count] == driver.tokens["undisturbed"][:count]
+
+
+def test_an_ending_row_leaves_at_once_and_gets_its_last_token(driver: Driver) -> None:
+    driver.open("ends", "abc")
+    driver.open("stays", "defgh")
+    driver.admit("ends")
+    driver.admit("stays", beside=["ends"])
+    driver.step(["stays", "ends"], ending=["ends"])
+    before = len(driver.tokens["ends"])
+    assert driver.step(["stays"]).count("ends") == 1
+    assert len(driver.tokens["ends"]) == before + 1
+    for _ in range(3):
+        assert "ends" not in driver.step(["stays"])
+
+
+def test_a_sequence_may_end_with_its_first_token(driver: Driver) -> None:
+    driver.open("one", "abc")
+    driver.runner.admit("one")
+    assert driver.step([], [PrefillChunk("one", 0, 3, last=True)], ending=["one"]) == []
+    assert driver.drain() == ["one"]
+    assert driver.drain() == []
+
+
+def test_what_is_removed_between_launch_and_reading_gets_nothing_more(driver: Driver) -> None:
+    for name in ("first", "gone", "last"):
+        driver.open(name, name)
+        driver.admit(name)
+    driver.step(["first", "gone", "last"])
+    driver.runner.remove("gone")
+    given = driver.step(["first", "last"]) + driver.drain()
+    assert sorted(set(given)) == ["first", "last"]
+    driver.runner.remove("gone")
+    driver.runner.remove("never there")
+
+
+def test_tokens_of_a_turn_are_not_kept_until_the_sequence_s_next_turn(mamba: Path) -> None:
+    """Sequences of a model that cannot be batched take turns; what one is given does not wait for it."""
+    driver = Driver(load(mamba).runner)
+    for name in ("a", "b"):
+        driver.open(name, name)
+        driver.admit(name)
+    driver.step(["a"], ending=["a"])
+    before = len(driver.tokens["a"])
+    driver.step(["b"])
+    assert len(driver.tokens["a"]) == before + 1
+
+
+def test_a_drain_between_steps_changes_no_token(driver: Driver) -> None:
+    """Also not with penalties and a change of membership right after it."""
+    for name in ("steady", "drained"):
+        driver.open(name, PROMPT, SEEDED, seed=3)
+        driver.admit(name)
+        for count in range(8):
+            driver.step([name])
+            if name == "drained":
+                driver.drain()
+                driver.open(f"guest {count}", "g")
+                driver.admit(f"guest {count}")
+                driver.runner.remove(f"guest {count}")
+        driver.runner.remove(name)
+    count = min(len(driver.tokens["steady"]), len(driver.tokens["drained"]))
+    assert count >= 8
+    assert driver.tokens["drained"][:count] == driver.tokens["steady"][:count]
+
+
+def test_who_was_removed_since_the_step_was_ordered_is_passed_over(driver: Driver) -> None:
+    driver.open("decodes", "abc")
+    driver.open("prefills", "def")
+    driver.admit("decodes")
+    driver.runner.admit("prefills")
+    driver.runner.remove("decodes")
+    driver.runner.remove("prefills")
+    assert driver.step(["decodes"], [PrefillChunk("prefills", 0, 3, last=True)]) == []
+    assert driver.drain() == []
+
+
+def test_a_runner_can_be_closed_with_work_under_way(plain: Driver) -> None:
+    plain.open("a", "abc")
+    plain.admit("a")
+    plain.step(["a"])
+    plain.runner.close()
+
+
+def joined(model: nn.Module, batch: DecodeBatch, stream_id: str, prompt: list[int]) -> None:
+    caches = make_prompt_cache(model)
+    if prompt[:-1]:
+        forward: object = model
+        assert callable(forward)
+        forward(mx.array([prompt[:-1]]), cache=caches)
+    batch.join(stream_id, caches, len(prompt) - 1, prompt[-1], SamplingRow(GREEDY, 0, prompt))
+
+
+def test_a_step_gives_the_tokens_of_the_one_before(llama_model: LoadedModel) -> None:
+    batch = DecodeBatch(llama_model.model, VOCABULARY, shared=True)
+    joined(llama_model.model, batch, "a", token_ids("abc"))
+    assert batch.step() == []
+    joined(llama_model.model, batch, "b", [7])
+    assert [stream_id for stream_id, _ in batch.step()] == ["a"]
+    assert [stream_id for stream_id, _ in batch.step(["a"])] == ["a", "b"]
+    assert len(batch) == 1
+    assert [stream_id for stream_id, _ in batch.drain()] == ["a", "b"]
+    assert batch.drain() == []
+
+
+def test_an_empty_batch_launches_nothing(llama_model: LoadedModel) -> None:
+    batch = DecodeBatch(llama_model.model, VOCABULARY, shared=True)
+    assert batch.step() == []
+    joined(llama_model.model, batch, "a", token_ids("abc"))
+    batch.step(["a"])
+    assert [stream_id for stream_id, _ in batch.step()] == ["a"]
+    joined(llama_model.model, batch, "b", token_ids("b"))
+    batch.leave("b")
+    assert (batch.step(), len(batch)) == ([], 0)
