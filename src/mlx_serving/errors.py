@@ -112,7 +112,7 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    pass
+    code = "ContextLengthExceeded"
 
 
 class Unauthenticated(InvalidRequest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Self
 
 from mlx_serving.core import circuit_breaker as circuit
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy, CircuitEvent
@@ -36,14 +37,17 @@ class BreakerBackend:
         """See `core.generation.Backend`. Raises `CircuitOpen` instead of asking the worker."""
         epoch = self._admit()
         failure: BaseException | None = None
+        watched: _Watched | None = None
         try:
             async with self._inner.generate(request) as deltas:
-                yield deltas
+                watched = _Watched(deltas)
+                yield watched
         except BaseException as error:
             failure = error
             raise
         finally:
-            self._settle(failure, epoch)
+            # A caller may take the error of its stream inside of the block, and leave it as if all was well.
+            self._settle(watched.failure if watched is not None and watched.failure is not None else failure, epoch)
 
     def _admit(self) -> int:
         for effect in self._dispatch(circuit.CallRequested()):
@@ -73,6 +77,24 @@ class BreakerBackend:
             if isinstance(effect, circuit.Transition):
                 self._events.publish(CircuitChanged(previous=_name(effect.previous), current=_name(effect.current)))
         return effects
+
+
+class _Watched:
+    """Deltas that remember how they failed."""
+
+    def __init__(self, deltas: AsyncIterator[Delta]) -> None:
+        self._deltas = deltas
+        self.failure: EngineError | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        try:
+            return await anext(self._deltas)
+        except EngineError as error:
+            self.failure = error
+            raise
 
 
 def _name(state: circuit.CircuitState) -> str:

@@ -107,6 +107,7 @@ class EngineCore:
                     field="name",
                     given=spec.name,
                 )
+            spec = known
         await self.load(spec)
         return next(model for model in self.served_models() if model.name == spec.name)
 
@@ -177,7 +178,7 @@ class EngineCore:
         failed = [model for model in served if model.state == "failed"]
         if worker.state != "ready":
             status = "degraded"
-            reasons.append(f"the worker is {worker.state}")
+            reasons.append("the worker was given up" if worker.state == "gave up" else f"the worker is {worker.state}")
         if self._parts.breaker.is_open:
             status = "degraded"
             reasons.append("the circuit breaker is open")

@@ -16,7 +16,7 @@ from mlx_serving.core.serving import ServedModel
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_client import WorkerClient
-from mlx_serving.errors import EngineClosed, EngineError, ModelNotFound, WorkerDied
+from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelNotFound, WorkerDied
 from mlx_serving.telemetry.events import ErrorOccurred, EventBus, ModelInvalidated, ModelLoaded, ModelUnloaded
 from mlx_serving.wire import methods
 from mlx_serving.wire.methods import LoadModelResult
@@ -63,8 +63,18 @@ class ModelManager:
     # -- what others use
 
     def register(self, spec: ModelSpec) -> None:
-        """Make a model known under its name. A name keeps its first spec until it is forgotten."""
-        self._entries.setdefault(spec.name, _Entry(spec, int(time.time())))
+        """Make a model known under its name. Raises `InvalidRequest` when the name is in use for another spec."""
+        entry = self._entries.setdefault(spec.name, _Entry(spec, int(time.time())))
+        if entry.spec == spec:
+            return
+        if not isinstance(entry.state, residency.Absent | residency.LoadFailed):
+            raise InvalidRequest(
+                f"{spec.name} is loaded from {entry.spec.reference} with other options: unload it first, or give "
+                "another name",
+                field="model",
+                given=spec.name,
+            )
+        entry.spec = spec
 
     def forget(self, name: str) -> None:
         self._entries.pop(name, None)
@@ -92,8 +102,6 @@ class ModelManager:
                 raise entry.lost[ticket]
             yield facts
         finally:
-            if future.done() and not future.cancelled():
-                future.exception()  # who is cancelled at the moment of a refusal never gets to read it
             entry.waiting.pop(ticket, None)
             entry.lost.pop(ticket, None)
             self._dispatch(entry, residency.Release(ticket))
@@ -200,10 +208,11 @@ class ModelManager:
         """`number` is that of this load: once another has begun, nobody wants to hear from this one's worker."""
         spec = entry.spec
         params = methods.LoadModelParams(
-            model_id=spec.reference,
+            # Known to the worker by its own name: two names may share a reference and differ in the rest.
+            model_id=spec.name,
             revision=spec.revision,
             context_length=spec.context_length,
-            local_path=spec.local_path,
+            local_path=spec.local_path or (spec.reference if spec.reference != spec.name else None),
         )
         try:
             client = await self._supervisor.client()
@@ -231,7 +240,7 @@ class ModelManager:
     async def _unload(self, entry: _Entry) -> None:
         try:
             client = await self._supervisor.client()
-            params = methods.UnloadModelParams(model_id=entry.spec.reference, force=True)
+            params = methods.UnloadModelParams(model_id=entry.spec.name, force=True)
             await client.call(methods.UNLOAD_MODEL, params)
         except WorkerDied:
             if entry.in_worker:

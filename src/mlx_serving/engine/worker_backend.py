@@ -60,13 +60,11 @@ class WorkerBackend:
             await flow.open()
             self._events.publish(GenerationStarted(stream_id=request.request_id, model_id=request.model))
             yield flow.deltas()
-        except EngineError as error:
-            if flow.opened and error is flow.error and not isinstance(error, Aborted):
-                self._events.publish(ErrorOccurred(error=error, context=f"stream {request.request_id}"))
-            raise
         finally:
             flow.leave()
             del self._streams[request.request_id]
+            if flow.opened and flow.error is not None and not isinstance(flow.error, Aborted):
+                self._events.publish(ErrorOccurred(error=flow.error, context=f"stream {request.request_id}"))
         if flow.stats is not None:
             self._events.publish(GenerationCompleted(stream_id=request.request_id, stats=flow.stats))
 
@@ -193,6 +191,8 @@ def _params(request: GenerationRequest, pipe_id: str) -> methods.GenerateParams:
         seed=chosen.seed,
         stop_sequences=list(chosen.stop),
         stop_token_ids=list(chosen.stop_token_ids),
+        priority=request.priority,
+        caller=request.caller[:256],
     )
     match request.prompt:
         case TextPrompt():

@@ -94,8 +94,6 @@ class WorkerClient(asyncio.Protocol):
             raise DeadlineExceeded(f"{method.name} took longer than {timeout_s} s", method=method.name) from None
         finally:
             self._calls.pop(request_id, None)
-            if future.done() and not future.cancelled():
-                future.exception()  # who is cancelled at the moment of a loss never gets to read it
         if isinstance(response.error, jsonrpc.RpcError):
             raise jsonrpc.to_engine_error(response.error)
         return jsonrpc.parse_result(response.result, method.result)

@@ -11,9 +11,8 @@ Every method has its camelCase twin, and parameters are accepted in both spellin
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -22,12 +21,12 @@ from mlx_serving.assembly import build
 from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig
 from mlx_serving.config.served_models import ServedModel as ServedModelConfig
-from mlx_serving.core import sampling_defaults
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest
 from mlx_serving.core.serving import HealthReport
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.engine.model_manager import ModelSpec
-from mlx_serving.errors import Aborted, EngineClosed, EngineError, ModelNotLoaded
+from mlx_serving.errors import EngineClosed, EngineError, ModelNotLoaded
+from mlx_serving.facade.cancellation import until_set
 from mlx_serving.facade.emitter import Callback, Emitter
 from mlx_serving.facade.options import (
     CreateGeneratorOptions,
@@ -57,7 +56,8 @@ class Engine:
     """One supervised worker and the models in it. Starts with the first call, or with `start`."""
 
     def __init__(self, config: Config | Mapping[str, object] | None = None, *, python_path: str | None = None) -> None:
-        """`config` as in the configuration file. Raises pydantic's ValidationError for one that does not fit.
+        """`config` as in the configuration file. Raises pydantic's ValidationError for one that does not fit, and
+        `InvalidConfig` when it names a BLAS library that is not there.
 
         `python_path` is the interpreter of the worker; without one it is ours.
         """
@@ -96,6 +96,9 @@ class Engine:
         """End the worker. Streams in flight end with an error."""
         self._closed = True
         await self._core.stop()
+        if (starting := self._starting) is not None:
+            await asyncio.wait((starting,))
+            starting.exception()  # whoever waited for the start may have left before it failed
 
     async def dispose(self) -> None:
         """Shut down and forget all listeners."""
@@ -114,11 +117,18 @@ class Engine:
     # -- models
 
     async def load_model(self, options: LoadModelOptions | Mapping[str, object] | str) -> ModelHandle:
-        """Load a model: a hub id, a path, a GGUF file or an alias. Raises `ModelLoadError`, `ModelNotFound`."""
+        """Load a model: a configured name, a hub id, a path, a GGUF file or an alias.
+
+        Raises `ModelLoadError`, `ModelNotFound`, and `InvalidRequest` when it is loaded with other options.
+        """
         asked = parse(LoadModelOptions, options)
         await self.start()
-        spec = ModelSpec(asked.model, asked.model, asked.revision, asked.context_length, asked.local_path)
-        return ModelHandle.of(asked.model, await self._core.load(spec))
+        given = (asked.revision, asked.context_length, asked.local_path)
+        if given == (None, None, None) and asked.model in self._core.models.names():
+            spec = self._core.models.spec(asked.model)
+        else:
+            spec = ModelSpec(asked.model, asked.model, *given)
+        return self._handle(asked.model, await self._core.load(spec))
 
     async def unload_model(self, model: str, *, force: bool = False) -> None:
         """Take a model out of memory, after its last stream or at once. Raises `ModelNotFound`."""
@@ -131,11 +141,14 @@ class Engine:
 
     def list_models(self) -> list[ModelHandle]:
         """The models in memory."""
-        return [ModelHandle.of(name, facts) for name, facts in self._core.models.loaded().items()]
+        return [self._handle(name, facts) for name, facts in self._core.models.loaded().items()]
 
     def get_model_info(self, model: str) -> ModelHandle | None:
         facts = self._core.models.loaded().get(model)
-        return None if facts is None else ModelHandle.of(model, facts)
+        return None if facts is None else self._handle(model, facts)
+
+    def _handle(self, name: str, facts: methods.LoadModelResult) -> ModelHandle:
+        return ModelHandle.of(name, self._core.models.spec(name).reference, facts)
 
     def get_cache_stats(self) -> ModelCacheStats:
         models = [CachedModel(model.name, model.state) for model in self._core.served_models()]
@@ -156,8 +169,8 @@ class Engine:
         request, signal = self._request(params, options)
         await self.start()
         try:
-            async with self._core.generate(request) as deltas:
-                async for delta in _until_set(deltas, signal):
+            async with until_set(signal, self._core.generate(request)) as deltas:
+                async for delta in deltas:
                     for chunk in self._chunks(request, delta):
                         yield chunk
         except EngineError as error:
@@ -171,8 +184,8 @@ class Engine:
         """The whole text of one answer. Raises what went wrong."""
         request, signal = self._request(params, options)
         await self.start()
-        async with self._core.generate(request) as deltas:
-            return "".join([delta.text async for delta in _until_set(deltas, signal)])
+        async with until_set(signal, self._core.generate(request)) as deltas:
+            return "".join([delta.text async for delta in deltas])
 
     def _request(
         self,
@@ -181,13 +194,11 @@ class Engine:
     ) -> tuple[GenerationRequest, asyncio.Event | None]:
         asked = parse(GeneratorParams, params)
         how = parse(CreateGeneratorOptions, options)
-        sampling = asked.to_sampling()
-        sampling_defaults.validate(sampling)
         request = GenerationRequest(
             request_id=how.stream_id or str(uuid.uuid4()),
             model=asked.model,
             prompt=asked.to_prompt(),
-            sampling=sampling,
+            sampling=asked.to_sampling(),
             priority=how.core_priority,
             timeout_s=None if how.timeout_ms is None else how.timeout_ms / 1000,
         )
@@ -244,6 +255,8 @@ class Engine:
         return len((await self.tokenize({"model": model, "text": text})).tokens)
 
     def _require(self, model: str) -> None:
+        if self._closed:
+            raise EngineClosed("The engine was shut down")
         if self.get_model_info(model) is None:
             raise ModelNotLoaded(f"Model {model} is not loaded", model=model, loaded=[m.id for m in self.list_models()])
 
@@ -282,30 +295,6 @@ class Engine:
     countTokens = count_tokens  # noqa: N815
     getRuntimeInfo = get_runtime_info  # noqa: N815
     healthCheck = health_check  # noqa: N815
-
-
-async def _until_set(deltas: AsyncIterator[Delta], signal: asyncio.Event | None) -> AsyncIterator[Delta]:
-    """The deltas, until `signal` is set: then `Aborted` is raised, however long the next delta takes."""
-    if signal is None:
-        async for delta in deltas:
-            yield delta
-        return
-    cancelled = asyncio.create_task(signal.wait())
-    try:
-        while True:
-            following = asyncio.ensure_future(anext(deltas))
-            await asyncio.wait((following, cancelled), return_when=asyncio.FIRST_COMPLETED)
-            if cancelled.done():
-                following.cancel()
-                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, EngineError):
-                    await following
-                raise Aborted("The stream was cancelled by its signal")
-            try:
-                yield following.result()
-            except StopAsyncIteration:
-                return
-    finally:
-        cancelled.cancel()
 
 
 async def create_engine(

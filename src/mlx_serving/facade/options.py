@@ -5,8 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
+from mlx_serving.core import sampling_defaults
 from mlx_serving.core.generation import (
     ChatPrompt,
     Priority,
@@ -20,6 +34,8 @@ from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.facade.shapes import camel
 
 M = TypeVar("M", bound=BaseModel)
+
+_SHOWN_CHARS = 80
 
 _ANCESTOR_PRIORITIES: Mapping[str, Priority] = {"urgent": "high", "default": "normal", "background": "background"}
 
@@ -37,25 +53,25 @@ class LoadModelOptions(Options):
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
     revision: str | None = None
-    local_path: str | None = Field(None, validation_alias=_either("local_path"))
-    context_length: int | None = Field(None, validation_alias=_either("context_length"), ge=1, le=1_000_000)
+    local_path: str | None = Field(default=None, validation_alias=_either("local_path"))
+    context_length: int | None = Field(default=None, validation_alias=_either("context_length"), ge=1, le=1_000_000)
     draft: bool = False
     quantization: str | None = None
-    trust_remote_code: bool = Field(False, validation_alias=_either("trust_remote_code"))
+    trust_remote_code: bool = Field(default=False, validation_alias=_either("trust_remote_code"))
 
-    @model_validator(mode="after")
-    def _supported(self) -> LoadModelOptions:
-        if self.draft:
-            raise UnsupportedParameter("draft models are not supported", field="draft", given=True)
-        if self.quantization not in (None, "none"):
-            raise UnsupportedParameter(
-                "quantization on load is not supported: give a model that is quantised already",
-                field="quantization",
-                given=self.quantization,
-            )
-        if self.trust_remote_code:
-            raise UnsupportedParameter("trust_remote_code is not supported", field="trust_remote_code", given=True)
-        return self
+    @field_validator("draft", "trust_remote_code")
+    @classmethod
+    def _off(cls, value: bool) -> bool:
+        if value:
+            raise _unsupported("is not supported")
+        return value
+
+    @field_validator("quantization")
+    @classmethod
+    def _as_it_is(cls, value: str | None) -> str | None:
+        if value not in (None, "none"):
+            raise _unsupported("on load is not supported: give a model that is quantised already")
+        return value
 
 
 class TemplatePrompt(Options):
@@ -75,6 +91,32 @@ class TokensPrompt(Options):
     tokens: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
 
 
+def _prompt_kind(value: object) -> str | None:
+    match value:
+        case str():
+            return "<text>"
+        case TemplatePrompt():
+            return "<template>"
+        case TokensPrompt():
+            return "<tokens>"
+        case Mapping():
+            return "<tokens>" if "tokens" in value else "<template>"
+        case _:
+            return None
+
+
+PromptValue = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[TemplatePrompt, Tag("<template>")]
+    | Annotated[TokensPrompt, Tag("<tokens>")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="wrong_type",
+        custom_error_message="must be text, an object with template and variables, or an object with tokens",
+    ),
+]
+
+
 def _as_tuple(value: object) -> object:
     return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
@@ -87,30 +129,60 @@ class GeneratorParams(Options):
     """One of `prompt` and `messages` is required; `prompt` is text, a template, or token ids."""
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
-    prompt: str | TemplatePrompt | TokensPrompt | None = None
+    prompt: PromptValue | None = None
     messages: list[dict[str, Any]] | None = None
-    max_tokens: int | None = Field(None, validation_alias=_either("max_tokens"))
+    max_tokens: int | None = Field(default=None, validation_alias=_either("max_tokens"))
     temperature: float | None = None
-    top_p: float | None = Field(None, validation_alias=_either("top_p"))
-    top_k: int | None = Field(None, validation_alias=_either("top_k"))
-    min_p: float | None = Field(None, validation_alias=_either("min_p"))
-    repetition_penalty: float | None = Field(None, validation_alias=_either("repetition_penalty"))
-    presence_penalty: float = Field(0.0, validation_alias=_either("presence_penalty"))
-    frequency_penalty: float = Field(0.0, validation_alias=_either("frequency_penalty"))
+    top_p: float | None = Field(default=None, validation_alias=_either("top_p"))
+    top_k: int | None = Field(default=None, validation_alias=_either("top_k"))
+    min_p: float | None = Field(default=None, validation_alias=_either("min_p"))
+    repetition_penalty: float | None = Field(default=None, validation_alias=_either("repetition_penalty"))
+    presence_penalty: float = Field(default=0.0, validation_alias=_either("presence_penalty"))
+    frequency_penalty: float = Field(default=0.0, validation_alias=_either("frequency_penalty"))
     logit_bias: dict[int, float] = Field(default_factory=dict, validation_alias=_either("logit_bias"))
     seed: int | None = None
-    stop_sequences: Strings = Field((), validation_alias=_either("stop_sequences", "stop"))
-    stop_token_ids: Ids = Field((), validation_alias=_either("stop_token_ids"))
-    streaming: bool = Field(True, validation_alias=AliasChoices("streaming", "stream"))
+    stop_sequences: Strings = Field(default=(), validation_alias=_either("stop_sequences", "stop"))
+    stop_token_ids: Ids = Field(default=(), validation_alias=_either("stop_token_ids"))
+    streaming: bool = Field(default=True, validation_alias=AliasChoices("streaming", "stream"))
     structured: Any = None
     multimodal: Any = None
-    draft_model: Any = Field(None, validation_alias=_either("draft_model"))
+    draft_model: Any = Field(default=None, validation_alias=_either("draft_model"))
+
+    @field_validator("structured", "multimodal", "draft_model")
+    @classmethod
+    def _absent(cls, value: object) -> object:
+        if value is not None:
+            raise _unsupported("is not supported")
+        return value
+
+    @field_validator(
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "seed",
+        "stop_sequences",
+        "stop_token_ids",
+    )
+    @classmethod
+    def _within_limits(cls, value: object, info: ValidationInfo) -> object:
+        assert info.field_name is not None  # it validates fields
+        name = "stop" if info.field_name == "stop_sequences" else info.field_name
+        try:
+            sampling_defaults.validate(SamplingParams(**cast("dict[str, Any]", {name: value})))
+        except InvalidRequest as error:
+            rule = error.message.removeprefix(name)
+            limit = error.details.get("limit")
+            raise PydanticCustomError("limit", "{rule}", {"rule": rule.lstrip(), "limit": limit}) from None
+        return value
 
     @model_validator(mode="after")
-    def _supported(self) -> GeneratorParams:
-        for name in ("structured", "multimodal", "draft_model"):
-            if getattr(self, name) is not None:
-                raise UnsupportedParameter(f"{name} is not supported", field=name)
+    def _one_prompt(self) -> GeneratorParams:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("Exactly one of prompt and messages is required", field="prompt")
         if self.messages == []:
@@ -149,8 +221,8 @@ class CreateGeneratorOptions(Options):
     """`signal` is an `asyncio.Event`: when it is set, the stream is cancelled. `timeout_ms` as in the ancestor."""
 
     signal: Any = None
-    stream_id: str | None = Field(None, validation_alias=_either("stream_id"), min_length=1, max_length=256)
-    timeout_ms: float | None = Field(None, validation_alias=_either("timeout_ms"), gt=0)
+    stream_id: str | None = Field(default=None, validation_alias=_either("stream_id"), min_length=1, max_length=256)
+    timeout_ms: float | None = Field(default=None, validation_alias=_either("timeout_ms"), gt=0)
     priority: Literal["critical", "urgent", "high", "default", "normal", "low", "background"] = "default"
 
     @property
@@ -161,7 +233,7 @@ class CreateGeneratorOptions(Options):
 class TokenizeRequest(Options):
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1)
     text: str
-    add_bos: bool = Field(True, validation_alias=_either("add_bos", "add_special_tokens", "addSpecialTokens"))
+    add_bos: bool = Field(default=True, validation_alias=_either("add_bos", "add_special_tokens", "addSpecialTokens"))
 
 
 def parse(model: type[M], given: M | Mapping[str, object] | str | None, *, text_field: str = "model") -> M:
@@ -178,14 +250,41 @@ def parse(model: type[M], given: M | Mapping[str, object] | str | None, *, text_
         raise _invalid(model, error) from None
 
 
+def _unsupported(rule: str) -> PydanticCustomError:
+    return PydanticCustomError("unsupported", "{rule}", {"rule": rule})
+
+
 def _invalid(model: type[BaseModel], error: ValidationError) -> InvalidRequest:
-    issues: list[dict[str, object]] = []
-    for problem in error.errors(include_url=False, include_context=False):
-        path = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"]
-        if problem["type"] == "extra_forbidden":
-            hint = did_you_mean(path, model.model_fields)
-            message = "unknown parameter" + (f"; did you mean {hint}?" if hint else "")
-        issues.append({"field": path, "message": message, "given": repr(problem["input"])[:80]})
-    text = "; ".join(f"{issue['field']}: {issue['message']}" for issue in issues)
-    return InvalidRequest(text, field=str(issues[0]["field"]), issues=issues)
+    found = error.errors(include_url=False)
+    issues = [_issue(model, problem) for problem in found]
+    message = "; ".join(str(issue["message"]) for issue in issues)
+    unsupported = all(problem["type"] == "unsupported" for problem in found)
+    cls = UnsupportedParameter if unsupported else InvalidRequest
+    return cls(message, field=str(issues[0]["field"]), issues=issues)
+
+
+def _issue(model: type[BaseModel], problem: ErrorDetails) -> dict[str, object]:
+    # Tags of unions, written `<tag>`, are no part of what the caller sent.
+    path = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("<"))
+    given = repr(problem["input"])[:_SHOWN_CHARS]
+    match problem["type"]:
+        case "extra_forbidden":
+            rule = _unknown(model, path)
+        case "missing":
+            rule, given = "is required", None
+        case "limit" | "unsupported" | "wrong_type":
+            rule = problem["msg"]
+        case _:
+            rule = f"is invalid: {problem['msg'][:1].lower()}{problem['msg'][1:]}, got {given}"
+    message = f"{path}{rule}" if rule.startswith("[") else f"{path} {rule}"
+    issue = {"field": path, "message": message, "limit": problem.get("ctx", {}).get("limit"), "given": given}
+    return {name: value for name, value in issue.items() if value is not None}
+
+
+def _unknown(model: type[BaseModel], name: str) -> str:
+    for field in model.model_fields.values():
+        spellings = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else []
+        if name in spellings:
+            return f"is given twice: {' and '.join(map(str, spellings))} are spellings of one parameter"
+    hint = did_you_mean(name, model.model_fields)
+    return "is an unknown parameter" + (f"; did you mean {hint}?" if hint else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 from mlx_serving.core.generation import FinishReason
 from mlx_serving.errors import EngineError
@@ -18,14 +18,13 @@ def camel(name: str) -> str:
 
 
 class Shape:
-    """Base of what has a plain-object form: `{camelCase: value}`, without what is None. A `type` comes first."""
+    """Base of what has a plain-object form: `{camelCase: value}`, without what is None."""
 
     __slots__ = ()
 
     def to_object(self) -> dict[str, object]:
-        names = [item.name for item in fields(self)]  # pyright: ignore[reportArgumentType]  subclasses are dataclasses
-        named = {name: getattr(self, name) for name in ("type", *names) if hasattr(type(self), name)}
-        return {camel(name): _plain(value) for name, value in named.items() if value is not None}
+        pairs = ((item.name, getattr(self, item.name)) for item in fields(self))  # pyright: ignore[reportArgumentType]  subclasses are dataclasses
+        return {camel(name): _plain(value) for name, value in pairs if value is not None}
 
     toObject = to_object  # noqa: N815  the ancestor's spelling
 
@@ -67,8 +66,8 @@ class ModelHandle(Shape):
         return self.descriptor.id
 
     @classmethod
-    def of(cls, name: str, facts: LoadModelResult) -> ModelHandle:
-        local = "/" not in facts.model_id or facts.model_id.startswith(("/", ".", "~"))
+    def of(cls, name: str, reference: str, facts: LoadModelResult) -> ModelHandle:
+        local = "/" not in reference or reference.startswith(("/", ".", "~"))
         return cls(
             descriptor=ModelDescriptor(
                 id=name, source="local" if local else "huggingface", path=facts.cached_path or None
@@ -104,7 +103,7 @@ class GenerationStats(Shape):
 class TokenChunk(Shape):
     """New text. `token_ids` are the ids it came from; `token_id` is set when that is one."""
 
-    type: ClassVar[Literal["token"]] = "token"
+    type: Literal["token"] = field(default="token", init=False)
     token: str
     token_id: int | None = None
     token_ids: tuple[int, ...] = ()
@@ -115,7 +114,7 @@ class TokenChunk(Shape):
 class MetadataChunk(Shape):
     """The last chunk of a good stream."""
 
-    type: ClassVar[Literal["metadata"]] = "metadata"
+    type: Literal["metadata"] = field(default="metadata", init=False)
     stats: GenerationStats
     finish_reason: FinishReason
 
@@ -124,7 +123,7 @@ class MetadataChunk(Shape):
 class ErrorChunk(Shape):
     """The last chunk of a bad one."""
 
-    type: ClassVar[Literal["error"]] = "error"
+    type: Literal["error"] = field(default="error", init=False)
     error: EngineError
 
 

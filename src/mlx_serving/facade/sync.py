@@ -7,6 +7,8 @@ with SyncEngine() as engine:
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from types import TracebackType
@@ -14,6 +16,7 @@ from typing import Self, TypeVar
 
 from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import EMBEDDED_MODEL
+from mlx_serving.errors import EngineClosed
 from mlx_serving.facade.engine import Engine
 from mlx_serving.facade.shapes import ErrorChunk, GeneratorChunk, ModelHandle, TokenChunk
 
@@ -21,54 +24,65 @@ T = TypeVar("T")
 
 
 class SyncEngine:
-    """Runs an `Engine` on an event loop in a thread of its own. Usable from any thread, also inside a notebook."""
+    """Runs an `Engine` on an event loop in a thread of its own. Usable from any thread, also inside a notebook.
+
+    Ctrl-C ends the call that it interrupts, and its stream in the worker; the engine stays usable until `close`.
+    """
 
     def __init__(self, config: Config | Mapping[str, object] | None = None) -> None:
-        """Starts the worker. Raises `WorkerDied` when it cannot be started."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="mlx-serving", daemon=True)
-        self._thread.start()
+        """Starts the worker. Raises `WorkerDied` when it cannot be started, and what `Engine` raises."""
         self._engine = Engine(config)
+        self._loop = _LoopThread()
+        self._streams: set[AsyncGenerator[GeneratorChunk]] = set()
         try:
-            self._run(self._engine.start())
+            self._loop.run(self._engine.start())
         except BaseException:
             self.close()
             raise
 
     def load_model(self, model: str) -> ModelHandle:
-        return self._run(self._engine.load_model(model))
+        return self._loop.run(self._engine.load_model(model))
 
     def list_models(self) -> list[ModelHandle]:
         return self._engine.list_models()
 
     def generate(self, prompt: str | list[dict[str, object]], *, model: str = EMBEDDED_MODEL, **params: object) -> str:
         """The answer to a text prompt or to chat messages. A model that is known by name loads with its first use."""
-        return self._run(self._engine.generate(_params(prompt, model, params)))
+        return self._loop.run(self._engine.generate(_params(prompt, model, params)))
 
     def stream(
         self, prompt: str | list[dict[str, object]], *, model: str = EMBEDDED_MODEL, **params: object
     ) -> Iterator[str]:
         """The same, piece by piece. Leaving the loop early aborts the stream."""
         chunks = self._engine.create_generator(_params(prompt, model, params))
+        self._streams.add(chunks)
         try:
-            while (chunk := self._run(_following(chunks))) is not None:
+            while (chunk := self._loop.run(_following(chunks))) is not None:
                 if isinstance(chunk, ErrorChunk):
                     raise chunk.error
                 if isinstance(chunk, TokenChunk) and chunk.token:
                     yield chunk.token
         finally:
-            self._run(chunks.aclose())
+            self._streams.discard(chunks)
+            if self._loop.is_open:  # else the stream has ended with the engine
+                self._loop.run(chunks.aclose())
 
     def tokenize(self, text: str, *, model: str = EMBEDDED_MODEL) -> list[int]:
-        return self._run(self._engine.tokenize({"model": model, "text": text})).tokens
+        return self._loop.run(self._engine.tokenize({"model": model, "text": text})).tokens
 
     def close(self) -> None:
         """End the worker and the thread. Safe to call twice."""
-        if self._thread.is_alive():
-            self._run(self._engine.dispose())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        if self._loop.is_open:
+            try:
+                self._loop.run(self._dispose())
+            finally:
+                self._loop.close()
+
+    async def _dispose(self) -> None:
+        await self._engine.dispose()
+        for chunks in tuple(self._streams):
+            with contextlib.suppress(RuntimeError):  # another thread is in it, and hears of the end itself
+                await chunks.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -78,13 +92,67 @@ class SyncEngine:
     ) -> None:
         self.close()
 
-    def _run(self, work: Coroutine[object, object, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+
+class _LoopThread:
+    """An event loop in a thread, to which other threads hand work and wait for it."""
+
+    def __init__(self) -> None:
+        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._main, args=(started,), name="mlx-serving", daemon=True)
+        self._thread.start()
+        self._loop = started.result()
+
+    @property
+    def is_open(self) -> bool:
+        return self._thread.is_alive()
+
+    def run(self, work: Coroutine[object, object, T]) -> T:
+        """The result of `work`. A KeyboardInterrupt cancels it and is raised when it has ended."""
+        if not self.is_open:
+            work.close()
+            raise EngineClosed("The engine was shut down")
+        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        begun: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            task = self._loop.create_task(work)
+            task.add_done_callback(lambda ended: _settle(ended, outcome))
+            begun.append(task)
+
+        def cancel() -> None:
+            if begun:
+                begun[0].cancel()
+            else:  # the interrupt came before the work was handed over
+                work.close()
+                outcome.set_exception(EngineClosed("The call was cancelled"))
+
         try:
-            return future.result()
+            self._loop.call_soon_threadsafe(begin)
+            return outcome.result()
         except KeyboardInterrupt:
-            future.cancel()
+            self._loop.call_soon_threadsafe(cancel)
+            concurrent.futures.wait((outcome,))
             raise
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _main(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
+        asyncio.run(self._live(started))
+
+    async def _live(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
+        started.set_result(asyncio.get_running_loop())
+        await self._stop.wait()
+
+
+def _settle(task: asyncio.Task[T], outcome: concurrent.futures.Future[T]) -> None:
+    error = EngineClosed("The call was cancelled") if task.cancelled() else task.exception()
+    if error is not None:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(task.result())
 
 
 async def _following(chunks: AsyncGenerator[GeneratorChunk]) -> GeneratorChunk | None:

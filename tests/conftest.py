@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a random llama with a byte-level tokenizer and a context of 4096 tokens."""
+    from .tiny_models import make_llama  # imports MLX, which most tests do without
+
+    return make_llama(tmp_path_factory.mktemp("models") / "tiny", context_length=4096)
