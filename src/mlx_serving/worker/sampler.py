@@ -100,13 +100,14 @@ class BatchSampler:
 
     def _kept(self, weights: mx.array) -> mx.array:
         """[rows, vocabulary] bool: what top-k, top-p and min-p leave."""
-        order = mx.argsort(-weights, axis=-1)
-        shares = mx.take_along_axis(weights, order, axis=-1)
-        shares = shares / mx.sum(shares, axis=-1, keepdims=True)
-        before = mx.cumsum(shares, axis=-1, inclusive=False)
-        keep = (mx.arange(shares.shape[-1]) < self._top_k) & (before < self._top_p)
-        keep = keep & (shares >= self._min_p * shares[:, :1])
-        return mx.put_along_axis(mx.zeros(keep.shape, dtype=mx.bool_), order, keep, axis=-1)
+        shares = weights / mx.sum(weights, axis=-1, keepdims=True)
+        ordered = -mx.sort(-shares, axis=-1)
+        before = mx.cumsum(ordered, axis=-1, inclusive=False)
+        keep = (mx.arange(ordered.shape[-1]) < self._top_k) & (before < self._top_p)
+        keep = keep & (ordered >= self._min_p * ordered[:, :1])
+        # What is kept is a beginning of the order, so its last share tells it all. What ties with it stays, too.
+        last = mx.maximum(keep.sum(axis=-1, keepdims=True), 1) - 1
+        return shares >= mx.take_along_axis(ordered, last, axis=-1)
 
 
 def _pick(weights: mx.array, uniforms: mx.array) -> mx.array:
