@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mlx_serving.core.retry import BackoffPolicy
-from mlx_serving.core.worker_lifecycle import (
+from mlx_serving.core.worker_lifecycle import WorkerPolicy, step, wake_at
+from mlx_serving.core.worker_states import (
     AskShutdown,
     BackingOff,
     Beat,
@@ -32,10 +33,7 @@ from mlx_serving.core.worker_lifecycle import (
     WorkerEffect,
     WorkerEvent,
     WorkerLost,
-    WorkerPolicy,
     WorkerState,
-    step,
-    wake_at,
 )
 
 POLICY = WorkerPolicy(

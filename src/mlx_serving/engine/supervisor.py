@@ -16,6 +16,7 @@ from typing import Protocol, assert_never
 import msgspec
 
 from mlx_serving.core import worker_lifecycle as lifecycle
+from mlx_serving.core import worker_states
 from mlx_serving.core.serving import WorkerHealth
 from mlx_serving.core.worker_lifecycle import Cause, WorkerEvent, WorkerPolicy, WorkerState
 from mlx_serving.engine.crash_history import CrashHistory
@@ -125,7 +126,7 @@ class Supervisor:
             self._changed.set()
             self._changed = asyncio.Event()
 
-    def _carry_out(self, effect: lifecycle.WorkerEffect) -> None:
+    def _carry_out(self, effect: worker_states.WorkerEffect) -> None:
         match effect:
             case lifecycle.Spawn():
                 self._run(self._spawn(), "worker-spawn")
