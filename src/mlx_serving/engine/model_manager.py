@@ -275,24 +275,24 @@ def _served(entry: _Entry, default: str | None) -> ServedModel:
     context_length = entry.spec.context_length
     match state:
         case residency.Absent():
-            phase = "absent"
+            stage = "absent"
         case residency.Loading():
-            phase = "loading"
+            stage = "loading"
         case residency.Ready():
-            phase, context_length = "ready", state.facts.context_length
+            stage, context_length = "ready", state.facts.context_length
         case residency.Draining():
-            phase, context_length = "draining", state.facts.context_length
+            stage, context_length = "draining", state.facts.context_length
         case residency.Evicting():
-            phase = "draining"
+            stage = "draining"
         case residency.LoadFailed():
-            phase, error = "failed", state.error.message
+            stage, error = "failed", state.error.message
         case _:
             assert_never(state)
     return ServedModel(
         name=entry.spec.name,
         reference=entry.spec.reference,
         created=entry.created,
-        state=phase,
+        state=stage,
         context_length=context_length,
         error=error,
         default=entry.spec.name == default,
