@@ -177,6 +177,6 @@ def _device(info: RuntimeInfoResult) -> Iterator[Check]:
         yield Check("device", "ok", device_text(info))
     if info.blas.name.startswith("reference"):
         fix = "pip install cmeel-openblas (and set worker.blas to auto)"
-        yield Check("blas", "warning", f"{info.blas.name}: tens of times slower than a tuned one", fix)
+        yield Check("blas", "warning", f"{info.blas.name}: much slower than a tuned one", fix)
     else:
         yield Check("blas", "ok", f"{info.blas.name} {info.blas.path}".strip())

@@ -15,7 +15,6 @@ from mlx_serving.core.model_residency import Residency, ResidencyEvent, Residenc
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.engine.supervisor import Supervisor
-from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelNotFound, WorkerDied
 from mlx_serving.telemetry.events import ErrorOccurred, EventBus, ModelInvalidated, ModelLoaded, ModelUnloaded
 from mlx_serving.wire import methods
@@ -159,9 +158,6 @@ class ModelManager:
         return entry
 
     # -- WorkerListener
-
-    def worker_ready(self, client: WorkerClient) -> None:
-        """Loads that wait for a worker wait for the supervisor themselves."""
 
     def worker_lost(self, error: WorkerDied) -> None:
         for entry in tuple(self._entries.values()):

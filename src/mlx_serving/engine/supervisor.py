@@ -31,9 +31,7 @@ _EXIT_CODE_NOT_STARTED = 127  # the shell's word for a command that is not there
 
 
 class WorkerListener(Protocol):
-    """Who must act when the worker comes and goes."""
-
-    def worker_ready(self, client: WorkerClient) -> None: ...
+    """Who must act when the worker is lost."""
 
     def worker_lost(self, error: WorkerDied) -> None: ...
 
@@ -216,9 +214,6 @@ class Supervisor:
             return
         self._info = info
         self._dispatch(lifecycle.HandshakeDone())
-        if isinstance(self._state, lifecycle.Ready):
-            for listener in self._listeners:
-                listener.worker_ready(client)
 
     async def _watch(self, process: WorkerProcess) -> None:
         self._exited(await process.wait())

@@ -70,9 +70,6 @@ class WorkerBackend:
 
     # -- WorkerListener
 
-    def worker_ready(self, client: WorkerClient) -> None:
-        """Nothing waits for it here."""
-
     def worker_lost(self, error: WorkerDied) -> None:
         for flow in tuple(self._streams.values()):
             flow.dispatch(stream.WorkerLost(error))

@@ -1,6 +1,6 @@
 """A fast BLAS for MLX's CPU backend on Linux.
 
-The `mlx-cpu` wheel is bound to a reference BLAS whose float32 matrix product is tens of times slower than a tuned one.
+The `mlx-cpu` wheel is bound to a reference BLAS whose float32 matrix product is much slower than a tuned one.
 Preloading a tuned library with plain `cblas_*` symbols makes MLX call that one instead. The dynamic loader reads its
 environment only when a process starts, so the supervisor sets it when it spawns the worker, and a worker that was
 started by hand replaces itself once. macOS has Accelerate and needs nothing.
