@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_serving.wire.methods import METHODS
+
 from ..tiny_models import SPELLED, VOCABULARY, token_ids
 from .driver import Refused, WorkerProcess
 
@@ -32,7 +34,7 @@ def test_runtime_info_tells_versions_protocols_and_memory(worker: WorkerProcess)
     assert info["protocols"] == ["json-rpc-2.0", "msgpack-frames-1"]
     assert info["mlx_supported"] is True
     assert info["pid"] == worker.process.pid
-    assert {"load_model", "generate", "abort", "detokenize", "shutdown"} <= set(info["capabilities"])
+    assert info["capabilities"] == [method.name for method in METHODS]
     assert info["memory"]["rss"] > info["memory"]["active"] > 0
     assert set(info["blas"]) == {"name", "path"}
 

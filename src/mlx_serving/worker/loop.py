@@ -11,9 +11,10 @@ from mlx_serving.errors import EngineError, InvalidEnvelope, MessageTooLarge, Pr
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, Line, Message, Oversized
 from mlx_serving.worker.generation import Generation
-from mlx_serving.worker.handlers import Handlers, Reply, Route
+from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress
 from mlx_serving.worker.pipe import EndOfInput, Outbox
+from mlx_serving.worker.routes import Reply, Route
 
 Command: TypeAlias = Message | EndOfInput | Callable[[], None]
 
@@ -55,7 +56,6 @@ class Loop:
         self._stopping = True
 
     def run(self, handlers: Handlers) -> None:
-        routes = {route.method.name: route for route in handlers.routes()}
         while not self._stopping:
             idle = len(self._generation) == 0
             if self._ended and idle and not handlers.owes_answers:
@@ -63,7 +63,7 @@ class Loop:
             self._progress.busy = not idle
             for command in self._inbox.take(block=idle):
                 self._progress.busy = True
-                self._handle(command, routes)
+                self._handle(command, handlers.routes)
                 self._progress.advance()
                 if self._stopping:
                     return

@@ -1,0 +1,91 @@
+"""Loading and unloading models."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_serving.errors import InvalidRequest, UnsupportedParameter
+from mlx_serving.wire import methods
+from mlx_serving.wire.notifications import ModelProgress
+from mlx_serving.worker import loader
+from mlx_serving.worker.generation import Generation
+from mlx_serving.worker.heartbeat import Progress
+from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.model_runner import RunnerFactory
+from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.routes import Reply, Route
+from mlx_serving.worker.stream_handlers import StreamHandlers
+
+
+class ModelHandlers:
+    def __init__(
+        self,
+        outbox: Outbox,
+        models: LoadedModels,
+        generation: Generation,
+        streams: StreamHandlers,
+        progress: Progress,
+        make_runner: RunnerFactory,
+    ) -> None:
+        self._outbox = outbox
+        self._models = models
+        self._generation = generation
+        self._streams = streams
+        self._progress = progress
+        self._make_runner = make_runner
+        self._unloading: dict[str, list[Reply[methods.SuccessResult]]] = {}  # who waits for a model to be gone
+
+    def routes(self) -> tuple[Route[Any, Any], ...]:
+        return (Route(methods.LOAD_MODEL, self.load_model), Route(methods.UNLOAD_MODEL, self.unload_model))
+
+    def load_model(self, params: methods.LoadModelParams, reply: Reply[methods.LoadModelResult]) -> None:
+        for name, neutral in (("draft", False), ("trust_remote_code", False)):
+            if getattr(params, name) != neutral:
+                raise UnsupportedParameter(f"{name} is not supported", field=name, given=True)
+        if params.quantization not in (None, "none"):
+            raise UnsupportedParameter(
+                "quantization on load is not supported: give a model that is quantised already",
+                field="quantization",
+                given=params.quantization,
+            )
+        if self._models.is_leaving(params.model_id):
+            raise InvalidRequest(f"{params.model_id} is being unloaded", field="model_id", given=params.model_id)
+        loaded = self._models.find(params.model_id)
+        if loaded is None:
+            loaded = loader.load(params, self._make_runner, self._progress_reporter(params.model_id))
+            self._models.add(loaded)
+            self._generation.add_model(loaded)
+        reply.send(loaded.facts)
+
+    def _progress_reporter(self, model_id: str) -> loader.OnProgress:
+        def report(stage: str, done: int, total: int) -> None:
+            self._progress.advance()
+            self._outbox.notify(ModelProgress(model_id, stage, done, total))
+
+        return report
+
+    def unload_model(self, params: methods.UnloadModelParams, reply: Reply[methods.SuccessResult]) -> None:
+        """Waits for the model's streams, unless forced: then they are aborted. An absent model is a success."""
+        model_id = params.model_id
+        if params.force:
+            self._streams.abort_all(model_id)
+        if model_id not in self._models:
+            reply.send(methods.SuccessResult())
+            return
+        self._models.leave(model_id)
+        self._unloading.setdefault(model_id, []).append(reply)
+        self.finish_unloading()
+
+    def finish_unloading(self) -> None:
+        """Drop the models that are to go and that nobody uses any more."""
+        for model_id in [model_id for model_id in self._unloading if self._streams.count(model_id) == 0]:
+            self._models.remove(model_id)
+            self._generation.remove_model(model_id)
+            gc.collect()
+            mx.synchronize()  # buffers in flight must not be freed
+            mx.clear_cache()
+            for reply in self._unloading.pop(model_id):
+                reply.send(methods.SuccessResult())

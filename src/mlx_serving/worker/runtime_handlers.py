@@ -1,0 +1,102 @@
+"""The worker as a whole: what it is, what it holds, and its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import mlx.core as mx
+import psutil
+
+from mlx_serving.machine.blas import Blas
+from mlx_serving.wire import methods
+from mlx_serving.worker.heartbeat import Pulse
+from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.model_handlers import ModelHandlers
+from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.routes import Reply, Route
+from mlx_serving.worker.stream_handlers import StreamHandlers
+
+
+class RuntimeHandlers:
+    """`stop` ends the loop after the answer to `shutdown` is written."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        models: LoadedModels,
+        streams: StreamHandlers,
+        model_handlers: ModelHandlers,
+        pulse: Pulse,
+        *,
+        blas: Blas,
+        restart_count: int,
+        stop: Callable[[], None],
+    ) -> None:
+        self._outbox = outbox
+        self._models = models
+        self._streams = streams
+        self._model_handlers = model_handlers
+        self._pulse = pulse
+        self._blas = blas
+        self._restart_count = restart_count
+        self._stop = stop
+
+    def routes(self) -> tuple[Route[Any, Any], ...]:
+        return (
+            Route(methods.RUNTIME_INFO, self.runtime_info),
+            Route(methods.RUNTIME_STATE, self.runtime_state),
+            Route(methods.SHUTDOWN, self.shutdown),
+        )
+
+    def runtime_info(self, params: methods.RuntimeInfoParams, reply: Reply[methods.RuntimeInfoResult]) -> None:
+        binary = methods.STEP_FRAMES in params.protocols
+        memory = psutil.Process().memory_info()
+        reply.send(
+            methods.RuntimeInfoResult(
+                version=metadata.version("mlx-serving"),
+                mlx_version=metadata.version("mlx"),
+                mlx_lm_version=metadata.version("mlx-lm"),
+                protocol=methods.PROTOCOL_VERSION,
+                protocols=list(methods.PROTOCOLS),
+                notifications=methods.STEP_FRAMES if binary or self._outbox.is_binary else methods.PROTOCOL_VERSION,
+                capabilities=[method.name for method in methods.METHODS],
+                mlx_supported=True,
+                device=str(mx.default_device()),
+                metal=mx.metal.is_available(),
+                blas=methods.BlasInfo(self._blas.name, self._blas.path),
+                memory=methods.MemoryInfo(
+                    rss=memory.rss,
+                    vms=memory.vms,
+                    active=mx.get_active_memory(),
+                    cache=mx.get_cache_memory(),
+                    peak=mx.get_peak_memory(),
+                ),
+                pid=os.getpid(),
+            )
+        )
+        if binary:
+            self._outbox.use_binary_notifications()
+        if params.heartbeat_interval_s is not None:
+            self._pulse.start(params.heartbeat_interval_s)
+
+    def runtime_state(self, params: methods.NoParams, reply: Reply[methods.RuntimeStateResult]) -> None:
+        reply.send(
+            methods.RuntimeStateResult(
+                loaded_models=[
+                    methods.LoadedModelState(model_id, "ready", "text", self._streams.count(model_id))
+                    for model_id in self._models
+                ],
+                active_streams=len(self._streams),
+                restart_count=self._restart_count,
+            )
+        )
+
+    def shutdown(self, params: methods.NoParams, reply: Reply[methods.SuccessResult]) -> None:
+        for model_id in self._models:
+            self._streams.abort_all(model_id)
+        self._model_handlers.finish_unloading()
+        reply.send(methods.SuccessResult())
+        self._stop()

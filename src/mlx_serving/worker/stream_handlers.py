@@ -1,0 +1,118 @@
+"""Beginning and ending streams. A prompt is tokenized off this thread; meanwhile its stream is `opening`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from typing import Any
+
+from mlx_serving.core import sampling_defaults
+from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefaults
+from mlx_serving.errors import Aborted, EngineError, InvalidRequest, UnsupportedParameter
+from mlx_serving.wire import methods
+from mlx_serving.wire.notifications import Row, StepFrame
+from mlx_serving.worker.generation import Generation, Terms
+from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.model_runner import Job
+from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.requests import check_ids, prompt_of, sampling_of, tokens_that_fit
+from mlx_serving.worker.routes import Reply, Route
+from mlx_serving.worker.sequence import Ending, RunningSequence
+from mlx_serving.worker.tokenizing import TokenizerThread
+
+
+class StreamHandlers:
+    def __init__(
+        self,
+        outbox: Outbox,
+        models: LoadedModels,
+        generation: Generation,
+        tokenizers: TokenizerThread,
+        defaults: SamplingDefaults,
+    ) -> None:
+        self._outbox = outbox
+        self._models = models
+        self._generation = generation
+        self._tokenizers = tokenizers
+        self._defaults = defaults
+        self._opening: dict[str, str] = {}  # stream id -> model id, while the prompt is tokenized
+
+    def routes(self) -> tuple[Route[Any, Any], ...]:
+        return (Route(methods.GENERATE, self.generate), Route(methods.ABORT, self.abort))
+
+    def __len__(self) -> int:
+        """Streams that were asked for and have not ended."""
+        return len(self._generation) + len(self._opening)
+
+    def count(self, model_id: str) -> int:
+        """The same, of one model."""
+        return len(self._generation.stream_ids(model_id)) + sum(
+            opening == model_id for opening in self._opening.values()
+        )
+
+    def abort_all(self, model_id: str) -> None:
+        """End every stream of a model."""
+        rows = [self._generation.abort(stream_id) for stream_id in self._generation.stream_ids(model_id)]
+        self._emit([row for row in rows if row is not None])
+        for stream_id in [stream_id for stream_id, opening in self._opening.items() if opening == model_id]:
+            del self._opening[stream_id]
+
+    def generate(self, params: methods.GenerateParams, reply: Reply[methods.GenerateResult]) -> None:
+        if params.guidance is not None:
+            raise UnsupportedParameter("guidance is not supported", field="guidance")
+        model = self._models.get(params.model_id)
+        stream_id = params.stream_id or str(uuid.uuid4())
+        if stream_id in self._opening or stream_id in self._generation:
+            raise InvalidRequest(f"A stream with the id {stream_id} is active", field="stream_id", given=stream_id)
+        prompt = prompt_of(params)
+        sampling_params = sampling_of(params)
+        sampling_defaults.validate(sampling_params)
+        sampling = sampling_defaults.resolve(sampling_params, model.generation_config, self._defaults)
+        check_ids(params, model)
+        started_at, started = time.time(), time.monotonic()
+        self._opening[stream_id] = model.model_id
+
+        def admit(token_ids: list[int]) -> None:
+            if self._opening.pop(stream_id, None) is None:
+                reply.fail(Aborted("The stream was aborted before it began", stream_id=stream_id))
+                return
+            max_tokens = tokens_that_fit(
+                len(token_ids), params.max_tokens, sampling.max_tokens, model.facts.context_length
+            )
+            self._submit(
+                model, stream_id, token_ids, sampling, Terms(max_tokens, params.priority, params.caller), started
+            )
+            reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
+
+        def refuse(error: EngineError) -> None:
+            self._opening.pop(stream_id, None)
+            reply.fail(error)
+
+        self._tokenizers.submit(lambda: model.tokenizer.prompt_ids(prompt), admit, refuse)
+
+    def _submit(
+        self,
+        model: LoadedModel,
+        stream_id: str,
+        token_ids: list[int],
+        sampling: ResolvedSampling,
+        terms: Terms,
+        started: float,
+    ) -> None:
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
+        ending = Ending(terms.max_tokens, model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
+        sequence = RunningSequence(stream_id, token_ids, ending, model.decode, started)
+        job = Job(stream_id, token_ids, sampling, seed)
+        self._generation.submit(model, sequence, job, terms)
+
+    def abort(self, params: methods.AbortParams, reply: Reply[methods.AbortResult]) -> None:
+        row = self._generation.abort(params.stream_id)
+        was_opening = self._opening.pop(params.stream_id, None) is not None
+        self._emit([row] if row is not None else [])
+        reply.send(methods.AbortResult(row is not None or was_opening))
+
+    def _emit(self, rows: list[Row]) -> None:
+        if rows:
+            self._outbox.notify(StepFrame(rows))
