@@ -1,22 +1,21 @@
 """From a configuration to a running engine: the only place where features are chosen.
 
 Read the stack from the outside in: refuse what the operator does not allow, keep the caller's deadline, spare a worker
-that keeps failing, offer again what a dying worker had not accepted yet, hold the model that is named, generate in the
-worker.
+that keeps failing, go on in the next worker when one dies, hold the model that is named, generate in the worker.
 """
 
 from __future__ import annotations
 
 from mlx_serving.config.schema import Config
 from mlx_serving.core.generation import Backend
+from mlx_serving.core.inquest import Inquest, InquestPolicy
 from mlx_serving.core.model_residency import ResidencyPolicy
-from mlx_serving.core.stream import StreamPolicy
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.engine_core import EngineCore, Parts
 from mlx_serving.engine.limits import LimitsBackend
 from mlx_serving.engine.model_manager import ModelManager, ModelSpec
-from mlx_serving.engine.readmission import ReadmissionBackend
+from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.residency import ResidencyBackend
 from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_backend import WorkerBackend
@@ -47,9 +46,10 @@ def build(config: Config) -> EngineCore:
     for served in config.models.served:
         models.register(ModelSpec(served.name, served.model, served.revision, served.context_length))
 
-    streams = WorkerBackend(supervisor, StreamPolicy(), events)
-    held = ResidencyBackend(streams, models)
-    breaker = BreakerBackend(ReadmissionBackend(held, config.retry), config.circuit_breaker, events)
+    inquest = Inquest(InquestPolicy())
+    held = ResidencyBackend(WorkerBackend(supervisor, inquest), models)
+    streams = RecoveryBackend(held, inquest, events)
+    breaker = BreakerBackend(streams, config.circuit_breaker, events)
     backend: Backend = DeadlineBackend(breaker, config.generation.timeout_s)
     if config.generation.max_tokens_limit is not None:
         backend = LimitsBackend(backend, config.generation.max_tokens_limit)

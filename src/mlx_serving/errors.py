@@ -23,7 +23,8 @@
     │   └── TokenizerError
     ├── WorkerDied                the child process is gone: signal, stderr tail, finding
     │   ├── WorkerHung              it stopped making progress and was killed
-    │   └── WorkerGaveUp            it died so often that it is not restarted for a while
+    │   ├── WorkerGaveUp            it died so often that it is not restarted for a while
+    │   └── RequestCrashedWorker    this request, tried alone, is what kills it
     ├── EngineClosed              the engine was shut down
     ├── InvalidConfig             the operator: path, value, where it was set, did-you-mean
     └── ProtocolError             us: never retried
@@ -36,6 +37,7 @@ message.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import ClassVar
 
 
@@ -196,16 +198,30 @@ class TokenizerError(ModelError):
     rpc_code = -32003
 
 
+class DeathOrigin(StrEnum):
+    """Who brought a worker's death about."""
+
+    INSIDE = "inside"  # its own doing: a crash, an exit, a stuck device, a broken protocol
+    OUTSIDE = "outside"  # a signal from elsewhere, or a process that was stopped
+    PLANNED = "planned"  # we ended it on purpose
+
+
 class WorkerDied(EngineError):
     """The worker process ended while it was needed.
 
     `details` carries `exit_code` or `signal`, `finding` (what a known crash text means) and `stderr_tail`.
     """
 
+    origin: DeathOrigin = DeathOrigin.INSIDE
+
     code = "WorkerDied"
     http_status = 503
     rpc_code = -32000
     retryable = True
+
+    def __init__(self, message: str, *, origin: DeathOrigin = DeathOrigin.INSIDE, **details: object) -> None:
+        super().__init__(message, **details)
+        self.origin = origin
 
 
 class WorkerHung(WorkerDied):
@@ -216,6 +232,14 @@ class WorkerGaveUp(WorkerDied):
     """It died so often that it is not restarted for a while; `details.retry_after` says how long."""
 
     code = "WorkerGaveUp"
+    retryable = False
+
+
+class RequestCrashedWorker(WorkerDied):
+    """The worker died of this request again and again, at last while it was tried alone. `details.losses` counts."""
+
+    code = "RequestCrashedWorker"
+    http_status = 500
     retryable = False
 
 

@@ -33,7 +33,7 @@ from mlx_serving.core.model_residency import (
     WorkerLost,
     step,
 )
-from mlx_serving.errors import ModelLoadError, ModelNotLoaded, WorkerDied
+from mlx_serving.errors import DeathOrigin, ModelLoadError, ModelNotLoaded, WorkerDied
 
 State: TypeAlias = Residency[str]
 Event: TypeAlias = ResidencyEvent[str]
@@ -206,14 +206,22 @@ def test_losing_the_worker_while_loading_starts_the_load_again() -> None:
     assert run(Loading((1,)), WorkerLost(DIED)) == (Loading((1,), losses=1), (StartLoad(),))
 
 
-@pytest.mark.parametrize(("limit", "text"), [(1, "1 lost worker;"), (2, "2 lost workers;")])
-def test_a_load_that_loses_too_many_workers_is_the_likely_cause_and_fails(limit: int, text: str) -> None:
+@pytest.mark.parametrize(
+    ("origin", "losses"), [(DeathOrigin.INSIDE, 1), (DeathOrigin.OUTSIDE, 0.25), (DeathOrigin.PLANNED, 0)]
+)
+def test_a_death_counts_by_its_origin(origin: DeathOrigin, losses: float) -> None:
+    died = WorkerDied("gone", origin=origin)
+    assert run(Loading((1,)), WorkerLost(died)) == (Loading((1,), losses=losses), (StartLoad(),))
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_load_that_loses_too_many_workers_is_the_likely_cause_and_fails(limit: int) -> None:
     policy = ResidencyPolicy(max_load_losses=limit)
     state, effects = run(Loading((1,), losses=limit - 1), WorkerLost(DIED), policy=policy)
     assert isinstance(state, LoadFailed)
     assert isinstance(state.error, ModelLoadError)
     assert state.error.details == {"signal": 6, "losses": limit}
-    assert text in state.error.message
+    assert "the likely cause of lost workers" in state.error.message
     assert effects == (Refuse(1, state.error),)
 
 

@@ -2,8 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.retry import BackoffPolicy, RetryPolicy, delay, should_retry
-from mlx_serving.errors import Aborted, InvalidRequest, Overloaded, ProtocolError, WorkerDied
+from mlx_serving.core.retry import BackoffPolicy, RetryPolicy, delay, should_retry, spent
+from mlx_serving.errors import (
+    Aborted,
+    DeathOrigin,
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+    ProtocolError,
+    WorkerDied,
+)
 
 
 @pytest.mark.parametrize(("attempt", "expected"), [(0, 0.1), (1, 0.2), (2, 0.4), (5, 3.2)])
@@ -82,3 +90,16 @@ def test_a_policy_out_of_its_limits_is_refused(make: object, message: str) -> No
     assert callable(make)
     with pytest.raises(ValueError, match=f"^{message}$"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (Overloaded("full", retry_after=1), 1),
+        (WorkerDied("crashed"), 1),
+        (WorkerDied("killed", origin=DeathOrigin.OUTSIDE), 0.25),
+        (WorkerDied("restarted", origin=DeathOrigin.PLANNED), 0),
+    ],
+)
+def test_a_worker_that_did_not_die_by_itself_says_little_about_the_call(error: EngineError, attempts: float) -> None:
+    assert spent(error) == attempts

@@ -35,6 +35,7 @@ from mlx_serving.core.worker_states import (
     WorkerLost,
     WorkerState,
 )
+from mlx_serving.errors import DeathOrigin
 
 POLICY = WorkerPolicy(
     startup_timeout_s=20.0,
@@ -337,6 +338,19 @@ def test_giving_up_tells_what_the_last_child_died_of() -> None:
 
 def test_without_restarts_the_first_death_gives_up() -> None:
     assert after(Starting(9.0), EXIT, 1.0, WorkerPolicy(max_restarts=0))[0] == GaveUp(1.0, 1, Cause.EXITED)
+
+
+def test_a_worker_that_served_anybody_starts_from_scratch() -> None:
+    state, _ = after(Ready(0.0, 0.0, 0.0, deaths=(1.0, 2.0)), ProcessExited(0.5, served=True), 3.0)
+    assert state == BackingOff(until=4.0, deaths=(3.0,))
+
+
+def test_four_times_as_many_deaths_are_allowed_when_the_last_came_from_outside() -> None:
+    killed = ProcessExited(0.5, origin=DeathOrigin.OUTSIDE)
+    state: WorkerState = Ready(0.0, 0.0, 0.0, deaths=(0.0,) * 7)
+    assert isinstance(after(state, killed, 3.0)[0], BackingOff)
+    state = Ready(0.0, 0.0, 0.0, deaths=(0.0,) * 8)
+    assert after(state, killed, 3.0)[0] == GaveUp(3.0, 9, Cause.EXITED)
 
 
 # -- "a start that is asked for after a pause heals it, and so does a restart at any time, which skips the wait ..."

@@ -1,4 +1,4 @@
-"""The thin layers: limits, deadline, readmission."""
+"""The thin layers: limits, deadline, recovery."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import asyncio
 
 import pytest
 
-from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
+from mlx_serving.core.inquest import Inquest, InquestPolicy
 from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.limits import LimitsBackend
-from mlx_serving.engine.readmission import ReadmissionBackend
-from mlx_serving.errors import DeadlineExceeded, InvalidRequest, WorkerDied, WorkerGaveUp
+from mlx_serving.engine.recovery import RecoveryBackend
+from mlx_serving.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, WorkerDied, WorkerGaveUp
+from mlx_serving.telemetry.events import EventBus
 
 from .harness import collect
 from .scripted import WHOLE, Script, ScriptedBackend, request
-
-AT_ONCE = RetryPolicy(max_attempts=3, backoff=BackoffPolicy(initial_delay_s=0, max_delay_s=0))
 
 
 async def test_max_tokens_above_the_limit_is_refused_before_anything_is_asked() -> None:
@@ -77,52 +76,64 @@ async def test_the_time_that_the_caller_spends_between_deltas_is_not_interrupted
         await expired.wait()
 
 
-async def test_a_request_that_a_dying_worker_had_not_accepted_is_offered_again() -> None:
-    inner = ScriptedBackend([Script(at_entry=WorkerDied("gone")), Script(at_entry=WorkerDied("again")), Script()])
-    asked = request()
-    async with ReadmissionBackend(inner, AT_ONCE).generate(asked) as deltas:
+def recovering(inner: ScriptedBackend) -> RecoveryBackend:
+    return RecoveryBackend(inner, Inquest(InquestPolicy()), EventBus())
+
+
+async def test_a_request_goes_to_the_next_worker_as_often_as_one_dies_under_it() -> None:
+    inner = ScriptedBackend([Script(at_entry=WorkerDied("gone"))] * 5 + [Script()])
+    async with recovering(inner).generate(request()) as deltas:
         assert await collect(deltas) == list(WHOLE)
-    assert inner.requests == [asked] * 3
+    assert {asked.delivered for asked in inner.requests} == {()}
+    assert len({asked.sampling.seed for asked in inner.requests}) == 1
     assert inner.open == 0
 
 
-async def test_attempts_are_limited() -> None:
-    last = WorkerDied("third")
-    inner = ScriptedBackend([Script(at_entry=WorkerDied("1")), Script(at_entry=WorkerDied("2")), Script(at_entry=last)])
-    with pytest.raises(WorkerDied) as caught:
-        async with ReadmissionBackend(inner, AT_ONCE).generate(request()):
-            pytest.fail("the block must not begin")
-    assert caught.value is last
-    assert len(inner.requests) == 3
+async def test_a_stream_goes_on_behind_what_was_delivered() -> None:
+    inner = ScriptedBackend([Script(deltas=WHOLE[:1], after=WorkerDied("gone")), Script(deltas=WHOLE[1:])])
+    backend = recovering(inner)
+    async with backend.generate(request()) as deltas:
+        assert backend.active_streams == 1
+        assert await collect(deltas) == list(WHOLE)
+    assert [asked.delivered for asked in inner.requests] == [(), (1,)]
+    assert (inner.open, backend.active_streams) == (0, 0)
 
 
 @pytest.mark.parametrize("error", [WorkerGaveUp("no more"), InvalidRequest("bad"), DeadlineExceeded("late")])
-async def test_other_errors_are_not_offered_again(error: Exception) -> None:
+async def test_other_errors_end_the_request(error: EngineError) -> None:
     inner = ScriptedBackend([Script(at_entry=error)])
     with pytest.raises(type(error)):
-        async with ReadmissionBackend(inner, AT_ONCE).generate(request()):
+        async with recovering(inner).generate(request()):
             pytest.fail("the block must not begin")
-    assert len(inner.requests) == 1
-
-
-async def test_a_stream_that_was_accepted_is_not_offered_again() -> None:
-    inner = ScriptedBackend([Script(deltas=(), after=WorkerDied("gone"))])
-    async with ReadmissionBackend(inner, AT_ONCE).generate(request()) as deltas:
-        with pytest.raises(WorkerDied):
+    inner = ScriptedBackend([Script(deltas=(), after=error)])
+    async with recovering(inner).generate(request()) as deltas:
+        with pytest.raises(type(error)):
             await collect(deltas)
     assert len(inner.requests) == 1
 
 
-async def test_cancelling_between_two_attempts_leaves_nothing_open() -> None:
-    patient = RetryPolicy(backoff=BackoffPolicy(initial_delay_s=3600, max_delay_s=3600))
-    inner = ScriptedBackend([Script(at_entry=WorkerDied("gone"))])
-
-    async def consume() -> None:
-        async with ReadmissionBackend(inner, patient).generate(request()):
+async def test_a_full_queue_does_not_cost_a_stream_its_place() -> None:
+    full = Overloaded("full", retry_after=0.001)
+    inner = ScriptedBackend(
+        [Script(deltas=WHOLE[:1], after=WorkerDied("gone")), Script(at_entry=full), Script(deltas=WHOLE[1:])]
+    )
+    async with recovering(inner).generate(request()) as deltas:
+        assert await collect(deltas) == list(WHOLE)
+    with pytest.raises(Overloaded):
+        async with recovering(ScriptedBackend([Script(at_entry=full)])).generate(request()):
             pytest.fail("the block must not begin")
 
+
+async def test_cancelling_between_two_workers_leaves_nothing_open() -> None:
+    gate = asyncio.Event()
+    inner = ScriptedBackend([Script(deltas=(), after=WorkerDied("gone")), Script(entry_gate=gate)])
+
+    async def consume() -> None:
+        async with recovering(inner).generate(request()) as deltas:
+            await collect(deltas)
+
     task = asyncio.create_task(consume())
-    await inner.asked(1)
+    await inner.asked(2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -93,6 +93,8 @@ FULL: dict[str, dict[str, object]] = {
         "stop_token_ids": [2],
         "priority": "high",
         "caller": "somebody",
+        "fork_of": "other",
+        "delivered": [3, 4],
         "streaming": False,
         "guidance": {"mode": "json_schema"},
     },

@@ -70,7 +70,9 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sequence to generate. `request_id` names its stream everywhere: in logs, events and on the pipe. Requests of
-    one priority take fair turns by `caller`; those that name none are one caller."""
+    one priority take fair turns by `caller`; those that name none are one caller. `fork_of` is the request_id of one
+    with the same prompt, whose computation of it may be shared. `delivered` is the beginning of the answer, which its
+    reader has already: generation goes on behind it, with everything as if it had just been generated."""
 
     request_id: str
     model: str
@@ -79,6 +81,8 @@ class GenerationRequest:
     priority: Priority = "normal"
     caller: str = ""
     timeout_s: float | None = None
+    fork_of: str | None = None
+    delivered: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

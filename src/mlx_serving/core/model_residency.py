@@ -12,8 +12,9 @@ its way out waits until it is gone, and it is loaded again. An unload while load
 ended, after those who wait were served. A forced unload invalidates those who use the model and refuses those who
 wait for it. Who gives up waiting is forgotten; the load goes on. Losing the worker invalidates the users of a ready
 model, and it is loaded again. Losing the worker while loading starts the load again, until `max_load_losses` workers
-were lost that way: the load is the likely cause and fails. Losing the worker while unloading completes the unload. A
-ticket is void after Refuse, Invalidate and its release: later releases of it are ignored.
+were lost that way: the load is the likely cause and fails. A worker that died of something from outside counts a
+quarter, one that was ended on purpose not at all. Losing the worker while unloading completes the unload. A ticket is
+void after Refuse, Invalidate and its release: later releases of it are ignored.
 
 The shell carries out a StartLoad as soon as a worker is there, and answers it with LoadSucceeded, LoadErrored (also
 when there will be no worker) or WorkerLost; it answers StartUnload with UnloadDone or WorkerLost.
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar, assert_never
 
 from mlx_serving.core.bounds import at_least
+from mlx_serving.core.inquest import LOSS
 from mlx_serving.errors import EngineError, ModelLoadError, ModelNotLoaded, WorkerDied
 
 Facts = TypeVar("Facts")
@@ -49,11 +51,11 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """`waiters` in the order they came; `unload` is to follow the load; `losses` counts workers lost in it."""
+    """`waiters` in the order they came; `unload` is to follow the load; `losses` adds up workers lost in it."""
 
     waiters: tuple[Ticket, ...] = ()
     unload: bool = False
-    losses: int = 0
+    losses: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +242,11 @@ def _loaded(state: Loading, facts: Facts, now: float) -> Step[Facts]:
 def _lost_while_loading(state: Loading, error: WorkerDied, now: float, policy: ResidencyPolicy) -> Step[Facts]:
     if state.unload and not state.waiters:
         return Absent(), ()
-    losses = state.losses + 1
+    losses = state.losses + LOSS[error.origin]
     if losses < policy.max_load_losses:
         return Loading(state.waiters, state.unload, losses), (StartLoad(),)
     blamed = ModelLoadError(
-        f"Loading was given up after {losses} lost worker{'s' if losses > 1 else ''}; the last loss: {error.message}",
+        f"Loading was given up, because it is the likely cause of lost workers; the last loss: {error.message}",
         **{**error.details, "losses": losses},
     )
     return LoadFailed(blamed, now), _refuse(state.waiters, blamed)

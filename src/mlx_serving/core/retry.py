@@ -2,7 +2,8 @@
 
 The wait before retry n (from 0) is `initial_delay_s * multiplier ** n`, moved at random by up to `jitter` of itself
 either way, so that callers that failed together do not return together. It never exceeds `max_delay_s`.
-Only an error that says of itself that it is retryable is retried, and only until `max_attempts` attempts were made.
+Only an error that says of itself that it is retryable is retried, and only until `max_attempts` attempts were made. An
+attempt that a worker's death ended counts as much as that death says about it: see `core.inquest`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlx_serving.core.bounds import at_least, between
-from mlx_serving.errors import EngineError
+from mlx_serving.core.inquest import LOSS
+from mlx_serving.errors import EngineError, WorkerDied
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class RetryPolicy:
         at_least("max_attempts", self.max_attempts, 1)
 
 
-def delay(policy: BackoffPolicy, attempt: int, uniform: float) -> float:
+def delay(policy: BackoffPolicy, attempt: float, uniform: float) -> float:
     """Seconds to wait before retry `attempt`, counted from 0. `uniform` in [0, 1) decides the jitter."""
     try:
         base = min(policy.max_delay_s, policy.initial_delay_s * policy.multiplier**attempt)
@@ -53,6 +55,11 @@ def delay(policy: BackoffPolicy, attempt: int, uniform: float) -> float:
     return min(policy.max_delay_s, base * (1 + policy.jitter * (2 * uniform - 1)))
 
 
-def should_retry(error: BaseException, attempt: int, policy: RetryPolicy) -> bool:
+def should_retry(error: BaseException, attempt: float, policy: RetryPolicy) -> bool:
     """Whether to try again after attempt number `attempt` (from 0) ended in `error`."""
     return isinstance(error, EngineError) and error.retryable and attempt + 1 < policy.max_attempts
+
+
+def spent(error: EngineError) -> float:
+    """By how much an attempt that ended in `error` raises their number."""
+    return LOSS[error.origin] if isinstance(error, WorkerDied) else 1

@@ -15,10 +15,11 @@ comes (the process is stopped or its interpreter is stuck) or when heartbeats co
 device is stuck). A tick that comes late means that this process itself slept, so nobody is accused of silence.
 Draining asks the child to shut down, then terminates it, then kills it, each after its time. A planned restart spawns
 at once; after a death the restart waits, longer each time; a worker that stayed up for a whole window starts from
-scratch. Too many deaths within the window end in GaveUp with the reason; a start that is asked for after a pause heals
-it, and so does a restart at any time, which skips the wait of BackingOff too. Every child that is spawned is seen to
-exit exactly once, and a new one is spawned only after that. What a child was doing is declared lost exactly once, when
-it exits unasked or is told to go.
+scratch, and so does one that served anybody, for it was good for something. Too many deaths within the window end in
+GaveUp with the reason; if the last one came from outside, four times as many are allowed. A start that is asked for
+after a pause heals it, and so does a restart at any time, which skips the wait of BackingOff too. Every child that is
+spawned is seen to exit exactly once, and a new one is spawned only after that. What a child was doing is declared lost
+exactly once, when it exits unasked or is told to go.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from mlx_serving.core.bounds import at_least, greater_than
+from mlx_serving.core.inquest import LOSS
 from mlx_serving.core.retry import BackoffPolicy, delay
 from mlx_serving.core.worker_states import (
     AskShutdown,
@@ -135,11 +137,11 @@ def _kill(cause: Cause, deaths: Deaths, now: float, policy: WorkerPolicy) -> Ste
     return killed, (WorkerLost(cause), Kill())
 
 
-def _died(deaths: Deaths, cause: Cause, uniform: float, now: float, policy: WorkerPolicy) -> WorkerState:
-    recent = (*(at for at in deaths if now - at < policy.restart_window_s), now)
-    if len(recent) > policy.max_restarts:
+def _died(deaths: Deaths, cause: Cause, end: ProcessExited, now: float, policy: WorkerPolicy) -> WorkerState:
+    recent = (now,) if end.served else (*(at for at in deaths if now - at < policy.restart_window_s), now)
+    if len(recent) * LOSS[end.origin] > policy.max_restarts:
         return GaveUp(now, len(recent), cause)
-    return BackingOff(now + delay(policy.backoff, len(recent) - 1, uniform), recent)
+    return BackingOff(now + delay(policy.backoff, len(recent) - 1, end.uniform), recent)
 
 
 def _drain(deaths: Deaths, now: float, policy: WorkerPolicy, *, restart: bool) -> Step:
@@ -153,7 +155,7 @@ def _starting(state: Starting, event: WorkerEvent, now: float, policy: WorkerPol
         case HandshakeDone():
             return Ready(since=now, last_beat=now, last_progress=now, deaths=state.deaths), ()
         case ProcessExited():
-            return _died(state.deaths, Cause.EXITED, event.uniform, now, policy), (WorkerLost(Cause.EXITED),)
+            return _died(state.deaths, Cause.EXITED, event, now, policy), (WorkerLost(Cause.EXITED),)
         case Tick():
             if now < state.deadline:
                 return state, ()
@@ -188,7 +190,7 @@ def _ready(state: Ready, event: WorkerEvent, now: float, policy: WorkerPolicy) -
         case Tick():
             return _check_pulse(state, now, policy)
         case ProcessExited():
-            return _died(state.deaths, Cause.EXITED, event.uniform, now, policy), (WorkerLost(Cause.EXITED),)
+            return _died(state.deaths, Cause.EXITED, event, now, policy), (WorkerLost(Cause.EXITED),)
         case StopRequested():
             return _drain(state.deaths, now, policy, restart=False)
         case RestartRequested():
@@ -225,7 +227,7 @@ def _draining(state: Draining, event: WorkerEvent, now: float, policy: WorkerPol
                 return Stopped(), ()
             if state.cause in (Cause.RESTART, Cause.STOP):  # a start was asked for while it stopped
                 return _spawn(state.deaths, now, policy)
-            return _died(state.deaths, state.cause, event.uniform, now, policy), ()
+            return _died(state.deaths, state.cause, event, now, policy), ()
         case Tick():
             return _press_on(state, now, policy)
         case StopRequested():

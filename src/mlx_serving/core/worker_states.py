@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
+from mlx_serving.errors import DeathOrigin
+
 
 class Cause(StrEnum):
     """Why a child had to go."""
@@ -104,9 +106,11 @@ class Tick:
 @dataclass(frozen=True, slots=True)
 class ProcessExited:
     """The child is gone, and nothing that it said may come after this. `uniform` in [0, 1) feeds the jitter of the
-    back-off."""
+    back-off; `served` says that it had generated something."""
 
     uniform: float
+    served: bool = False
+    origin: DeathOrigin = DeathOrigin.INSIDE
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,14 @@ from mlx_serving.core.crash_finding import diagnose
 from mlx_serving.core.serving import CrashReport
 from mlx_serving.core.worker_lifecycle import Cause, GaveUp, WorkerPolicy
 from mlx_serving.engine.worker_process import Exit
-from mlx_serving.errors import WorkerDied, WorkerGaveUp, WorkerHung
+from mlx_serving.errors import DeathOrigin, WorkerDied, WorkerGaveUp, WorkerHung
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.supervisor")
 _KEPT = 10
+
+_OWN_SIGNALS = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP", "SIGXCPU"})
+"""Signals that a process brings upon itself; any other is somebody's."""
 
 
 class CrashHistory:
@@ -54,7 +57,11 @@ class CrashHistory:
         match cause:
             case Cause.NO_HEARTBEAT:
                 limit = self._policy.heartbeat_timeout_s
-                return WorkerHung(f"The worker gave no sign of life for {limit:g} s and was replaced", cause=str(cause))
+                return WorkerHung(
+                    f"The worker gave no sign of life for {limit:g} s and was replaced",
+                    origin=self.origin(cause),
+                    cause=str(cause),
+                )
             case Cause.NO_PROGRESS:
                 limit = self._policy.stall_timeout_s
                 return WorkerHung(f"The worker made no progress for {limit:g} s and was replaced", cause=str(cause))
@@ -62,10 +69,27 @@ class CrashHistory:
                 limit = self._policy.startup_timeout_s
                 return WorkerHung(f"The worker was not ready after {limit:g} s and was replaced", cause=str(cause))
             case Cause.STOP | Cause.RESTART:
-                return WorkerDied(f"The worker is being ended: {cause}", cause=str(cause))
+                return WorkerDied(f"The worker is being ended: {cause}", origin=self.origin(cause), cause=str(cause))
             case Cause.EXITED:
                 assert self.last is not None  # an exit is recorded before its loss is told
-                return _death(self.last)
+                return _death(self.last, self.origin(cause))
+            case _:
+                assert_never(cause)
+
+    def origin(self, cause: Cause) -> DeathOrigin:
+        """Who ended a worker that had to go for `cause`, or that exited just now."""
+        match cause:
+            case Cause.STOP | Cause.RESTART:
+                return DeathOrigin.PLANNED
+            case Cause.NO_HEARTBEAT:
+                return DeathOrigin.OUTSIDE  # it was stopped: what computes too long still beats
+            case Cause.NO_PROGRESS | Cause.STARTUP_TIMEOUT:
+                return DeathOrigin.INSIDE
+            case Cause.EXITED:
+                assert self.last is not None  # an exit is recorded before anybody asks
+                signalled = self.last.cause == Cause.EXITED and self.last.signal is not None
+                outside = signalled and self.last.signal not in _OWN_SIGNALS
+                return DeathOrigin.OUTSIDE if outside else DeathOrigin.INSIDE
             case _:
                 assert_never(cause)
 
@@ -83,9 +107,10 @@ class CrashHistory:
         )
 
 
-def _death(report: CrashReport) -> WorkerDied:
+def _death(report: CrashReport, origin: DeathOrigin) -> WorkerDied:
     return WorkerDied(
         f"The worker process was lost: {_how(report)}",
+        origin=origin,
         exit_code=report.exit_code,
         signal=report.signal,
         finding=report.finding,

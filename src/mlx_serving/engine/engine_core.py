@@ -20,8 +20,8 @@ from mlx_serving.core.retry import RetryPolicy
 from mlx_serving.core.serving import HealthReport, ServedModel
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.model_manager import ModelManager, ModelSpec
+from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.supervisor import Supervisor
-from mlx_serving.engine.worker_backend import WorkerBackend
 from mlx_serving.errors import EngineError, InvalidRequest
 from mlx_serving.telemetry.events import EventBus
 from mlx_serving.wire import methods
@@ -35,11 +35,11 @@ _CALL_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What `assembly` puts together. `backend` is the outermost layer, `streams` the innermost."""
+    """What `assembly` puts together. `backend` is the outermost layer."""
 
     supervisor: Supervisor
     models: ModelManager
-    streams: WorkerBackend
+    streams: RecoveryBackend
     breaker: BreakerBackend
     backend: Backend
     events: EventBus
@@ -149,15 +149,16 @@ class EngineCore:
         return await self._retrying(once)
 
     async def _retrying(self, once: Callable[[], Awaitable[R]]) -> R:
-        attempt = 0
+        attempt = 0.0
         while True:
             try:
                 return await once()
             except EngineError as error:
                 if not retry.should_retry(error, attempt, self._parts.retry):
                     raise
+                spent = retry.spent(error)
             await asyncio.sleep(retry.delay(self._parts.retry.backoff, attempt, random.random()))  # noqa: S311
-            attempt += 1
+            attempt += spent
 
     async def runtime_info(self) -> methods.RuntimeInfoResult:
         """What the worker says of itself, now."""

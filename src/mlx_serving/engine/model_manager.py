@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
@@ -160,7 +161,8 @@ class ModelManager:
     # -- WorkerListener
 
     def worker_lost(self, error: WorkerDied) -> None:
-        for entry in tuple(self._entries.values()):
+        # Loads are sent in this order: first the models whose streams wait, by who began first.
+        for entry in sorted(self._entries.values(), key=_first_user):
             if self._closed:
                 entry.state, entry.in_worker = residency.Absent(), False
             elif entry.in_worker:  # a load that was not sent yet has lost nothing
@@ -251,6 +253,18 @@ class ModelManager:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _first_user(entry: _Entry) -> float:
+    match entry.state:
+        case residency.Ready() | residency.Draining():
+            return min(entry.state.in_use, default=math.inf)
+        case residency.Loading() | residency.Evicting():
+            return min(entry.state.waiters, default=math.inf)
+        case residency.Absent() | residency.LoadFailed():
+            return math.inf
+        case _:
+            assert_never(entry.state)
 
 
 def _is_leaving(state: Residency[LoadModelResult]) -> bool:

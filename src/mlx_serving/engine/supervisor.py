@@ -223,7 +223,9 @@ class Supervisor:
         if cause not in (Cause.STOP, Cause.RESTART):
             self._crashes.record(end, cause, self._fault)
         self._process = None
-        self._dispatch(lifecycle.ProcessExited(random.random()))  # noqa: S311  jitter
+        served = self._client is not None and self._client.has_served
+        origin = self._crashes.origin(cause)
+        self._dispatch(lifecycle.ProcessExited(random.random(), served, origin))  # noqa: S311  jitter
         if self._client is not None:
             self._client.abandon(WorkerDied("The worker has ended"))
             self._client = None

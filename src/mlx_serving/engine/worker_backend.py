@@ -1,12 +1,11 @@
-"""The innermost Backend: one request becomes one stream of the worker. Its model must be loaded."""
+"""The innermost Backend: one request becomes one stream of the worker that lives now. Its model must be loaded."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import assert_never
 
@@ -20,11 +19,11 @@ from mlx_serving.core.generation import (
     TextPrompt,
     TokenPrompt,
 )
-from mlx_serving.core.stream import StreamEvent, StreamPolicy
+from mlx_serving.core.inquest import Inquest
+from mlx_serving.core.stream import StreamEvent
 from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_client import WorkerClient
-from mlx_serving.errors import Aborted, EngineError, InvalidRequest, WorkerDied
-from mlx_serving.telemetry.events import ErrorOccurred, EventBus, GenerationCompleted, GenerationStarted
+from mlx_serving.errors import Aborted, EngineError, RequestCrashedWorker, WorkerDied
 from mlx_serving.wire import jsonrpc, methods
 from mlx_serving.wire.notifications import Completed, Row
 
@@ -32,96 +31,118 @@ _MAX_ID_CHARS = 256  # of a stream on the pipe
 
 
 class WorkerBackend:
-    def __init__(self, supervisor: Supervisor, policy: StreamPolicy, events: EventBus) -> None:
+    """`inquest` finds the requests that kill workers, over all attempts to serve them."""
+
+    def __init__(self, supervisor: Supervisor, inquest: Inquest) -> None:
         self._supervisor = supervisor
-        self._policy = policy
-        self._events = events
+        self._inquest = inquest
         self._streams: dict[str, _Stream] = {}
         self._numbers = itertools.count(1)
+        self._left = asyncio.Event()  # whoever waits to enter looks again
         supervisor.add_listener(self)
-
-    @property
-    def active_streams(self) -> int:
-        return len(self._streams)
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
-        """See `core.generation.Backend`. Raises `InvalidRequest` for a request_id that is in use."""
-        client = await self._supervisor.client()
-        if request.request_id in self._streams:
-            raise InvalidRequest(
-                f"A stream with the id {request.request_id} is active", field="stream_id", given=request.request_id
-            )
+        """See `core.generation.Backend`. Raises `RequestCrashedWorker` for a request that is found to kill workers.
+
+        A request_id must not be in use.
+        """
+        client = await self._enter(request.request_id)
         # An id may come again while the abort of its last stream is still on its way: on the pipe each is its own.
         pipe_id = f"{next(self._numbers)}-{request.request_id}"[:_MAX_ID_CHARS]
-        flow = _Stream(request, pipe_id, client, self._policy)
+        flow = _Stream(request, pipe_id, client, self._inquest, self._look_again)
         self._streams[request.request_id] = flow
         try:
-            await flow.open()
-            self._events.publish(GenerationStarted(stream_id=request.request_id, model_id=request.model))
+            await flow.open(self._pipe_id_of(request.fork_of))
             yield flow.deltas()
         finally:
             flow.leave()
             del self._streams[request.request_id]
-            if flow.opened and flow.error is not None and not isinstance(flow.error, Aborted):
-                self._events.publish(ErrorOccurred(error=flow.error, context=f"stream {request.request_id}"))
-        if flow.stats is not None:
-            self._events.publish(GenerationCompleted(stream_id=request.request_id, stats=flow.stats))
+            self._inquest.leave(request.request_id)
+            self._look_again()
+
+    async def _enter(self, request_id: str) -> WorkerClient:
+        """Wait for a worker that the request may be given to."""
+        while True:
+            client = await self._supervisor.client()
+            if self._inquest.enter(request_id):
+                return client
+            await self._left.wait()
+
+    def _look_again(self) -> None:
+        self._left.set()
+        self._left = asyncio.Event()
+
+    def _pipe_id_of(self, request_id: str | None) -> str | None:
+        flow = None if request_id is None else self._streams.get(request_id)
+        return None if flow is None else flow.pipe_id
 
     # -- WorkerListener
 
     def worker_lost(self, error: WorkerDied) -> None:
-        for flow in tuple(self._streams.values()):
-            flow.dispatch(stream.WorkerLost(error))
+        condemned = self._inquest.died(error.origin)
+        for request_id, flow in tuple(self._streams.items()):
+            if request_id == condemned:
+                flow.dispatch(stream.Errored(_blamed(error, self._inquest.losses(request_id))))
+            else:
+                flow.dispatch(stream.WorkerLost(error))
+        self._look_again()
 
 
 class _Stream:
     """The shell of one `core.stream`: rows become events, effects become deltas in a queue."""
 
-    def __init__(self, request: GenerationRequest, pipe_id: str, client: WorkerClient, policy: StreamPolicy) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        pipe_id: str,
+        client: WorkerClient,
+        inquest: Inquest,
+        on_cleared: Callable[[], None],
+    ) -> None:
+        self.pipe_id = pipe_id
         self._request = request
-        self._pipe_id = pipe_id
         self._client = client
-        self._policy = policy
-        self._state: stream.StreamState = stream.start(time.monotonic())
+        self._inquest = inquest
+        self._on_cleared = on_cleared
+        self._cleared = False
+        self._state: stream.StreamState = stream.Opening()
         self._ready: deque[Delta] = deque()
-        self.error: EngineError | None = None
+        self._error: EngineError | None = None
         self._ended = False
         self._wake = asyncio.Event()
-        self.opened = False
-        self.stats: GenerationStats | None = None
 
-    async def open(self) -> None:
+    async def open(self, fork_of: str | None) -> None:
         """Submit the request; returns when the worker has accepted it. Raises what the worker answered."""
-        self._client.open_stream(self._pipe_id, self._on_row)
+        self._client.open_stream(self.pipe_id, self._on_row)
+        on_trial = self._inquest.is_on_trial(self._request.request_id)
         try:
-            result = await self._client.call(methods.GENERATE, _params(self._request, self._pipe_id))
+            await self._client.call(methods.GENERATE, _params(self._request, self.pipe_id, fork_of, on_trial=on_trial))
         except EngineError as error:
             self.dispatch(stream.Errored(error))
-            raise
-        self.dispatch(stream.Accepted(result.prompt_tokens))
-        if self.error is not None and not self._ready:  # lost in the same moment, before anything was delivered
-            raise self.error
-        self.opened = True
+        else:
+            self.dispatch(stream.Accepted())
+        if self._error is not None and not self._ready:  # refused, or lost before anything was delivered
+            raise self._error
 
     def leave(self) -> None:
         """The consumer is gone: abort what is not finished."""
         self.dispatch(stream.AbortRequested())
-        self._client.close_stream(self._pipe_id)
+        self._client.close_stream(self.pipe_id)
 
     async def deltas(self) -> AsyncIterator[Delta]:
         while True:
             while self._ready:
                 yield self._ready.popleft()
-            if self.error is not None:
-                raise self.error
+            if self._error is not None:
+                raise self._error
             if self._ended:
                 return
             self._wake.clear()
             await self._wake.wait()
 
     def dispatch(self, event: StreamEvent) -> None:
-        self._state, effects = stream.step(self._state, event, time.monotonic(), self._policy)
+        self._state, effects = stream.step(self._state, event)
         for effect in effects:
             self._carry_out(effect)
         self._wake.set()
@@ -133,26 +154,24 @@ class _Stream:
             case stream.EndWith():
                 self._end(effect.reason, effect.stats)
             case stream.Raise():
-                self.error = effect.error
+                self._error = effect.error
             case stream.SendAbort():
-                self._client.post(methods.ABORT, methods.AbortParams(stream_id=self._pipe_id))
+                self._client.post(methods.ABORT, methods.AbortParams(stream_id=self.pipe_id))
             case stream.Opened() | stream.Release():
                 pass  # entering and leaving the context manager are these
-            case stream.Resubmit():
-                raise AssertionError("the policy does not recover streams")
             case _:
                 assert_never(effect)
 
     def _end(self, reason: FinishReason, stats: GenerationStats | None) -> None:
         self._ended = True
-        self.stats = stats
         if reason is FinishReason.ABORT:
-            self.error = Aborted("The stream was aborted", stream_id=self._request.request_id)
+            self._error = Aborted("The stream was aborted", stream_id=self._request.request_id)
         else:
             self._ready.append(Delta("", (), reason, stats))
 
     def _on_row(self, row: Row) -> None:
         if row.token_ids or row.text:
+            self._clear(len(row.token_ids))
             self.dispatch(stream.Delivered(Delta(row.text, tuple(row.token_ids))))
         match row.end:
             case None:
@@ -170,8 +189,21 @@ class _Stream:
             case _:
                 self.dispatch(stream.Errored(jsonrpc.to_engine_error(row.end.error)))
 
+    def _clear(self, tokens: int) -> None:
+        if not self._cleared and self._inquest.deliver(self._request.request_id, tokens):
+            self._cleared = True
+            self._on_cleared()
 
-def _params(request: GenerationRequest, pipe_id: str) -> methods.GenerateParams:
+
+def _blamed(error: WorkerDied, losses: float) -> RequestCrashedWorker:
+    return RequestCrashedWorker(
+        f"This request kills the worker that serves it, also when it is tried alone: {error.message}",
+        origin=error.origin,
+        **{**error.details, "losses": losses},
+    )
+
+
+def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on_trial: bool) -> methods.GenerateParams:
     chosen = request.sampling
     params = methods.GenerateParams(
         model_id=request.model,
@@ -188,8 +220,10 @@ def _params(request: GenerationRequest, pipe_id: str) -> methods.GenerateParams:
         seed=chosen.seed,
         stop_sequences=list(chosen.stop),
         stop_token_ids=list(chosen.stop_token_ids),
-        priority=request.priority,
+        priority="critical" if on_trial else request.priority,  # others wait for its verdict
         caller=request.caller[:256],
+        fork_of=fork_of,
+        delivered=list(request.delivered),
     )
     match request.prompt:
         case TextPrompt():

@@ -46,6 +46,7 @@ class WorkerClient(asyncio.Protocol):
         self._calls: dict[int, asyncio.Future[jsonrpc.Response]] = {}
         self._streams: dict[str, OnRow] = {}
         self._lost: WorkerDied | None = None
+        self.has_served = False  # whether any row came
 
     @classmethod
     async def connect(
@@ -152,6 +153,7 @@ class WorkerClient(asyncio.Protocol):
         notification = decode_binary(body)
         match notification:
             case StepFrame():
+                self.has_served = True
                 for row in notification.rows:
                     on_row = self._streams.get(row.stream_id)
                     if on_row is not None:  # else its consumer has left, and the abort is on its way

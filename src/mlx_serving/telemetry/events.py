@@ -92,6 +92,18 @@ class GenerationCompleted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamRecovered(Event):
+    """A stream goes on in another worker, `pause_s` after it lost the last one; `losses` counts them all."""
+
+    name = "generation:recovered"
+    stream_id: str
+    model_id: str
+    delivered: int
+    losses: int
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorOccurred(Event):
     name = "error"
     error: EngineError

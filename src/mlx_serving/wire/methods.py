@@ -132,8 +132,10 @@ class SuccessResult(msgspec.Struct, frozen=True):
 
 class GenerateParams(Params):
     """One of `prompt`, `prompt_tokens` and `messages` is required. `messages` go through the model's chat template.
-    Higher priorities go first; requests of one priority take fair turns by `caller`. `streaming` is accepted for the
-    ancestor's sake: the worker always streams."""
+    Higher priorities go first; requests of one priority take fair turns by `caller`. `fork_of` is a stream with the
+    same prompt, whose computation of it may be shared. `delivered` are the first tokens of the answer, which the caller
+    has: the stream goes on behind them, and counts them in `max_tokens`. `streaming` is accepted for the ancestor's
+    sake: the worker always streams."""
 
     model_id: ModelId
     prompt: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
@@ -155,6 +157,8 @@ class GenerateParams(Params):
     stop_token_ids: list[int] = []
     priority: Priority = "normal"
     caller: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    fork_of: StreamId | None = None
+    delivered: Annotated[list[TokenId], msgspec.Meta(max_length=1_000_000)] = []
     streaming: bool = True
     guidance: Any = None
 

@@ -22,7 +22,8 @@ from mlx_serving.worker.sequence import RunningSequence
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On what terms a sequence is served. `deadline` is monotonic seconds, `caller` who takes turns with others."""
+    """On what terms a sequence is served. `max_tokens` counts what was drawn before; `deadline` is monotonic seconds,
+    `caller` who takes turns with others."""
 
     max_tokens: int
     priority: Priority = "normal"
@@ -71,8 +72,8 @@ class Generation:
         self._scheduler.add(
             job.stream_id,
             model.model_id,
-            prompt_tokens=len(job.token_ids),
-            max_tokens=terms.max_tokens,
+            prompt_tokens=len(job.token_ids) + len(job.drawn),
+            max_tokens=terms.max_tokens - len(job.drawn),
             now=time.monotonic(),
             priority=terms.priority,
             caller=terms.caller,

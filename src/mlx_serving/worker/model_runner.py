@@ -21,12 +21,14 @@ from mlx_serving.worker.sampler import SamplingRow
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One sequence as the device sees it. `seed` decides its draws."""
+    """One sequence as the device sees it: `token_ids` of its prompt, and of its answer those that were `drawn` before.
+    `seed` decides its draws."""
 
     stream_id: str
     token_ids: Sequence[int]
     sampling: ResolvedSampling
     seed: int
+    drawn: Sequence[int] = ()
 
 
 class _Prompt:
@@ -63,7 +65,9 @@ class ModelRunner:
 
     def open(self, job: Job) -> None:
         """Take a sequence in; nothing is computed yet."""
-        self._rows[job.stream_id] = SamplingRow(job.sampling, job.seed, job.token_ids)
+        self._rows[job.stream_id] = SamplingRow(
+            job.sampling, job.seed, job.token_ids, drawn=list(job.drawn), position=len(job.drawn)
+        )
 
     def admit(self, stream_id: str) -> None:
         """Give a sequence an empty cache: its prompt is computed from the start."""

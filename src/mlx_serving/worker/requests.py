@@ -44,6 +44,7 @@ def sampling_of(params: GenerateParams) -> SamplingParams:
 def check_ids(params: GenerateParams, model: LoadedModel) -> None:
     check_token_ids("prompt_tokens", params.prompt_tokens or [], model)
     check_token_ids("logit_bias", list(params.logit_bias), model)
+    check_token_ids("delivered", params.delivered, model)
 
 
 def check_token_ids(field: str, token_ids: list[int], model: LoadedModel) -> None:

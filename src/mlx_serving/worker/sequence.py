@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mlx_serving.core.generation import FinishReason
 from mlx_serving.core.text import IncrementalDetokenizer, StopMatcher
-from mlx_serving.errors import EngineError
+from mlx_serving.errors import EngineError, InvalidRequest
 from mlx_serving.wire.jsonrpc import rpc_error
 from mlx_serving.wire.notifications import Completed, Failed, Row, Stats
 from mlx_serving.worker.tokenizing import Decode
@@ -34,6 +34,7 @@ class RunningSequence:
         self._detokenizer = IncrementalDetokenizer(decode, prompt_tail=tuple(prompt[-_CONTEXT_TAIL:]))
         self._stops = StopMatcher(ending.stop)
         self._generated = 0
+        self._replayed = 0
         self._started_at = started_at
         self._first_token_at: float | None = None
 
@@ -55,6 +56,19 @@ class RunningSequence:
         reason = FinishReason.STOP if self._stops.stopped else FinishReason.LENGTH
         return Row(self.stream_id, [token_id], text, self._completed(reason, now))
 
+    def replay(self, token_ids: Sequence[int]) -> None:
+        """Take tokens whose text its reader has already, before any other. Raises `InvalidRequest` when they end it."""
+        for count, token_id in enumerate(token_ids, start=1):
+            if self.accept(token_id, self._started_at).end is not None:
+                raise InvalidRequest(
+                    f"The answer ends after {count} of the {len(token_ids)} tokens that were delivered",
+                    field="delivered",
+                    limit=count - 1,
+                    given=len(token_ids),
+                )
+        self._replayed = self._generated
+        self._first_token_at = None
+
     def aborted(self, now: float) -> Row:
         return Row(self.stream_id, [], "", self._completed(FinishReason.ABORT, now))
 
@@ -69,7 +83,7 @@ class RunningSequence:
             Stats(
                 prompt_tokens=self._prompt_tokens,
                 tokens_generated=self._generated,
-                tokens_per_second=(self._generated - 1) / after_first if after_first > 0 else 0.0,
+                tokens_per_second=(self._generated - self._replayed - 1) / after_first if after_first > 0 else 0.0,
                 time_to_first_token=first - self._started_at,
                 total_time=now - self._started_at,
             ),

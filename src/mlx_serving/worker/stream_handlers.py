@@ -81,9 +81,8 @@ class StreamHandlers:
             max_tokens = tokens_that_fit(
                 len(token_ids), params.max_tokens, sampling.max_tokens, model.facts.context_length
             )
-            self._submit(
-                model, stream_id, token_ids, sampling, Terms(max_tokens, params.priority, params.caller), started
-            )
+            terms = Terms(max_tokens, params.priority, params.caller)
+            self._submit(model, stream_id, token_ids, params.delivered, sampling, terms, started)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
 
         def refuse(error: EngineError) -> None:
@@ -97,6 +96,7 @@ class StreamHandlers:
         model: LoadedModel,
         stream_id: str,
         token_ids: list[int],
+        delivered: list[int],
         sampling: ResolvedSampling,
         terms: Terms,
         started: float,
@@ -104,7 +104,8 @@ class StreamHandlers:
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
         ending = Ending(terms.max_tokens, model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
         sequence = RunningSequence(stream_id, token_ids, ending, model.decode, started)
-        job = Job(stream_id, token_ids, sampling, seed)
+        sequence.replay(delivered)
+        job = Job(stream_id, token_ids, sampling, seed, delivered)
         self._generation.submit(model, sequence, job, terms)
 
     def abort(self, params: methods.AbortParams, reply: Reply[methods.AbortResult]) -> None:

@@ -1,0 +1,92 @@
+"""How a stream goes on after its worker died: what was delivered, what is asked of the next worker, and when.
+
+The tokens that were delivered become part of what the next worker is given, so it continues at the same place of the
+same random sequence; its reader sees a pause. Tokens are kept in a list that grows: one entry a token, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mlx_serving.core.generation import Delta, GenerationRequest, GenerationStats
+from mlx_serving.errors import CircuitOpen, EngineError, ModelNotLoaded, Overloaded, WorkerDied
+
+_MAX_VANISHED_MODELS = 3
+
+
+class Recovery:
+    """One request over all the workers that serve it, for its shell. Times are monotonic seconds."""
+
+    def __init__(self, request: GenerationRequest, seed: int, now: float) -> None:
+        """`seed` is for a request that brings none: every worker must draw the same numbers."""
+        if request.sampling.seed is None:
+            request = replace(request, sampling=replace(request.sampling, seed=seed))
+        self._request = request
+        self._tokens: list[int] = list(request.delivered)
+        self._opened_at = now
+        self._first_token_at: float | None = None
+        self._accepted = False
+        self._vanished = 0
+        self.losses = 0
+
+    @property
+    def delivered(self) -> int:
+        """Tokens that its reader has."""
+        return len(self._tokens)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether any worker has accepted it."""
+        return self._accepted
+
+    def next_request(self) -> GenerationRequest:
+        """What to ask of the worker that is there now."""
+        if self.losses == 0:
+            return self._request
+        return replace(self._request, delivered=tuple(self._tokens), fork_of=None)
+
+    def admitted(self) -> None:
+        """A worker has accepted it."""
+        self._accepted = True
+        self._vanished = 0
+
+    def advance(self, delta: Delta, now: float) -> Delta:
+        """Note what is delivered at `now`. Returns what its reader gets: the stats of a last delta span all workers."""
+        if delta.token_ids:
+            if self._first_token_at is None:
+                self._first_token_at = now
+            self._tokens += delta.token_ids
+        if delta.stats is None or self.losses == 0:
+            return delta
+        return replace(delta, stats=self._stats(delta.stats, now))
+
+    def retry_after(self, error: EngineError) -> float | None:
+        """Seconds until the next attempt, after one ended in `error`. None: the request ends with it.
+
+        A lost worker is waited for by the attempt itself. A model may be lost with its worker between its lease and
+        its use. A request that was accepted once does not lose its place to others that fill the queue.
+        """
+        match error:
+            case WorkerDied() if error.retryable:
+                self.losses += 1
+                return 0.0
+            case ModelNotLoaded() if self._vanished < _MAX_VANISHED_MODELS:
+                self._vanished += 1
+                return 0.0
+            case CircuitOpen():
+                return None
+            case Overloaded() if self._accepted:
+                return error.retry_after
+            case _:
+                return None
+
+    def _stats(self, reported: GenerationStats, now: float) -> GenerationStats:
+        """The last worker knows only its part of the time."""
+        first = now if self._first_token_at is None else self._first_token_at
+        decoding = now - first
+        return replace(
+            reported,
+            time_to_first_token=first - self._opened_at,
+            tokens_per_second=(reported.tokens_generated - 1) / decoding if decoding > 0 else 0.0,
+            total_time=now - self._opened_at,
+        )
