@@ -101,7 +101,7 @@ async def test_a_kill_is_a_pause(tiny_model: Path) -> None:
     async with running(serving(tiny_model)) as core:
 
         async def kill() -> None:
-            send((await core.health()).worker.pid, signal.SIGKILL)
+            send(await worker_pid(core), signal.SIGKILL)
 
         await check(core, kill)
         health = await core.health()
@@ -112,7 +112,7 @@ async def test_a_stopped_process_is_a_pause(tiny_model: Path) -> None:
     async with running(serving(tiny_model, worker=WATCHFUL)) as core:
 
         async def stop() -> None:
-            send((await core.health()).worker.pid, signal.SIGSTOP)
+            send(await worker_pid(core), signal.SIGSTOP)
 
         await check(core, stop)
         crash = (await core.health()).worker.last_crash

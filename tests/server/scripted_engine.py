@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats
 from mlx_serving.core.serving import HealthReport, ServedModel, WorkerHealth
-from mlx_serving.errors import ModelNotFound
+from mlx_serving.errors import EngineError, ModelNotFound
 
 PROMPT_TOKENS = 7
 HEALTHY = HealthReport("healthy", 12.5, 0, ("tiny",), WorkerHealth("ready", since=1_700_000_000.0, pid=4711))
@@ -59,6 +59,8 @@ class ScriptedEngine:
         self.report: HealthReport | Exception = HEALTHY
         self.loads: list[tuple[str, str | None, str | None]] = []
         self.unloads: list[tuple[str, bool]] = []
+        self.restarts = 0
+        self.unstartable: EngineError | None = None
         self._started = asyncio.Queue()
 
     @property
@@ -118,3 +120,10 @@ class ScriptedEngine:
         if name not in {model.name for model in self.models}:
             raise ModelNotFound(f"The model {name!r} is not served", model=name)
         self.unloads.append((name, force))
+
+    def restart_worker(self) -> None:
+        self.restarts += 1
+
+    async def start_worker(self) -> None:
+        if self.unstartable is not None:
+            raise self.unstartable

@@ -44,6 +44,12 @@ class _HangingEngine:
     async def unload_served(self, name: str, *, force: bool) -> None:
         raise NotImplementedError
 
+    def restart_worker(self) -> None:
+        raise NotImplementedError
+
+    async def start_worker(self) -> None:
+        raise NotImplementedError
+
 
 def _started(addresses: Sequence[ListenAddress]) -> None:
     sys.stdout.write(f"{addresses[0].port}\n")

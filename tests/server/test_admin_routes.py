@@ -6,12 +6,13 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from mlx_serving.errors import WorkerGaveUp
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import in_process
 from .scripted_engine import ScriptedEngine
 
-LOAD, UNLOAD = "/admin/models/load", "/admin/models/unload"
+LOAD, UNLOAD, RESTART = "/admin/models/load", "/admin/models/unload", "/admin/workers/restart"
 
 
 @pytest.fixture
@@ -50,6 +51,14 @@ async def test_a_model_is_unloaded(admin: httpx2.AsyncClient, engine: ScriptedEn
     assert (await admin.post(UNLOAD, json={"model": "tiny"})).json() == {"name": "tiny", "unloaded": True}
     assert (await admin.post(UNLOAD, json={"model": "tiny", "force": True})).status_code == 200
     assert engine.unloads == [("tiny", False), ("tiny", True)]
+
+
+async def test_the_worker_is_replaced(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    response = await admin.post(RESTART)
+    assert (response.status_code, response.json()) == (200, {"pid": 4711, "restarts": 0})
+    assert engine.restarts == 1
+    engine.unstartable = WorkerGaveUp("It is not restarted for a while")
+    assert (await admin.post(RESTART)).status_code == 503
 
 
 @pytest.mark.parametrize(("path", "model"), [(LOAD, "org/missing"), (UNLOAD, "missing")])

@@ -82,6 +82,7 @@ class EngineCore:
         await self._parts.models.wait_closed()
 
     def restart_worker(self) -> None:
+        """Replace the worker by a fresh one: at once, without draining. What is in flight goes on in it."""
         self._parts.supervisor.restart()
 
     def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:

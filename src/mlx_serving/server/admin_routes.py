@@ -1,4 +1,4 @@
-"""Loading and unloading models: the operator's right, behind a key of its own."""
+"""What is the operator's right, behind a key of its own: loading and unloading models, restarting the worker."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ class UnloadedDocument(Document):
     unloaded: bool = True
 
 
+class RestartedDocument(Document):
+    """The worker that is ready now; `restarts` counts all of them."""
+
+    pid: int | None
+    restarts: int
+
+
 def admin_routes(service: Service) -> APIRouter:
     router = APIRouter(
         prefix="/admin", tags=["Administration"], dependencies=[Depends(require_admin_key(service.settings))]
@@ -77,6 +84,17 @@ def admin_routes(service: Service) -> APIRouter:
         access_record(request).model = wanted.model
         await service.engine.unload_served(wanted.model, force=wanted.force)
         return UnloadedDocument(name=wanted.model)
+
+    @router.post(
+        "/workers/restart",
+        summary="Replace the worker; running requests go on in the new one",
+        responses=error_responses(401, 403, 503),
+    )
+    async def restart() -> RestartedDocument:
+        service.engine.restart_worker()
+        await service.engine.start_worker()
+        worker = (await service.engine.health()).worker
+        return RestartedDocument(pid=worker.pid, restarts=worker.restarts)
 
     return router
 

@@ -33,3 +33,11 @@ class ServingEngine(Backend, Protocol):
         Raises `ModelNotFound`, and `InvalidRequest` while it is in use and `force` is not given.
         """
         ...
+
+    def restart_worker(self) -> None:
+        """Replace the worker; what is in flight goes on in the next one."""
+        ...
+
+    async def start_worker(self) -> None:
+        """Returns when a worker is ready. Raises `WorkerDied` when none can be started."""
+        ...
