@@ -227,7 +227,7 @@ async def measure(arguments: argparse.Namespace, model: str, log: Path) -> dict[
         print(f"disturbed: {time.perf_counter() - began:.1f} s", file=sys.stderr)
         trouble.cancel()
         lost = trouble.result() if trouble.done() and not trouble.cancelled() else None
-        different = []
+        different: list[dict[str, Any]] = []
         for body, one, other in zip(bodies, undisturbed, answers, strict=True):
             if other.error is None and one.text != other.text:
                 greedy = body["temperature"] == 0
