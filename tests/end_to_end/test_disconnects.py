@@ -1,4 +1,5 @@
-"""A client that leaves frees its slot. The server has one slot only, so whoever comes next would wait for ever."""
+"""Whoever leaves, or does not get all it needs, frees its slots. The server has one only, so whoever comes next would
+wait for ever."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import openai
 import pytest
 import pytest_asyncio
 
@@ -16,7 +18,7 @@ from .tiny_server import ENDLESS, HELLO, config_of
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def narrow(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> AsyncGenerator[ServedProcess]:
-    config = config_of(random_llama, scheduler={"max_num_seqs": 1})
+    config = config_of(random_llama, scheduler={"max_num_seqs": 1, "max_queue": 4})
     async with serving(tmp_path_factory.mktemp("narrow"), config=config) as served:
         yield served
 
@@ -37,6 +39,28 @@ async def test_leaving_a_stream_frees_its_slot(narrow: ServedProcess) -> None:
                 break
         assert (await narrow.health())["active_streams"] == 1
         await stream.close()
+    await _answers_again(narrow)
+
+
+async def test_leaving_frees_the_slots_of_all_choices(narrow: ServedProcess) -> None:
+    async with narrow.openai() as client:
+        stream = await client.chat.completions.create(
+            model="tiny", messages=HELLO, n=3, stream=True, extra_body=ENDLESS
+        )
+        async for chunk in stream:
+            if chunk.choices[0].delta.content:
+                break
+        assert (await narrow.health())["active_streams"] == 3  # one runs, and two wait for the slot
+        await stream.close()
+    await _answers_again(narrow)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_choices_that_do_not_all_find_a_place_take_none(narrow: ServedProcess, stream: bool) -> None:
+    async with narrow.openai() as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(model="tiny", messages=HELLO, n=6, stream=stream, extra_body=ENDLESS)
+    assert (caught.value.status_code, caught.value.code) == (503, "overloaded")
     await _answers_again(narrow)
 
 

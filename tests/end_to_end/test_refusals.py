@@ -22,7 +22,7 @@ from .tiny_server import HELLO, MAX_BODY_BYTES, SHORT_CONTEXT
         ({"temperature": 3}, 400, "invalid_value", "temperature", "at most 2"),
         ({"messages": []}, 400, "invalid_value", "messages", "empty"),
         ({"messages": [{"role": "king", "content": "x"}]}, 400, "invalid_value", "messages[0].role", "king"),
-        ({"n": 2}, 400, "unsupported_parameter", "n", "not supported"),
+        ({"n": 129}, 400, "invalid_value", "n", "at most 128, got 129"),
         ({"logprobs": True}, 400, "unsupported_parameter", "logprobs", "not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format", "not supp"),
         (

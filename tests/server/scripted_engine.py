@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats
+from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats, Logprobs, TokenLogprob
 from mlx_serving.core.serving import HealthReport, ServedModel, WorkerHealth
 from mlx_serving.errors import EngineError, ModelNotFound
 
@@ -19,7 +19,10 @@ OTHER = ServedModel("org/other", "org/other", 1_700_000_001, "absent")
 
 @dataclass(frozen=True)
 class Script:
-    """Refuse at entry, or deliver the pieces and then end, fail, stop without a word, or hang."""
+    """Refuse at entry, or deliver the pieces and then end, fail, stop without a word, or hang.
+
+    `logprob` is what every token has, if log-probabilities are asked for.
+    """
 
     pieces: tuple[str, ...] = ("Hello", " world")
     last_text: str = ""
@@ -30,6 +33,7 @@ class Script:
     hang_at_entry: bool = False
     end_silently: bool = False
     without_stats: bool = False
+    logprob: float = -1.0
 
 
 @dataclass
@@ -48,12 +52,15 @@ class Run:
 
 
 class ScriptedEngine:
+    """Plays one of `scripts` for each generation, in their order, and `script` when there are none left."""
+
     def __init__(self) -> None:
         self._started: asyncio.Queue[Run] = asyncio.Queue()
         self.reset()
 
     def reset(self) -> None:
         self.script = Script()
+        self.scripts: list[Script] = []
         self.runs: list[Run] = []
         self.models: list[ServedModel] = [TINY, OTHER]
         self.report: HealthReport | Exception = HEALTHY
@@ -73,7 +80,7 @@ class ScriptedEngine:
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
-        script, run = self.script, Run(request)
+        script, run = self.scripts.pop(0) if self.scripts else self.script, Run(request)
         self.runs.append(run)
         self._started.put_nowait(run)
         run.entered.set()
@@ -89,7 +96,9 @@ class ScriptedEngine:
     async def _deltas(self, script: Script, run: Run) -> AsyncIterator[Delta]:
         for index, piece in enumerate(script.pieces):
             await asyncio.sleep(0)
-            yield Delta(piece, (index,))
+            places = (Logprobs(TokenLogprob(index, script.logprob, piece.encode())),)
+            asked = run.request.sampling.logprobs is not None
+            yield Delta(piece, (index,), logprobs=places if asked else ())
         run.delivered.set()
         if script.hang:
             await asyncio.Event().wait()

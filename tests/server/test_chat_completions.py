@@ -225,7 +225,7 @@ async def test_the_only_model_is_the_default_one(http: httpx2.AsyncClient, engin
 async def test_every_problem_is_reported_at_once(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         await client.chat.completions.create(
-            model="tiny", messages=[], max_tokens=-1, temperature=9, extra_body={"temprature": 1}, n=2
+            model="tiny", messages=[], max_tokens=-1, temperature=9, extra_body={"temprature": 1}, n=0
         )
     error = raised.value
     details = as_object((as_object(error.body) or {})["details"]) or {}
@@ -234,7 +234,11 @@ async def test_every_problem_is_reported_at_once(client: AsyncOpenAI) -> None:
         "messages", "max_tokens", "temperature", "temprature", "n",
     }  # fmt: skip
     assert error.param == issues[0]["field"]
-    for expected in ("did you mean 'temperature'?", "n is not supported", "messages must not be empty"):
+    for expected in (
+        "did you mean 'temperature'?",
+        "n must be a whole number of at least 1",
+        "messages must not be empty",
+    ):
         assert expected in error.message
 
 

@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 
 import httpx2
+import openai
 import pytest
 from openai import AsyncOpenAI
 
-from mlx_serving.core.generation import TextPrompt, TokenPrompt
+from mlx_serving.core.generation import FinishReason, Prompt, TextPrompt, TokenPrompt
 from mlx_serving.server.openai_documents import Completion
 
-from .scripted_engine import PROMPT_TOKENS, ScriptedEngine
+from .scripted_engine import PROMPT_TOKENS, Script, ScriptedEngine
+
+A_PROMPT = "a string, a list of token ids, or a list of several of either"
 
 
 async def test_a_whole_completion(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
@@ -62,6 +65,67 @@ async def test_a_list_of_one_text_is_that_text(http: httpx2.AsyncClient, engine:
     assert engine.last_request.prompt == TextPrompt("Once")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        (["a", "b"], [TextPrompt("a"), TextPrompt("b")]),
+        ([[1, 2], [3]], [TokenPrompt((1, 2)), TokenPrompt((3,))]),
+    ],
+)
+async def test_several_prompts_are_answered_prompt_by_prompt(
+    client: AsyncOpenAI, engine: ScriptedEngine, prompt: list[str], prompts: list[Prompt]
+) -> None:
+    engine.scripts = [Script((text,)) for text in ("a0", "a1", "b0", "b1")]
+    answer = await client.completions.create(model="tiny", prompt=prompt, n=2)
+
+    assert [(choice.index, choice.text) for choice in answer.choices] == [(0, "a0"), (1, "a1"), (2, "b0"), (3, "b1")]
+    assert [run.request.prompt for run in engine.runs] == [each for each in prompts for _ in range(2)]
+    assert [run.request.fork_of for run in engine.runs] == [None, answer.id, None, f"{answer.id}-2"]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2 * PROMPT_TOKENS, 4)
+
+
+async def test_several_prompts_are_streamed_with_the_index_of_their_choices(
+    client: AsyncOpenAI, engine: ScriptedEngine
+) -> None:
+    engine.scripts = [Script(("a", "a")), Script(("b", "b", "b"))]
+    stream = await client.completions.create(model="tiny", prompt=["x", "y"], stream=True)
+    texts = ["", ""]
+    async for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == ["aa", "bbb"]
+
+
+async def test_the_best_answers_come_first_and_all_are_paid_for(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
+    engine.scripts = [
+        Script(("worst", "!"), logprob=-3.0),
+        Script(("best",), logprob=-0.5),
+        Script(("second", "!", "!"), logprob=-1.0, finish=FinishReason.LENGTH),
+    ]
+    answer = await client.completions.create(model="tiny", prompt="x", n=2, best_of=3)
+
+    assert [(choice.index, choice.text, choice.finish_reason) for choice in answer.choices] == [
+        (0, "best", "stop"), (1, "second!!", "length"),
+    ]  # fmt: skip
+    assert all(choice.logprobs is None for choice in answer.choices)  # nobody asked for them
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (PROMPT_TOKENS, 6)
+
+
+async def test_the_best_of_several_prompts_are_chosen_for_each(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
+    logprobs = {"a0": -2.0, "a1": -1.0, "b0": -2.0, "b1": -3.0}
+    engine.scripts = [Script((text,), logprob=logprob) for text, logprob in logprobs.items()]
+    answer = await client.completions.create(model="tiny", prompt=["a", "b"], best_of=2)
+    assert [choice.text for choice in answer.choices] == ["a1", "b0"]
+
+
+async def test_the_best_cannot_be_streamed(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.completions.create(model="tiny", prompt="x", best_of=2, stream=True)
+    assert raised.value.param == "best_of"
+    assert engine.runs == []
+
+
 @pytest.mark.parametrize("max_tokens", [{}, {"max_tokens": None}])
 async def test_16_tokens_are_the_default(
     http: httpx2.AsyncClient, engine: ScriptedEngine, max_tokens: dict[str, object]
@@ -73,15 +137,19 @@ async def test_16_tokens_are_the_default(
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (["a", "b"], "prompt must be one prompt, got 2: send a request for each"),
-        ([[1], [2], [3]], "prompt must be one prompt, got 3: send a request for each"),
+        (["a", ""], "prompt[1] must not be empty"),
+        (["a", 5], "prompt[1] must be a string, got 5"),
+        (["a", [5]], "prompt[1] must be a string, got [5]"),
+        ([[1], []], "prompt[1] must not be empty"),
+        ([[1], "a"], 'prompt[1] must be a list, got "a"'),
+        ([[1], [2, -1]], "prompt[1][1] must be at least 0, got -1"),
         ("", "prompt must not be empty"),
         ([], "prompt must not be empty"),
         ([1, "a"], 'prompt[1] must be an integer, got "a"'),
         ([1, -1], "prompt[1] must be at least 0, got -1"),
         ([True], "prompt[0] must be an integer, got true"),
-        (5, "prompt must be a string or a list of token ids, got 5"),
-        (None, "prompt must be a string or a list of token ids, got null"),
+        (5, f"prompt must be {A_PROMPT}, got 5"),
+        (None, f"prompt must be {A_PROMPT}, got null"),
     ],
 )
 async def test_a_wrong_prompt_is_refused(http: httpx2.AsyncClient, prompt: object, message: str) -> None:

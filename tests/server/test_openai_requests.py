@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from mlx_serving.core.choices import Choices
+from mlx_serving.core.generation import TokenPrompt
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.server.errors import error_code
 from mlx_serving.server.json_values import as_array, as_object
@@ -15,6 +17,11 @@ WRONG_VALUES: list[tuple[dict[str, object], str]] = [
     ({"max_tokens": True}, "max_tokens must be an integer, got true"),
     ({"temperature": "hot"}, 'temperature must be a number, got "hot"'),
     ({"temperature": True}, "temperature must be a number, got true"),
+    ({"n": True}, "n must be an integer, got true"),
+    ({"n": "1"}, 'n must be an integer, got "1"'),
+    ({"n": 1.5}, "n must be an integer, got 1.5"),
+    ({"n": 0}, "n must be a whole number of at least 1 and at most 128, got 0"),
+    ({"n": 129}, "n must be a whole number of at least 1 and at most 128, got 129"),
     ({"stream": 1}, "stream must be true or false, got 1"),
     ({"stream": "true"}, 'stream must be true or false, got "true"'),
     ({"model": 5}, "model must be a string, got 5"),
@@ -82,9 +89,6 @@ def _issues(error: InvalidRequest) -> list[dict[str, object]]:
         ("response_format", {"type": "json_object"}),
         ("logprobs", True),
         ("top_logprobs", 3),
-        ("n", 2),
-        ("n", True),
-        ("n", "1"),
         ("best_of", 2),
         ("echo", True),
         ("audio", {"voice": "a", "format": "wav"}),
@@ -117,6 +121,7 @@ def test_what_is_not_supported_is_refused_by_name(name: str, value: object) -> N
         ("parallel_tool_calls", True),
         ("response_format", {"type": "text"}),
         ("logprobs", False),
+        ("n", None),
         ("n", 1),
         ("best_of", 1),
         ("echo", False),
@@ -139,9 +144,48 @@ def test_a_value_that_asks_for_nothing_is_accepted(name: str, value: object) -> 
     assert parse_chat({"messages": [dict(USER)], name: value}) == parse_chat({"messages": [dict(USER)]})
 
 
-def test_suffix_is_not_supported_in_completions() -> None:
-    with pytest.raises(UnsupportedParameter, match="suffix is not supported"):
-        parse_completion({"prompt": "a", "suffix": "b"})
+@pytest.mark.parametrize(("name", "value"), [("suffix", "b"), ("echo", True)])
+def test_what_is_not_supported_in_completions_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(UnsupportedParameter, match=f"{name} is not supported") as raised:
+        parse_completion({"prompt": "a", name: value})
+    assert raised.value.field == name
+
+
+@pytest.mark.parametrize(("n", "best_of"), [(None, None), (1, None), (None, 1), (3, None), (3, 3), (2, 5)])
+def test_as_many_are_generated_as_are_answered_unless_more_are_asked_for(n: int | None, best_of: int | None) -> None:
+    asked = parse_completion({"prompt": "a", "n": n, "best_of": best_of})
+    assert asked.choices == Choices(n or 1, best_of or n or 1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field", "message"),
+    [
+        ({"best_of": True}, "best_of", "best_of must be an integer, got true"),
+        ({"n": 3, "best_of": 2}, "best_of", "best_of must be at least n, which is 3, got 2"),
+        ({"best_of": 200}, "best_of", "best_of must be at most 128, got 200"),
+        ({"n": 2, "best_of": 3, "stream": True}, "best_of",
+         "best_of must be n, which is 2, when stream is true: the best are known at the end only, got 3"),
+        ({"prompt": ["a"] * 65, "n": 2}, "prompt",
+         "prompt may ask for at most 128 answers in one request, got 65 prompts of 2 answers each"),
+        ({"prompt": [[1]] * 129}, "prompt",
+         "prompt may ask for at most 128 answers in one request, got 129 prompts"),
+    ],
+)  # fmt: skip
+def test_more_answers_than_can_be_given_are_refused_with_the_limit(
+    parameters: dict[str, object], field: str, message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse_completion({"prompt": "a", **parameters})
+    assert (raised.value.field, raised.value.message) == (field, message)
+
+
+def test_many_token_ids_are_one_prompt() -> None:
+    asked = parse_completion({"prompt": [1] * 1000, "n": 128})
+    assert asked.prompts == (TokenPrompt((1,) * 1000),)
+
+
+def test_a_stream_may_have_as_many_candidates_as_answers() -> None:
+    assert parse_completion({"prompt": "a", "n": 2, "best_of": 2, "stream": True}).choices == Choices(2, 2)
 
 
 def test_log_probabilities_of_completions_are_not_supported_even_0_of_them() -> None:

@@ -50,7 +50,8 @@ class SamplingParams:
 
     temperature 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `repetition_penalty` 1 is off; it and the
     presence and frequency penalties look at recent tokens only. `logit_bias` adds to the logits of token ids.
-    `stop` strings and `stop_token_ids` end the text and are not part of it.
+    `stop` strings and `stop_token_ids` end the text and are not part of it. `logprobs` asks for the log-probability of
+    every token, and of this many of the likeliest ones in its place.
     """
 
     max_tokens: int | None = None
@@ -65,6 +66,7 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +99,40 @@ class GenerationStats:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was: the natural logarithm of its probability.
+
+    `raw` are the token's bytes, which need not be whole characters. A `special` token is no part of the text; its bytes
+    are its name.
+    """
+
+    token_id: int
+    logprob: float
+    raw: bytes
+    special: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of one place in the answer: of the token that came, and of the likeliest ones, best first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a stream: new text, the ids it was decoded from, and, on the last only, why it ended and the stats.
 
     `text` may be empty while the ids are not: an unfinished character, or text that may yet become a stop string.
+    `logprobs` has one entry for each id if they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     stats: GenerationStats | None = None
+    logprobs: tuple[Logprobs, ...] = ()
 
 
 class Backend(Protocol):

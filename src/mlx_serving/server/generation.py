@@ -1,20 +1,25 @@
-"""One generation over HTTP, whole or streamed: it ends when the backend is done, the client leaves, or time is over."""
+"""One generation over HTTP, whole or streamed: it ends when the backend is done, the client leaves, or time is over.
+
+It may have several choices: each is a stream of the backend.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mlx_serving.core.choices import Choices, Completion, Transcript, Usage
 from mlx_serving.core.generation import Backend, Delta, FinishReason, GenerationRequest, GenerationStats
 from mlx_serving.errors import Aborted, EngineError, ProtocolError
 from mlx_serving.server import sse
 from mlx_serving.server.access_log import AccessRecord
 from mlx_serving.server.errors import DEFECT, encode_error, error_code, json_response
 from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.merged_streams import NumberedDelta, merged_streams
 from mlx_serving.server.openai_chunks import Answer
 from mlx_serving.telemetry.logger import get_logger
 
@@ -23,43 +28,43 @@ _log = get_logger("mlx_serving.server")
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A request, who generates it, how the answer is worded, and the line of the log it appears in."""
+    """A request's sequences, who generates them, how the answer is worded, and the line of the log it appears in."""
 
-    request: GenerationRequest
+    requests: tuple[GenerationRequest, ...]
+    choices: Choices
     backend: Backend
     in_flight: InFlight
     answer: Answer
     record: AccessRecord
 
-    @asynccontextmanager
-    async def deltas(self, receive: Receive) -> AsyncGenerator[AsyncIterator[Delta]]:
-        """Raises what `InFlight.admit` and `Backend.generate` raise."""
-        async with (
-            self.in_flight.admit(receive, self.request.timeout_s),
-            self.backend.generate(self.request) as deltas,
-        ):
-            yield deltas
+    def admitted(self, receive: Receive) -> AbstractAsyncContextManager[None]:
+        """See `InFlight.admit`."""
+        return self.in_flight.admit(receive, self.requests[0].timeout_s)
 
-    def end(self, delta: Delta) -> tuple[FinishReason, GenerationStats]:
-        """Why the stream ended and its stats, noted in the log. Raises `Aborted` for one that was cut off."""
-        if delta.finish_reason is None or delta.finish_reason is FinishReason.ABORT:
-            raise Aborted("The generation was aborted")
-        if delta.stats is None:
-            raise ProtocolError("The engine ended a stream without its stats")
-        self.record.prompt_tokens = delta.stats.prompt_tokens
-        self.record.completion_tokens = delta.stats.tokens_generated
-        return delta.finish_reason, delta.stats
+    def streams(self) -> AbstractAsyncContextManager[AsyncIterator[NumberedDelta]]:
+        """See `merged_streams`."""
+        return merged_streams(self.backend, self.requests)
+
+    def usage(self, stats: Sequence[GenerationStats]) -> Usage:
+        """What all sequences cost, noted in the log."""
+        usage = self.choices.usage(stats)
+        self.record.prompt_tokens = usage.prompt_tokens
+        self.record.completion_tokens = usage.completion_tokens
+        return usage
 
 
 async def whole_response(generation: Generation, receive: Receive) -> Response:
     """The complete answer. Raises `EngineError`; leaves the backend at once when the client leaves."""
-    text: list[str] = []
-    async with generation.deltas(receive) as deltas:
-        async for delta in deltas:
-            text.append(delta.text)
+    transcripts = [Transcript() for _ in generation.requests]
+    ended: dict[int, Completion] = {}
+    async with generation.admitted(receive), generation.streams() as deltas:
+        async for number, delta in deltas:
+            transcripts[number].add(delta)
             if delta.finish_reason is not None:
-                return json_response(generation.answer.whole("".join(text), *generation.end(delta)))
-    raise _unfinished()
+                ended[number] = transcripts[number].completed(*_end(delta))
+    completions = [ended[number] for number in range(len(ended))]
+    usage = generation.usage([completion.stats for completion in completions])
+    return json_response(generation.answer.whole(generation.choices.select(completions), usage))
 
 
 class StreamedResponse(Response):
@@ -76,11 +81,14 @@ class StreamedResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = False
         try:
-            async with self._generation.deltas(receive) as deltas:
-                await send({"type": "http.response.start", "status": 200, "headers": list(sse.RESPONSE_HEADERS)})
-                began = True
-                await self._send_events(deltas, send)
-                return
+            async with self._generation.admitted(receive):
+                async with self._generation.streams() as deltas:
+                    await send({"type": "http.response.start", "status": 200, "headers": list(sse.RESPONSE_HEADERS)})
+                    began = True
+                    closing = await self._send_events(deltas, send)
+                # Only now: once an answer is complete, servers report a disconnect, which would disturb the leaving.
+                await send({"type": "http.response.body", "body": closing, "more_body": False})
+            return
         except EngineError as error:
             if not began:
                 raise
@@ -93,23 +101,29 @@ class StreamedResponse(Response):
         self._generation.record.error = code
         await send({"type": "http.response.body", "body": sse.event(failure), "more_body": False})
 
-    async def _send_events(self, deltas: AsyncIterator[Delta], send: Send) -> None:
+    async def _send_events(self, deltas: AsyncIterator[NumberedDelta], send: Send) -> bytes:
+        """Returns the closing ones, which are not sent yet."""
         answer = self._generation.answer
-        opening = answer.opening()
+        choices = [answer.choice(number) for number in range(len(self._generation.requests))]
+        opening = b"".join(choice.opening() for choice in choices)
         if opening:
             await send({"type": "http.response.body", "body": opening, "more_body": True})
-        async for delta in deltas:
-            if delta.finish_reason is None:
-                if delta.text:
-                    await send({"type": "http.response.body", "body": answer.piece(delta.text), "more_body": True})
-            else:
-                ending = answer.ending(*self._generation.end(delta))
-                if delta.text:
-                    ending = answer.piece(delta.text) + ending
-                await send({"type": "http.response.body", "body": ending, "more_body": False})
-                return
-        raise _unfinished()
+        ended: dict[int, GenerationStats] = {}
+        async for number, delta in deltas:
+            body = choices[number].piece(delta.text) if delta.text else b""
+            if delta.finish_reason is not None:
+                reason, ended[number] = _end(delta)
+                body += choices[number].ending(reason)
+            if body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        usage = self._generation.usage([ended[number] for number in range(len(choices))])
+        return answer.closing(usage)
 
 
-def _unfinished() -> ProtocolError:
-    return ProtocolError("The engine ended a stream without saying why")
+def _end(delta: Delta) -> tuple[FinishReason, GenerationStats]:
+    """Why a stream ended, and its stats. Raises `Aborted` for one that was cut off."""
+    if delta.finish_reason is None or delta.finish_reason is FinishReason.ABORT:
+        raise Aborted("The generation was aborted")
+    if delta.stats is None:
+        raise ProtocolError("The engine ended a stream without its stats")
+    return delta.finish_reason, delta.stats

@@ -1,18 +1,19 @@
 """What goes back: whole completions, and the chunks of a stream.
 
-All chunks of a stream differ in one string only, so everything around it is encoded once per stream; a token costs one
+All chunks of a choice differ in one string only, so everything around it is encoded once per choice; a token costs one
 string encoding and one concatenation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
-from mlx_serving.core.generation import FinishReason, GenerationStats
+from mlx_serving.core.choices import Completion, Usage
+from mlx_serving.core.generation import FinishReason
 from mlx_serving.server import sse
 
 _encode = msgspec.json.Encoder().encode
@@ -39,31 +40,35 @@ class Heading:
         }
 
 
-def usage(stats: GenerationStats) -> dict[str, int]:
-    return {
-        "prompt_tokens": stats.prompt_tokens,
-        "completion_tokens": stats.tokens_generated,
-        "total_tokens": stats.prompt_tokens + stats.tokens_generated,
-    }
-
-
-class Answer(Protocol):
-    """How one API words a completion. Every method returns bytes that are ready to send."""
-
-    def whole(self, text: str, reason: FinishReason, stats: GenerationStats) -> bytes:
-        """The body of an answer that is not streamed."""
-        ...
+class ChoiceChunks(Protocol):
+    """How one choice of a stream is worded. Every method returns bytes that are ready to send."""
 
     def opening(self) -> bytes:
-        """What the stream begins with; may be empty."""
+        """What the choice begins with; may be empty."""
         ...
 
     def piece(self, text: str) -> bytes:
         """An event with new text."""
         ...
 
-    def ending(self, reason: FinishReason, stats: GenerationStats) -> bytes:
-        """The events that end the stream."""
+    def ending(self, reason: FinishReason) -> bytes:
+        """The event that ends the choice."""
+        ...
+
+
+class Answer(Protocol):
+    """How one API words a completion. Every method returns bytes that are ready to send."""
+
+    def whole(self, choices: Sequence[Completion], usage: Usage) -> bytes:
+        """The body of an answer that is not streamed."""
+        ...
+
+    def choice(self, index: int) -> ChoiceChunks:
+        """The chunks of one choice."""
+        ...
+
+    def closing(self, usage: Usage) -> bytes:
+        """The events that end the stream, when all its choices have ended."""
         ...
 
 
@@ -73,25 +78,24 @@ class ChatAnswer:
     def __init__(self, heading: Heading, *, include_usage: bool) -> None:
         self._heading = heading
         self._frame = _ChunkFrame(heading.document("chat.completion.chunk"), include_usage=include_usage)
-        self._before, self._after = self._frame.around({"delta": {"content": _MARK}, "finish_reason": None})
 
-    def whole(self, text: str, reason: FinishReason, stats: GenerationStats) -> bytes:
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": reason.value,
-        }
-        return _encode(self._heading.document("chat.completion") | {"choices": [choice], "usage": usage(stats)})
+    def whole(self, choices: Sequence[Completion], usage: Usage) -> bytes:
+        documents = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": choice.finish_reason.value,
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return _whole(self._heading.document("chat.completion"), documents, usage)
 
-    def opening(self) -> bytes:
-        return self._frame.chunk({"delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+    def choice(self, index: int) -> ChoiceChunks:
+        return _ChatChunks(self._frame, index)
 
-    def piece(self, text: str) -> bytes:
-        return self._before + _encode(text) + self._after
-
-    def ending(self, reason: FinishReason, stats: GenerationStats) -> bytes:
-        return self._frame.ending({"delta": {}, "finish_reason": reason.value}, stats)
+    def closing(self, usage: Usage) -> bytes:
+        return self._frame.closing(usage)
 
 
 class TextAnswer:
@@ -100,11 +104,42 @@ class TextAnswer:
     def __init__(self, heading: Heading, *, include_usage: bool) -> None:
         self._heading = heading
         self._frame = _ChunkFrame(heading.document("text_completion"), include_usage=include_usage)
-        self._before, self._after = self._frame.around({"text": _MARK, "finish_reason": None})
 
-    def whole(self, text: str, reason: FinishReason, stats: GenerationStats) -> bytes:
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": reason.value}
-        return _encode(self._heading.document("text_completion") | {"choices": [choice], "usage": usage(stats)})
+    def whole(self, choices: Sequence[Completion], usage: Usage) -> bytes:
+        documents = [
+            {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.finish_reason.value}
+            for index, choice in enumerate(choices)
+        ]
+        return _whole(self._heading.document("text_completion"), documents, usage)
+
+    def choice(self, index: int) -> ChoiceChunks:
+        return _TextChunks(self._frame, index)
+
+    def closing(self, usage: Usage) -> bytes:
+        return self._frame.closing(usage)
+
+
+class _ChatChunks:
+    def __init__(self, frame: _ChunkFrame, index: int) -> None:
+        self._frame = frame
+        self._index = index
+        self._before, self._after = frame.around(index, {"delta": {"content": _MARK}, "finish_reason": None})
+
+    def opening(self) -> bytes:
+        return self._frame.chunk(self._index, {"delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+
+    def piece(self, text: str) -> bytes:
+        return self._before + _encode(text) + self._after
+
+    def ending(self, reason: FinishReason) -> bytes:
+        return self._frame.chunk(self._index, {"delta": {}, "finish_reason": reason.value})
+
+
+class _TextChunks:
+    def __init__(self, frame: _ChunkFrame, index: int) -> None:
+        self._frame = frame
+        self._index = index
+        self._before, self._after = frame.around(index, {"text": _MARK, "finish_reason": None})
 
     def opening(self) -> bytes:
         return b""
@@ -112,31 +147,43 @@ class TextAnswer:
     def piece(self, text: str) -> bytes:
         return self._before + _encode(text) + self._after
 
-    def ending(self, reason: FinishReason, stats: GenerationStats) -> bytes:
-        return self._frame.ending({"text": "", "finish_reason": reason.value}, stats)
+    def ending(self, reason: FinishReason) -> bytes:
+        return self._frame.chunk(self._index, {"text": "", "finish_reason": reason.value})
 
 
 class _ChunkFrame:
-    """Chunks of one choice. With `include_usage`, all say `usage: null` but a last one, which has it and no choice."""
+    """Chunks of one choice each. With `include_usage`, all say `usage: null` but a last one, which has it and no
+    choice."""
 
     def __init__(self, document: Mapping[str, object], *, include_usage: bool) -> None:
         self._document = document
         self._include_usage = include_usage
 
-    def chunk(self, choice: Mapping[str, object]) -> bytes:
-        document = {**self._document, "choices": [{"index": 0, "logprobs": None, **choice}]}
+    def chunk(self, index: int, choice: Mapping[str, object]) -> bytes:
+        document = {**self._document, "choices": [{"index": index, "logprobs": None, **choice}]}
         if self._include_usage:
             document["usage"] = None
         return sse.event(_encode(document))
 
-    def around(self, choice: Mapping[str, object]) -> tuple[bytes, bytes]:
+    def around(self, index: int, choice: Mapping[str, object]) -> tuple[bytes, bytes]:
         """The bytes before and after the mark in a chunk."""
         # From the right: the choice comes after the model, whose name is not ours.
-        before, _, after = self.chunk(choice).rpartition(_encode(_MARK))
+        before, _, after = self.chunk(index, choice).rpartition(_encode(_MARK))
         return before, after
 
-    def ending(self, choice: Mapping[str, object], stats: GenerationStats) -> bytes:
-        events = self.chunk(choice)
-        if self._include_usage:
-            events += sse.event(_encode({**self._document, "choices": [], "usage": usage(stats)}))
-        return events + sse.DONE
+    def closing(self, usage: Usage) -> bytes:
+        if not self._include_usage:
+            return sse.DONE
+        return sse.event(_encode({**self._document, "choices": [], "usage": _usage(usage)})) + sse.DONE
+
+
+def _whole(document: Mapping[str, object], choices: Sequence[Mapping[str, object]], usage: Usage) -> bytes:
+    return _encode({**document, "choices": choices, "usage": _usage(usage)})
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }

@@ -5,11 +5,13 @@ Answers are encoded by `openai_chunks`; tests hold the two against each other.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlx_serving.core.serving import ServedModelState
+
+_Index: TypeAlias = Annotated[int, Field(ge=0, description="Of the choice: prompt * n + answer.")]
 
 
 class Document(BaseModel):
@@ -52,7 +54,7 @@ class ChatMessage(Document):
 
 
 class ChatChoice(Document):
-    index: Literal[0]
+    index: _Index
     message: ChatMessage
     logprobs: None
     finish_reason: Literal["stop", "length"]
@@ -70,7 +72,7 @@ class ChatDelta(Document):
 
 
 class ChatChunkChoice(Document):
-    index: Literal[0]
+    index: _Index
     delta: ChatDelta
     logprobs: None
     finish_reason: Literal["stop", "length"] | None
@@ -85,7 +87,7 @@ class ChatCompletionChunk(_Heading):
 
 
 class CompletionChoice(Document):
-    index: Literal[0]
+    index: _Index
     text: str
     logprobs: None
     finish_reason: Literal["stop", "length"] | None

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from mlx_serving.core.choices import Choices
 from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, TextPrompt, TokenPrompt
 from mlx_serving.core.sampling_defaults import validate
 from mlx_serving.errors import InvalidRequest
@@ -34,10 +35,11 @@ _NO_TEXT = {"type": "text", "text": ""}
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a client asked for. `model` None or empty is the default model."""
+    """What a client asked for: `choices` for each of `prompts`. `model` None or empty is the default model."""
 
     model: str | None
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]
+    choices: Choices
     sampling: SamplingParams
     stream: bool
     include_usage: bool
@@ -50,7 +52,8 @@ def parse_chat(body: Mapping[str, object]) -> Asked:
     issues += _screen_messages(given)
     request = _checked(ChatCompletionRequest, given, issues)
     messages = tuple(message.for_template() for message in request.messages)
-    return _asked(request, ChatPrompt(messages, request.chat_template_kwargs or {}), _max_tokens(given))
+    prompt = ChatPrompt(messages, request.chat_template_kwargs or {})
+    return _asked(request, (prompt,), _choices(given), _max_tokens(given))
 
 
 def parse_completion(body: Mapping[str, object]) -> Asked:
@@ -58,7 +61,7 @@ def parse_completion(body: Mapping[str, object]) -> Asked:
     given, issues = screen(body, CompletionRequest.model_fields, unsupported.COMPLETION)
     request = _checked(CompletionRequest, given, issues)
     max_tokens = _COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _asked(request, _prompt(request.prompt), max_tokens)
+    return _asked(request, _prompts(request.prompt), _choices(given), max_tokens)
 
 
 _R = TypeVar("_R", bound=GenerationFields)
@@ -73,7 +76,9 @@ def _checked(model: type[_R], given: dict[str, object], issues: list[Issue]) -> 
     except ValidationError as error:
         issues += from_validation_error(error)
         failed = frozenset(str(found["loc"][0]) for found in error.errors(include_url=False, include_input=False))
-    issues += _range_issues({name: value for name, value in given.items() if name not in failed})
+    sound = {name: value for name, value in given.items() if name not in failed}
+    issues += _range_issues(sound)
+    issues += _choice_issues(sound)
     issues += _contradictions(given)
     refuse(issues)
     assert request is not None
@@ -140,6 +145,17 @@ def _range_issues(given: Mapping[str, object]) -> Iterator[Issue]:
                 yield issue
 
 
+def _choice_issues(given: Mapping[str, object]) -> Iterator[Issue]:
+    choices = _choices(given)
+    prompts = as_array(given.get("prompt")) or []
+    several = len(prompts) if prompts and not isinstance(prompts[0], int) else 1
+    for problem in choices.problems(several):
+        yield from from_range_error(problem)
+    if choices.ranked and given.get("stream") is True:
+        rule = f"best_of must be n, which is {choices.n}, when stream is true"
+        yield Issue("best_of", f"{rule}: the best are known at the end only, got {choices.best_of}", limit=choices.n)
+
+
 def _contradictions(given: Mapping[str, object]) -> Iterator[Issue]:
     old, new = given.get("max_tokens"), given.get("max_completion_tokens")
     if isinstance(old, int) and isinstance(new, int) and old != new:
@@ -150,8 +166,8 @@ def _contradictions(given: Mapping[str, object]) -> Iterator[Issue]:
 
 def _max_tokens_given(given: Mapping[str, object]) -> tuple[str, int | None]:
     for name in ("max_completion_tokens", "max_tokens"):
-        value = given.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
+        value = _integer(given, name)
+        if value is not None:
             return name, value
     return "max_tokens", None
 
@@ -160,10 +176,22 @@ def _max_tokens(given: Mapping[str, object]) -> int | None:
     return _max_tokens_given(given)[1]
 
 
-def _asked(request: GenerationFields, prompt: Prompt, max_tokens: int | None) -> Asked:
+def _choices(given: Mapping[str, object]) -> Choices:
+    n, best_of = _integer(given, "n"), _integer(given, "best_of")
+    n = 1 if n is None else n
+    return Choices(n, n if best_of is None else best_of)
+
+
+def _integer(given: Mapping[str, object], name: str) -> int | None:
+    value = given.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _asked(request: GenerationFields, prompts: tuple[Prompt, ...], choices: Choices, max_tokens: int | None) -> Asked:
     return Asked(
         model=request.model,
-        prompt=prompt,
+        prompts=prompts,
+        choices=choices,
         sampling=_sampling(request, max_tokens),
         stream=request.stream or False,
         include_usage=request.stream_options is not None and (request.stream_options.include_usage or False),
@@ -189,5 +217,11 @@ def _sampling(fields: SamplingFields, max_tokens: int | None) -> SamplingParams:
     )
 
 
-def _prompt(value: PromptValue) -> Prompt:
-    return TextPrompt(value) if isinstance(value, str) else TokenPrompt(tuple(value))
+def _prompts(value: PromptValue) -> tuple[Prompt, ...]:
+    if isinstance(value, str):
+        return (TextPrompt(value),)
+    token_ids = tuple(each for each in value if isinstance(each, int))
+    if token_ids:
+        return (TokenPrompt(token_ids),)
+    texts_or_ids = (each for each in value if not isinstance(each, int))
+    return tuple(TextPrompt(each) if isinstance(each, str) else TokenPrompt(tuple(each)) for each in texts_or_ids)

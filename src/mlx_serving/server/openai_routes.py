@@ -81,15 +81,17 @@ async def _generate(
     model = service.model(asked.model)
     record.model = model.name
     heading = Heading(id_prefix + record.request_id, int(time.time()), model.name, service.settings.system_fingerprint)
+    wanted = GenerationRequest(
+        request_id=heading.completion_id,
+        model=model.name,
+        prompt=asked.prompts[0],
+        sampling=asked.sampling,
+        caller=asked.user or "",
+        timeout_s=service.settings.request_timeout_s,
+    )
     generation = Generation(
-        request=GenerationRequest(
-            request_id=heading.completion_id,
-            model=model.name,
-            prompt=asked.prompt,
-            sampling=asked.sampling,
-            caller=asked.user or "",
-            timeout_s=service.settings.request_timeout_s,
-        ),
+        requests=asked.choices.expand(wanted, asked.prompts),
+        choices=asked.choices,
         backend=service.engine,
         in_flight=service.in_flight,
         answer=wording(heading, include_usage=asked.include_usage),

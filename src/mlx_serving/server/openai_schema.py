@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.server.json_values import as_array, depth
@@ -34,17 +34,15 @@ def _text_or_list(value: object) -> str | None:
     return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
 
 
-def _one_of_one(value: object) -> object:
-    """OpenAI's lists of prompts, as far as they hold one."""
-    prompts = as_array(value)
-    first = prompts[0] if prompts else None
-    if prompts is None or not (isinstance(first, str) or as_array(first) is not None):
-        return value
-    if len(prompts) > 1:
-        raise PydanticCustomError(
-            "several_prompts", "must be one prompt, got {count}: send a request for each", {"count": len(prompts)}
-        )
-    return first
+def _prompt_kind(value: object) -> str | None:
+    """The first element says what a list is; the others must be the same."""
+    if isinstance(value, str):
+        return "<text>"
+    elements = as_array(value)
+    if elements is None:
+        return None
+    first = elements[0] if elements else None
+    return "<texts>" if isinstance(first, str) else "<tokens>" if as_array(first) is None else "<lists>"
 
 
 def _token_ids_as_keys(biases: dict[str, float]) -> dict[str, float]:
@@ -75,13 +73,18 @@ Stop: TypeAlias = Annotated[
         _text_or_list, custom_error_type="wrong_type", custom_error_message="must be a string or a list of strings"
     ),
 ]
+_Text: TypeAlias = Annotated[str, Field(min_length=1)]
+_Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 PromptValue: TypeAlias = Annotated[
-    Annotated[str, Field(min_length=1), Tag("<text>")]
-    | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Tag("<list>")],
+    Annotated[_Text, Tag("<text>")]
+    | Annotated[_Tokens, Tag("<tokens>")]
+    | Annotated[list[_Text], Tag("<texts>")]
+    | Annotated[list[_Tokens], Tag("<lists>")],
     Discriminator(
-        _text_or_list, custom_error_type="wrong_type", custom_error_message="must be a string or a list of token ids"
+        _prompt_kind,
+        custom_error_type="wrong_type",
+        custom_error_message="must be a string, a list of token ids, or a list of several of either",
     ),
-    BeforeValidator(_one_of_one),
 ]
 
 
@@ -110,6 +113,7 @@ class StreamOptions(Body):
 
 class GenerationFields(SamplingFields):
     model: str | None = Field(default=None, description="A name that GET /v1/models lists; the default model if none.")
+    n: int | None = Field(default=None, description="Answers to each prompt, at most 128; 1 if none is given.")
     stream: bool | None = Field(default=None, description="Send the text as server-sent events while it is generated.")
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="An end user's identifier; appears in the server's log.")
@@ -170,5 +174,9 @@ class ChatCompletionRequest(GenerationFields):
 class CompletionRequest(GenerationFields):
     """Body of POST /v1/completions."""
 
-    prompt: PromptValue
+    prompt: PromptValue = Field(description="Of several prompts, each gets its own answers: prompt by prompt.")
+    best_of: int | None = Field(
+        default=None,
+        description="Generate so many answers and return the `n` best: those of the highest log-probability per token.",
+    )
     max_tokens: int | None = Field(default=16, description="Tokens to generate at most.")

@@ -11,7 +11,6 @@ from typing import TypeAlias
 NeutralValues: TypeAlias = Mapping[str, tuple[object, ...]]
 
 _BOTH: NeutralValues = {
-    "n": (1,),
     # OpenAI
     "metadata": ({},),
     "moderation": (),
@@ -25,7 +24,6 @@ _BOTH: NeutralValues = {
     "add_special_tokens": (),
     "allowed_token_ids": (),
     "bad_words": ([],),
-    "best_of": (1,),
     "cache_salt": (),
     "early_stopping": (False,),
     "echo": (False,),
@@ -65,6 +63,7 @@ CHAT: NeutralValues = {
     **_BOTH,
     "add_generation_prompt": (True,),
     "audio": (),
+    "best_of": (1,),
     "chat_template": (),
     "continue_final_message": (False,),
     "documents": ([],),
