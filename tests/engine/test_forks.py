@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.core.generation import GenerationRequest
-from mlx_serving.core.stream import StreamPolicy
+from mlx_serving.core.inquest import Inquest, InquestPolicy
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.engine.worker_backend import WorkerBackend
 from mlx_serving.errors import GenerationError
@@ -38,8 +38,8 @@ for message in messages:
 
 @asynccontextmanager
 async def telltale(directory: Path) -> AsyncGenerator[WorkerBackend]:
-    async with supervised(stand_in(directory, _TELLTALE)) as (supervisor, bus):
-        yield WorkerBackend(supervisor, StreamPolicy(), bus)
+    async with supervised(stand_in(directory, _TELLTALE)) as (supervisor, _):
+        yield WorkerBackend(supervisor, Inquest(InquestPolicy()))
 
 
 async def _told(streams: WorkerBackend, asked: GenerationRequest) -> str:

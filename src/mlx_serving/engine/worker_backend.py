@@ -50,10 +50,11 @@ class WorkerBackend:
         client = await self._enter(request.request_id)
         # An id may come again while the abort of its last stream is still on its way: on the pipe each is its own.
         pipe_id = f"{next(self._numbers)}-{request.request_id}"[:_MAX_ID_CHARS]
+        fork_of = self._pipe_id_of(request.fork_of)
         flow = _Stream(request, pipe_id, client, self._inquest, self._look_again)
         self._streams[request.request_id] = flow
         try:
-            await flow.open(self._pipe_id_of(request.fork_of))
+            await flow.open(fork_of)
             yield flow.deltas()
         finally:
             flow.leave()
