@@ -5,6 +5,17 @@ from typing import Any
 import msgspec
 import pytest
 
+from mlx_serving.core.latency import Latency
+from mlx_serving.core.runtime_telemetry import (
+    CacheTelemetry,
+    DeviceMemory,
+    ErrorTelemetry,
+    GenerationTelemetry,
+    ProcessTelemetry,
+    RuntimeTelemetry,
+    TokenizationTelemetry,
+)
+from mlx_serving.core.scheduling import ModelLoad, SchedulerLoad, WorkDone
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.methods import (
@@ -19,6 +30,7 @@ from mlx_serving.wire.methods import (
     PROTOCOLS,
     RUNTIME_INFO,
     RUNTIME_STATE,
+    RUNTIME_TELEMETRY,
     SHUTDOWN,
     STEP_FRAMES,
     TOKENIZE,
@@ -50,6 +62,7 @@ AnyMethod = Method[Any, Any]
 REQUIRED: dict[str, dict[str, object]] = {
     RUNTIME_INFO.name: {},
     RUNTIME_STATE.name: {},
+    RUNTIME_TELEMETRY.name: {},
     SHUTDOWN.name: {},
     LOAD_MODEL.name: {"model_id": "m"},
     UNLOAD_MODEL.name: {"model_id": "m"},
@@ -102,6 +115,8 @@ FULL: dict[str, dict[str, object]] = {
     DETOKENIZE.name: {"model_id": "m", "tokens": [], "skip_special_tokens": True},
 }
 
+WORK = WorkDone(9, 2, 1.5, prefilled_tokens=30, prefill_s=0.5, decoded_tokens=40, decode_s=0.25)
+LATENCY = Latency(mean=2.0, min=1.0, max=3.0, p50=2.0, p95=3.0, p99=3.0)
 RESULTS: dict[str, object] = {
     RUNTIME_INFO.name: RuntimeInfoResult(
         version="0.1.0",
@@ -122,6 +137,27 @@ RESULTS: dict[str, object] = {
         loaded_models=[LoadedModelState(model_id="m", state="ready", type="text", active_streams=2)],
         active_streams=2,
         restart_count=1,
+    ),
+    RUNTIME_TELEMETRY.name: RuntimeTelemetry(
+        uptime_s=1.5,
+        opening=1,
+        scheduler=SchedulerLoad(
+            queued=1,
+            running=2,
+            prefilling=3,
+            paused=4,
+            kv_held_bytes=5,
+            kv_reserved_bytes=6,
+            preemptions=7,
+            done=WORK,
+            models={"m": ModelLoad(1, 2, 3, 4, WORK, decode_step_s=0.01, prefill_tokens_per_s=100.0)},
+        ),
+        generation=GenerationTelemetry(4, 1, 40, 10.0, 12.5, LATENCY, None),
+        tokenization=TokenizationTelemetry(3, 0, LATENCY),
+        errors=ErrorTelemetry(1, 1, 0.25),
+        caches=CacheTelemetry(10, {"m": 10}),
+        memory=DeviceMemory(1, 2, 3, 4, 5, None),
+        process=ProcessTelemetry(42, 1, 2, 3, 4, 5),
     ),
     SHUTDOWN.name: SuccessResult(),
     LOAD_MODEL.name: LoadModelResult(
@@ -166,6 +202,7 @@ def test_the_names_are_unique_and_the_ancestors() -> None:
     assert {
         "runtime/info",
         "runtime/state",
+        "runtime/telemetry",
         "shutdown",
         "load_model",
         "unload_model",

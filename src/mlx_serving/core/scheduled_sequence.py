@@ -9,6 +9,7 @@ from mlx_serving.core.generation import Priority
 from mlx_serving.core.kv_budget import ReplyLength
 from mlx_serving.core.scheduling import Step
 from mlx_serving.core.step_cost import StepCost
+from mlx_serving.core.work_done import WorkMeter
 
 RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3, "background": 4}
 
@@ -63,10 +64,7 @@ class Lane:
     virtual_s: float = 0.0
     prefill_turns: int = 0
     decodes_since_prefill: int = 0
-    busy_s: float = 0.0
-    steps: int = 0
-    prefilled_tokens: int = 0
-    decoded_tokens: int = 0
+    work: WorkMeter = field(default_factory=WorkMeter)
 
     def enter(self, sequence: Sequence) -> None:
         if sequence.computed < sequence.target:

@@ -24,6 +24,7 @@ Time is monotonic seconds and never goes back.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from math import ceil
 
@@ -37,6 +38,7 @@ from mlx_serving.core.scheduling import ModelLoad, SchedulerLoad, SchedulerPolic
 from mlx_serving.core.sequence_pool import SequencePool
 from mlx_serving.core.step_composition import compose
 from mlx_serving.core.step_cost import StepCost, Throughput
+from mlx_serving.core.work_done import WorkMeter
 from mlx_serving.errors import ContextLengthExceeded, ModelNotLoaded, Overloaded
 
 _MIN_RETRY_S = 1.0
@@ -53,6 +55,7 @@ class Scheduler:
         self._deadlines = Deadlines(self._is_current)
         self._arrivals = ArrivalWindow(policy.admission_window_s)
         self._throughput = Throughput()
+        self._work = WorkMeter()
 
     def __len__(self) -> int:
         """Sequences that have not ended."""
@@ -212,17 +215,21 @@ class Scheduler:
     def load(self) -> SchedulerLoad:
         """What is going on, for telemetry."""
         pool = self._pool
-        lanes = self._lanes.values()
-        states = [one.state for one in self._sequences.values()]
+        states = {model: Counter[State]() for model in self._lanes}
+        for sequence in self._sequences.values():
+            states[sequence.lane.model][sequence.state] += 1
+        models = {lane.model: _load_of(lane, states[lane.model]) for lane in self._lanes.values()}
+        loads = models.values()
         return SchedulerLoad(
-            queued=pool.queue.depth + states.count(State.HELD),
-            running=states.count(State.RUNNING) + pool.ending,
-            prefilling=states.count(State.PREFILLING),
-            paused=states.count(State.PAUSED),
+            queued=sum(load.queued for load in loads),
+            running=sum(load.running for load in loads),
+            prefilling=sum(load.prefilling for load in loads),
+            paused=sum(load.paused for load in loads),
             kv_held_bytes=pool.kv.held,
             kv_reserved_bytes=pool.kv.reserved,
             preemptions=pool.preemptions,
-            models={lane.model: _load_of(lane) for lane in lanes},
+            done=self._work.read(),
+            models=models,
         )
 
     def _may_admit(self, now: float) -> bool:
@@ -271,16 +278,15 @@ class Scheduler:
         lane.virtual_s += (charged - step.expected_s) / lane.weight
         rows = len(step.decode)
         tokens = 0
+        decode_s = lane.cost.decode_s(rows)
+        for meter in (lane.work, self._work):
+            meter.add(step, duration_s, decode_s)
         if step.prefill:
             tokens = step.prefill_tokens
             context = sum(chunk.count * (chunk.start + chunk.count / 2) for chunk in step.prefill) / tokens
             lane.cost.learn_prefill(rows, tokens, context, duration_s)
         else:
             lane.cost.learn_decode(rows, duration_s)
-        lane.busy_s += duration_s
-        lane.steps += 1
-        lane.prefilled_tokens += tokens
-        lane.decoded_tokens += rows
         self._throughput.learn(tokens + rows, duration_s)
 
     def _complete(self, sequence: Sequence) -> None:
@@ -295,14 +301,13 @@ class Scheduler:
         self._callers.leave(sequence.caller)
 
 
-def _load_of(lane: Lane) -> ModelLoad:
+def _load_of(lane: Lane, states: Counter[State]) -> ModelLoad:
     return ModelLoad(
-        running=len(lane.running),
-        prefilling=len(lane.prefilling),
-        busy_s=lane.busy_s,
-        steps=lane.steps,
-        prefilled_tokens=lane.prefilled_tokens,
-        decoded_tokens=lane.decoded_tokens,
-        decode_s=lane.cost.decode_s(len(lane.running)),
+        queued=states[State.QUEUED] + states[State.HELD],
+        running=states[State.RUNNING] + states[State.ENDING],
+        prefilling=states[State.PREFILLING],
+        paused=states[State.PAUSED],
+        done=lane.work.read(),
+        decode_step_s=lane.cost.decode_s(len(lane.running)),
         prefill_tokens_per_s=1 / lane.cost.base_s if lane.cost.base_s else 0.0,
     )

@@ -102,23 +102,38 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelLoad:
-    """One model's part. Times are seconds of the device, `decode_s` what a step of its present batch is thought to
-    take, `prefill_tokens_per_s` how fast a prompt without context is thought to be computed (0: not measured)."""
+class WorkDone:
+    """What steps have done since the start. A batch is the sequences that a step computes something for. `prefill_s`
+    and `decode_s` are seconds of the device; a step that does both is split by what decoding alone is thought to take.
+    The first token of a reply comes of its prompt: it is not among `decoded_tokens`."""
 
-    running: int
-    prefilling: int
-    busy_s: float
     steps: int
+    last_batch: int
+    mean_batch: float
     prefilled_tokens: int
+    prefill_s: float
     decoded_tokens: int
     decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """One model's part. `decode_step_s` is what a step of its present batch is thought to take, `prefill_tokens_per_s`
+    how fast a prompt without context is thought to be computed; 0 is not measured."""
+
+    queued: int
+    running: int
+    prefilling: int
+    paused: int
+    done: WorkDone
+    decode_step_s: float
     prefill_tokens_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLoad:
-    """What is going on now: sequences by what they do, bytes of KV held and reserved, preemptions since the start."""
+    """What is going on now: sequences by what they do, bytes of KV held and reserved; and since the start:
+    preemptions and the work done, that of models which are gone included."""
 
     queued: int
     running: int
@@ -127,4 +142,5 @@ class SchedulerLoad:
     kv_held_bytes: int
     kv_reserved_bytes: int
     preemptions: int
+    done: WorkDone
     models: dict[str, ModelLoad]

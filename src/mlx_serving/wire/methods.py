@@ -12,6 +12,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import msgspec
 
 from mlx_serving.core.generation import Priority
+from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -233,6 +234,7 @@ class Method(Generic[P, R]):
 
 RUNTIME_INFO = Method("runtime/info", RuntimeInfoParams, RuntimeInfoResult)
 RUNTIME_STATE = Method("runtime/state", NoParams, RuntimeStateResult)
+RUNTIME_TELEMETRY = Method("runtime/telemetry", NoParams, RuntimeTelemetry)
 SHUTDOWN = Method("shutdown", NoParams, SuccessResult)
 LOAD_MODEL = Method("load_model", LoadModelParams, LoadModelResult)
 UNLOAD_MODEL = Method("unload_model", UnloadModelParams, SuccessResult)
@@ -245,6 +247,7 @@ BATCH_TOKENIZE = Method("batch_tokenize", BatchTokenizeParams, BatchTokenizeResu
 METHODS: tuple[Method[Any, Any], ...] = (
     RUNTIME_INFO,
     RUNTIME_STATE,
+    RUNTIME_TELEMETRY,
     SHUTDOWN,
     LOAD_MODEL,
     UNLOAD_MODEL,

@@ -15,6 +15,7 @@ from mlx_serving.worker.heartbeat import Progress, Pulse
 from mlx_serving.worker.loop import Inbox, Loop
 from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.tokenizing import TokenizerThread
 
 # Without a bound the allocator keeps a buffer of every size it ever saw, until Metal runs out of them.
@@ -36,13 +37,15 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
     outbox = Outbox(write_fd)
     progress = Progress()
     generation = Generation(Scheduler(settings.scheduler))
+    tokenizers = TokenizerThread(inbox.put)
     loop = Loop(inbox, outbox, generation, progress, linger=linger)
     handlers = Handlers(
         outbox,
         generation,
-        TokenizerThread(inbox.put),
+        tokenizers,
         progress,
         Pulse(progress, outbox.notify),
+        Telemetry(generation, tokenizers, outbox, cache_limit_bytes=_CACHE_LIMIT_BYTES),
         ModelRunner,
         blas=blas,
         restart_count=settings.restart_count,

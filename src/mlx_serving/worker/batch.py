@@ -46,6 +46,11 @@ class DecodeBatch:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def cache_bytes(self) -> int:
+        """What the caches of its rows take, their room to grow included."""
+        return sum(layer.nbytes for layer in self._layers)
+
     def join(self, stream_id: str, caches: Sequence[Any], tokens: int, last_token: int, sampling: SamplingRow) -> None:
         """Add a sequence: its own caches hold its first `tokens` tokens, `last_token` is the one after them."""
         if not self._layers:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import Step
+from mlx_serving.core.scheduling import SchedulerLoad, Step
 from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError
 from mlx_serving.wire.notifications import Row, StepFrame
 from mlx_serving.worker.batch import Token
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job
+from mlx_serving.worker.outcomes import Outcomes
 from mlx_serving.worker.sequence import RunningSequence
 
 
@@ -46,6 +47,7 @@ class Generation:
         self._scheduler = scheduler
         self._models: dict[str, LoadedModel] = {}
         self._entries: dict[str, _Entry] = {}
+        self.outcomes = Outcomes()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -56,6 +58,14 @@ class Generation:
     def stream_ids(self, model_id: str) -> list[str]:
         """The sequences of a model, waiting or running."""
         return [stream_id for stream_id, entry in self._entries.items() if entry.model.model_id == model_id]
+
+    def load(self) -> SchedulerLoad:
+        """What is going on, and what was done."""
+        return self._scheduler.load()
+
+    def cache_bytes(self) -> dict[str, int]:
+        """What the caches of each model's sequences take, their room to grow included."""
+        return {model_id: model.runner.cache_bytes for model_id, model in self._models.items()}
 
     def add_model(self, model: LoadedModel) -> None:
         self._models[model.model_id] = model
@@ -85,7 +95,11 @@ class Generation:
     def abort(self, stream_id: str) -> Row | None:
         """End a stream now; its slot is free at the next step. None when it is not here."""
         entry = self._forget(stream_id)
-        return None if entry is None else entry.sequence.aborted(time.monotonic())
+        if entry is None:
+            return None
+        row = entry.sequence.aborted(time.monotonic())
+        self.outcomes.note([row])
+        return row
 
     def step(self) -> StepFrame | None:
         """One step of one model, and what became known of any: None when that is nothing."""
@@ -96,6 +110,7 @@ class Generation:
             rows += self._drain(besides=None)
         else:
             rows += self._carry_out(step, began)
+        self.outcomes.note(rows)
         return StepFrame(rows) if rows else None
 
     def _carry_out(self, step: Step, began: float) -> list[Row]:

@@ -20,6 +20,7 @@ from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.routes import Route
 from mlx_serving.worker.runtime_handlers import RuntimeHandlers
 from mlx_serving.worker.stream_handlers import StreamHandlers
+from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.token_handlers import TokenHandlers
 from mlx_serving.worker.tokenizing import TokenizerThread
 
@@ -35,6 +36,7 @@ class Handlers:
         tokenizers: TokenizerThread,
         progress: Progress,
         pulse: Pulse,
+        telemetry: Telemetry,
         make_runner: RunnerFactory,
         *,
         blas: Blas,
@@ -48,7 +50,15 @@ class Handlers:
         self._models = ModelHandlers(outbox, models, generation, streams, progress, make_runner)
         tokens = TokenHandlers(models, tokenizers)
         runtime = RuntimeHandlers(
-            outbox, models, streams, self._models, pulse, blas=blas, restart_count=restart_count, stop=stop
+            outbox,
+            models,
+            streams,
+            self._models,
+            pulse,
+            telemetry,
+            blas=blas,
+            restart_count=restart_count,
+            stop=stop,
         )
         groups = (runtime, self._models, streams, tokens)
         self.routes: dict[str, Route[Any, Any]] = {

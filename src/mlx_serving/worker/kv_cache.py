@@ -181,6 +181,10 @@ class MergedCache:
         if order:
             self.cache.filter(order)
 
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.cache is None else self.cache.nbytes
+
 
 class SoloCache:
     """A layer of a batch of one: the sequence's own cache, whatever its kind."""
@@ -195,3 +199,7 @@ class SoloCache:
     def leave(self, index: int, last: int) -> None:
         assert index == last == 0
         self.cache = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.cache is None else self.cache.nbytes

@@ -103,6 +103,12 @@ class ModelRunner:
         self._prompts.pop(stream_id, None)
         self._leave(stream_id)
 
+    @property
+    def cache_bytes(self) -> int:
+        """What the caches of all its sequences take."""
+        prompts = sum(cache.nbytes for prompt in self._prompts.values() for cache in prompt.caches)
+        return prompts + sum(batch.cache_bytes for batch in self._batches())
+
     def close(self) -> None:
         """Wait for the device: what it still reads must not be freed. Nothing may be called afterwards."""
         mx.synchronize()

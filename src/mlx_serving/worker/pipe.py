@@ -60,6 +60,11 @@ class Outbox:
     def is_binary(self) -> bool:
         return self._encode is encode_binary
 
+    @property
+    def backlog_bytes(self) -> int:
+        """What was sent and is not written yet."""
+        return self._pending_bytes
+
     def notify(self, notification: Notification) -> None:
         self.send(self._encode(notification))
 

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import psutil
 
+from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire import methods
 from mlx_serving.worker.heartbeat import Pulse
@@ -18,6 +19,7 @@ from mlx_serving.worker.model_handlers import ModelHandlers
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.stream_handlers import StreamHandlers
+from mlx_serving.worker.telemetry import Telemetry
 
 
 class RuntimeHandlers:
@@ -30,6 +32,7 @@ class RuntimeHandlers:
         streams: StreamHandlers,
         model_handlers: ModelHandlers,
         pulse: Pulse,
+        telemetry: Telemetry,
         *,
         blas: Blas,
         restart_count: int,
@@ -40,6 +43,7 @@ class RuntimeHandlers:
         self._streams = streams
         self._model_handlers = model_handlers
         self._pulse = pulse
+        self._telemetry = telemetry
         self._blas = blas
         self._restart_count = restart_count
         self._stop = stop
@@ -48,6 +52,7 @@ class RuntimeHandlers:
         return (
             Route(methods.RUNTIME_INFO, self.runtime_info),
             Route(methods.RUNTIME_STATE, self.runtime_state),
+            Route(methods.RUNTIME_TELEMETRY, self.runtime_telemetry),
             Route(methods.SHUTDOWN, self.shutdown),
         )
 
@@ -93,6 +98,9 @@ class RuntimeHandlers:
                 restart_count=self._restart_count,
             )
         )
+
+    def runtime_telemetry(self, params: methods.NoParams, reply: Reply[RuntimeTelemetry]) -> None:
+        reply.send(self._telemetry.read(opening=self._streams.opening))
 
     def shutdown(self, params: methods.NoParams, reply: Reply[methods.SuccessResult]) -> None:
         for model_id in self._models:

@@ -42,6 +42,11 @@ class StreamHandlers:
     def routes(self) -> tuple[Route[Any, Any], ...]:
         return (Route(methods.GENERATE, self.generate), Route(methods.ABORT, self.abort))
 
+    @property
+    def opening(self) -> int:
+        """Streams whose prompt is being tokenized."""
+        return len(self._opening)
+
     def __len__(self) -> int:
         """Streams that were asked for and have not ended."""
         return len(self._generation) + len(self._opening)

@@ -8,6 +8,7 @@ thread.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
@@ -16,6 +17,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import PreTrainedTokenizerFast
 
 from mlx_serving.core.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from mlx_serving.core.latency import LatencyWindow
+from mlx_serving.core.runtime_telemetry import TokenizationTelemetry
 from mlx_serving.errors import EngineError, InvalidRequest, ProtocolError, TokenizerError
 
 T = TypeVar("T")
@@ -117,9 +120,15 @@ class TokenizerThread:
         self._post = post
         self.pending = 0
         """Work whose outcome has not come back yet. Read and written by the MLX thread only."""
+        self._calls = 0
+        self._latency = LatencyWindow()
+
+    def telemetry(self) -> TokenizationTelemetry:
+        return TokenizationTelemetry(self._calls, self.pending, self._latency.read())
 
     def submit(self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[EngineError], None]) -> None:
         def run() -> None:
+            began = time.monotonic()
             try:
                 result = work()
             except EngineError as error:
@@ -128,13 +137,15 @@ class TokenizerThread:
                 outcome = _bind(failed, TokenizerError(f"The tokenizer failed: {type(error).__name__}: {error}"))
             else:
                 outcome = _guard(_bind(done, result), failed)
-            self._post(_then(self._one_less, outcome))
+            self._post(_then(_bind(self._settle, time.monotonic() - began), outcome))
 
         self.pending += 1
         self._executor.submit(run)
 
-    def _one_less(self) -> None:
+    def _settle(self, duration_s: float) -> None:
         self.pending -= 1
+        self._calls += 1
+        self._latency.add(duration_s)
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)

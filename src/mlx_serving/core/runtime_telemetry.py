@@ -1,0 +1,94 @@
+"""What a worker tells of itself: the result of `runtime/telemetry`. Names are the ancestor's where it had them.
+
+Counts are since the worker's start, latencies those of late. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_serving.core.latency import Latency
+from mlx_serving.core.scheduling import SchedulerLoad
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationTelemetry:
+    """`calls` are generations that ended, however they did; `total_tokens` were delivered, by those that go on too.
+    `tokens_per_second` is over the time in which the device worked; averages and latencies are of those that
+    completed."""
+
+    calls: int
+    aborted: int
+    total_tokens: int
+    avg_tokens_per_call: float
+    tokens_per_second: float
+    latency_ms: Latency | None
+    time_to_first_token_ms: Latency | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizationTelemetry:
+    """What the tokenizer thread has done (`calls`) and has yet to do (`pending`): prompts, and calls about tokens."""
+
+    calls: int
+    pending: int
+    latency_ms: Latency | None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorTelemetry:
+    """Generations that failed; `timeouts` are those whose time was over. `error_rate` is their share of all calls."""
+
+    total: int
+    timeouts: int
+    error_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class CacheTelemetry:
+    """`kv_bytes` are what the caches of all sequences take, their room to grow included."""
+
+    kv_bytes: int
+    kv_bytes_by_model: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """MLX's allocator: in use, kept for reuse, and the most that was in use; and what bounds them.
+
+    `working_set_bytes` is what Metal recommends to stay under; None where there is no Metal.
+    """
+
+    active_bytes: int
+    cache_bytes: int
+    peak_bytes: int
+    limit_bytes: int
+    cache_limit_bytes: int
+    working_set_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessTelemetry:
+    """`handles` are open file descriptors, `outbox_bytes` what the parent has not read yet."""
+
+    pid: int
+    rss_bytes: int
+    vms_bytes: int
+    handles: int
+    threads: int
+    outbox_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeTelemetry:
+    """`opening` streams wait for their prompt to be tokenized; the scheduler does not know them yet."""
+
+    uptime_s: float
+    opening: int
+    scheduler: SchedulerLoad
+    generation: GenerationTelemetry
+    tokenization: TokenizationTelemetry
+    errors: ErrorTelemetry
+    caches: CacheTelemetry
+    memory: DeviceMemory
+    process: ProcessTelemetry

@@ -1,0 +1,74 @@
+"""What the worker tells of itself, gathered when it is asked for. Costs nothing in between but two sums a step."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+import mlx.core as mx
+import psutil
+
+from mlx_serving.core.runtime_telemetry import CacheTelemetry, DeviceMemory, ProcessTelemetry, RuntimeTelemetry
+from mlx_serving.worker.generation import Generation
+from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.tokenizing import TokenizerThread
+
+
+class Telemetry:
+    """Belongs to the thread that owns MLX. `cache_limit_bytes` is what MLX was told to keep for reuse at most, which it
+    does not tell itself."""
+
+    def __init__(
+        self, generation: Generation, tokenizers: TokenizerThread, outbox: Outbox, *, cache_limit_bytes: int
+    ) -> None:
+        self._generation = generation
+        self._tokenizers = tokenizers
+        self._outbox = outbox
+        self._cache_limit_bytes = cache_limit_bytes
+        self._started_at = time.monotonic()
+        self._process = psutil.Process()
+
+    def read(self, *, opening: int) -> RuntimeTelemetry:
+        """`opening` streams are known to nobody here yet."""
+        load = self._generation.load()
+        caches = self._generation.cache_bytes()
+        outcomes = self._generation.outcomes
+        return RuntimeTelemetry(
+            uptime_s=time.monotonic() - self._started_at,
+            opening=opening,
+            scheduler=load,
+            generation=outcomes.generation(load.done.prefill_s + load.done.decode_s),
+            tokenization=self._tokenizers.telemetry(),
+            errors=outcomes.errors(),
+            caches=CacheTelemetry(sum(caches.values()), caches),
+            memory=self._memory(),
+            process=self._process_telemetry(),
+        )
+
+    def _memory(self) -> DeviceMemory:
+        return DeviceMemory(
+            active_bytes=mx.get_active_memory(),
+            cache_bytes=mx.get_cache_memory(),
+            peak_bytes=mx.get_peak_memory(),
+            limit_bytes=mx.get_memory_limit(),
+            cache_limit_bytes=self._cache_limit_bytes,
+            working_set_bytes=_working_set_bytes(),
+        )
+
+    def _process_telemetry(self) -> ProcessTelemetry:
+        with self._process.oneshot():
+            memory = self._process.memory_info()
+            return ProcessTelemetry(
+                pid=self._process.pid,
+                rss_bytes=memory.rss,
+                vms_bytes=memory.vms,
+                handles=self._process.num_fds(),
+                threads=self._process.num_threads(),
+                outbox_bytes=self._outbox.backlog_bytes,
+            )
+
+
+def _working_set_bytes() -> int | None:
+    if not mx.metal.is_available():
+        return None
+    return cast("int | None", mx.device_info().get("max_recommended_working_set_size"))
