@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlx_serving.config.schema import Config
     from mlx_serving.errors import EngineError
     from mlx_serving.errors import EngineError as EngineClientError
+    from mlx_serving.facade.batches import BatchEntry, GenerationResult
     from mlx_serving.facade.convenience import (
         MLXEngine,
         batch_tokenize,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _HOME = {
     "mlx_serving.config.schema": ("Config",),
     "mlx_serving.errors": ("EngineError",),
+    "mlx_serving.facade.batches": ("BatchEntry", "GenerationResult"),
     "mlx_serving.facade.convenience": (
         "MLXEngine",
         "batch_tokenize",
@@ -92,12 +94,14 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "ENGINE_API_SNAPSHOT_VERSION",
+    "BatchEntry",
     "Config",
     "CreateGeneratorOptions",
     "Engine",
     "EngineClientError",
     "EngineError",
     "ErrorChunk",
+    "GenerationResult",
     "GenerationStats",
     "GeneratorChunk",
     "GeneratorParams",

@@ -10,13 +10,15 @@ from mlx_serving.config.schema import Config
 from mlx_serving.core.generation import Backend
 from mlx_serving.core.inquest import Inquest, InquestPolicy
 from mlx_serving.core.model_residency import ResidencyPolicy
+from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.deadline import DeadlineBackend
-from mlx_serving.engine.engine_core import EngineCore, Parts
+from mlx_serving.engine.engine_core import CALL_TIMEOUT_S, EngineCore, Parts
 from mlx_serving.engine.limits import LimitsBackend
 from mlx_serving.engine.model_manager import ModelManager, ModelSpec
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.residency import ResidencyBackend
+from mlx_serving.engine.runtime_telemetry import TelemetryReader
 from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_backend import WorkerBackend
 from mlx_serving.engine.worker_process import WorkerCommand
@@ -61,6 +63,8 @@ def build(config: Config) -> EngineCore:
             streams=streams,
             breaker=breaker,
             backend=backend,
+            batch_queue=BatchQueue(config.batch_queue, CALL_TIMEOUT_S),
+            telemetry=TelemetryReader(supervisor),
             events=events,
             retry=config.retry,
             default_model=config.models.default,

@@ -19,6 +19,17 @@ async def _post(tiny: ServedProcess, path: str, body: dict[str, object], key: st
         return await http.post(path, json=body)
 
 
+async def test_the_operator_can_look_into_the_worker(tiny: ServedProcess, client: AsyncOpenAI) -> None:
+    await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2)
+    async with tiny.http("admin_key") as http:
+        told = (await http.get("/admin/telemetry")).json()
+    assert told["worker_state"] == "ready"
+    assert told["runtime"]["scheduler"]["models"]["tiny"]["done"]["steps"] >= 2
+    assert told["runtime"]["generation"]["total_tokens"] >= 1
+    async with tiny.http() as http:
+        assert (await http.get("/admin/telemetry")).status_code == 401
+
+
 async def test_a_model_is_loaded_used_and_unloaded(
     tiny: ServedProcess, client: AsyncOpenAI, random_llama: Path, tmp_path: Path
 ) -> None:

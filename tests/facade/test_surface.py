@@ -17,7 +17,7 @@ from pydantic import AliasChoices, BaseModel
 
 import mlx_serving
 from mlx_serving import errors
-from mlx_serving.facade import options, shapes
+from mlx_serving.facade import batches, options, shapes
 from mlx_serving.facade.shapes import camel
 
 SNAPSHOT = Path(__file__).with_name("surface.json")
@@ -38,6 +38,8 @@ SHAPES: tuple[type[shapes.Shape], ...] = (
     shapes.TokenizeResponse,
     shapes.CachedModel,
     shapes.ModelCacheStats,
+    batches.BatchEntry,
+    batches.GenerationResult,
 )
 CLASSES = ("Engine", "MLXEngine", "SyncEngine")
 

@@ -43,6 +43,18 @@ def test_it_generates_streams_and_tokenizes(sync: SyncEngine) -> None:
     assert len(sync.generate([{"role": "user", "content": "Hi"}], model="tiny", max_tokens=2)) >= 0
 
 
+def test_many_are_answered_in_one_call(sync: SyncEngine) -> None:
+    answers = sync.batch_generate(["Hello", [{"role": "user", "content": "Hi"}]], **greedy())  # pyright: ignore[reportArgumentType]
+    assert answers[0].unwrap().text == ask(sync)
+    assert answers[1].success
+    ids = [entry.unwrap().tokens for entry in sync.batch_tokenize(["abc", ""], model="tiny")]
+    assert ids == [sync.tokenize("abc", model="tiny"), []]
+    assert sync.count_tokens("abc", model="tiny") == 3
+    told = sync.get_telemetry()
+    assert told.runtime is not None
+    assert told.runtime.generation.calls >= 2
+
+
 def test_leaving_a_stream_early_aborts_it(sync: SyncEngine) -> None:
     for _ in sync.stream("Hello", **greedy(4000)):  # pyright: ignore[reportArgumentType]
         break

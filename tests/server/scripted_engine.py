@@ -7,12 +7,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats, Logprobs, TokenLogprob
-from mlx_serving.core.serving import HealthReport, ServedModel, WorkerHealth
+from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel, WorkerHealth
 from mlx_serving.errors import EngineError, ModelNotFound
 
 PROMPT_TOKENS = 7
 HEALTHY = HealthReport("healthy", 12.5, 0, ("tiny",), WorkerHealth("ready", since=1_700_000_000.0, pid=4711))
+TELEMETRY = EngineTelemetry(12.5, 1, "ready", 2, BatchQueueStats(1, 3, 0, 0, 3.0), None)
 TINY = ServedModel("tiny", "org/tiny", 1_700_000_000, "ready", context_length=2048, default=True)
 OTHER = ServedModel("org/other", "org/other", 1_700_000_001, "absent")
 
@@ -68,6 +70,7 @@ class ScriptedEngine:
         self.unloads: list[tuple[str, bool]] = []
         self.restarts = 0
         self.unstartable: EngineError | None = None
+        self.work_done = 0
         self._started = asyncio.Queue()
 
     @property
@@ -118,6 +121,12 @@ class ScriptedEngine:
         if isinstance(self.report, Exception):
             raise self.report
         return self.report
+
+    def progress(self) -> int:
+        return self.work_done
+
+    async def telemetry(self) -> EngineTelemetry:
+        return TELEMETRY
 
     async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
         self.loads.append((reference, name, revision))

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats
-from mlx_serving.core.serving import HealthReport, ServedModel, WorkerHealth
+from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel, WorkerHealth
 from mlx_serving.server.app import create_app
 from mlx_serving.server.listening import ListenAddress
 from mlx_serving.server.run import serve
@@ -38,16 +38,22 @@ class _HangingEngine:
     async def health(self) -> HealthReport:
         return HealthReport("healthy", 0.0, 0, ("tiny",), WorkerHealth("ready", 0.0))
 
-    async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
-        raise NotImplementedError
-
-    async def unload_served(self, name: str, *, force: bool) -> None:
-        raise NotImplementedError
-
     def restart_worker(self) -> None:
         raise NotImplementedError
 
     async def start_worker(self) -> None:
+        raise NotImplementedError
+
+    def progress(self) -> int:
+        return 0
+
+    async def telemetry(self) -> EngineTelemetry:
+        raise NotImplementedError
+
+    async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
+        raise NotImplementedError
+
+    async def unload_served(self, name: str, *, force: bool) -> None:
         raise NotImplementedError
 
 

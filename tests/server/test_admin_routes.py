@@ -12,7 +12,8 @@ from mlx_serving.server.settings import ServerSettings
 from .conftest import in_process
 from .scripted_engine import ScriptedEngine
 
-LOAD, UNLOAD, RESTART = "/admin/models/load", "/admin/models/unload", "/admin/workers/restart"
+LOAD, UNLOAD = "/admin/models/load", "/admin/models/unload"
+RESTART, TELEMETRY = "/admin/workers/restart", "/admin/telemetry"
 
 
 @pytest.fixture
@@ -59,6 +60,37 @@ async def test_the_worker_is_replaced(admin: httpx2.AsyncClient, engine: Scripte
     assert engine.restarts == 1
     engine.unstartable = WorkerGaveUp("It is not restarted for a while")
     assert (await admin.post(RESTART)).status_code == 503
+
+
+async def test_telemetry_is_told_as_it_is(admin: httpx2.AsyncClient) -> None:
+    response = await admin.get(TELEMETRY)
+    assert response.status_code == 200
+    assert response.json() == {
+        "uptime_s": 12.5,
+        "active_streams": 1,
+        "worker_state": "ready",
+        "worker_restarts": 2,
+        "batch_queue": {
+            "tokenize_batches": 1,
+            "tokenize_requests": 3,
+            "tokenize_fallbacks": 0,
+            "tokenize_queue_size": 0,
+            "average_batch_size": 3.0,
+        },
+        "runtime": None,
+    }
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+async def test_telemetry_is_for_the_operator_only(admin: httpx2.AsyncClient, key: str | None) -> None:
+    del admin.headers["authorization"]
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    assert (await admin.get(TELEMETRY, headers=headers)).status_code == 401
+
+
+async def test_without_an_admin_key_telemetry_is_off(engine: ScriptedEngine) -> None:
+    async with in_process(engine, ServerSettings(access_log=False)) as http:
+        assert (await http.get(TELEMETRY)).status_code == 403
 
 
 @pytest.mark.parametrize(("path", "model"), [(LOAD, "org/missing"), (UNLOAD, "missing")])

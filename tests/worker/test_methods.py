@@ -193,7 +193,13 @@ def test_batch_tokenize_isolates_what_is_wrong(worker: WorkerProcess, speller: P
     assert [entry["success"] for entry in results] == [True, False, False, False, True]
     assert results[0]["result"]["tokens"] == token_ids("ab")
     assert results[0]["error"] is None
-    assert results[1]["error"] == {"code": -32005, "message": "Model absent is not loaded", "type": "ModelNotLoaded"}
+    alone = worker.refusal("tokenize", model_id="absent", text="ab")
+    assert results[1]["error"] == {
+        "code": alone.code,
+        "message": alone.message,
+        "type": alone.type,
+        "details": alone.details,
+    }
     assert results[2]["error"]["code"] == results[3]["error"]["code"] == -32602
     assert "`text`" in results[2]["error"]["message"]
     assert results[4]["result"] == {"tokens": [], "token_strings": []}

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import psutil
 import pytest
+
+from mlx_serving.core.runtime_telemetry import MetalDevice
+from mlx_serving.core.scheduler import Scheduler
+from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.worker.generation import Generation
+from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.telemetry import Telemetry
+from mlx_serving.worker.tokenizing import TokenizerThread
 
 from ..tiny_models import SPELLED
 from .driver import WorkerProcess
@@ -80,13 +90,32 @@ def test_memory_and_process_are_what_the_system_says(quiet: WorkerProcess) -> No
     assert memory["peak_bytes"] >= memory["active_bytes"] > 0
     assert memory["limit_bytes"] > memory["active_bytes"]
     assert memory["cache_limit_bytes"] >= memory["cache_bytes"]
-    assert memory["working_set_bytes"] is None or memory["working_set_bytes"] > 0
+    assert (told["metal"] is not None) == mx.metal.is_available()
     seen = psutil.Process(quiet.process.pid)
     assert process["pid"] == seen.pid
     assert abs(process["handles"] - seen.num_fds()) <= 1  # looking takes one
     assert process["threads"] == seen.num_threads()
     assert process["rss_bytes"] == pytest.approx(seen.memory_info().rss, rel=0.2)
     assert process["outbox_bytes"] >= 0
+
+
+def test_on_metal_the_device_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {
+        "device_name": "Apple M4",
+        "architecture": "applegpu_g16g",
+        "memory_size": 16 << 30,
+        "max_recommended_working_set_size": 12 << 30,
+        "max_buffer_length": 8 << 30,
+        "resource_limit": 499_000,
+    }
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: facts)
+    outbox = Outbox(os.open(os.devnull, os.O_WRONLY))
+    generation = Generation(Scheduler(SchedulerPolicy()))
+    tokenizers = TokenizerThread(lambda _: None)
+    told = Telemetry(generation, tokenizers, outbox, cache_limit_bytes=7).read(opening=3)
+    assert told.metal == MetalDevice("Apple M4", 16 << 30, 12 << 30, 8 << 30, 499_000)
+    assert (told.memory.cache_limit_bytes, told.opening) == (7, 3)
 
 
 def test_asking_all_the_time_changes_no_text_and_costs_no_stream_a_token(quiet: WorkerProcess, speller: Path) -> None:

@@ -70,6 +70,7 @@ async def _serve(config: Config, *, as_json: bool) -> int:
         admin_key=server.admin_key.get_secret_value() if server.admin_key else None,
         max_body_bytes=server.max_body_bytes,
         default_model=config.models.default,
+        keepalive_s=server.keepalive_s,
         request_timeout_s=config.generation.timeout_s,
         access_log=server.access_log,
     )

@@ -12,11 +12,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mlx_serving.core.batch_queue import BatchQueuePolicy
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
 
 _BACKOFF = BackoffPolicy()
+_BATCH_QUEUE = BatchQueuePolicy()
 _BREAKER = CircuitBreakerPolicy()
 _RETRY = RetryPolicy()
 _WORKER = WorkerPolicy()
@@ -83,6 +85,18 @@ class CircuitBreakerConfig(CircuitBreakerPolicy):
     half_open_success_threshold: Annotated[
         int, Field(ge=1, description="Trial calls that must succeed before the breaker closes.")
     ] = _BREAKER.half_open_success_threshold
+
+
+@dataclass(frozen=True, slots=True)
+class BatchQueueConfig(BatchQueuePolicy):
+    """How small calls, such as counting tokens, share messages to the worker."""
+
+    max_batch_size: Annotated[
+        int, Field(ge=1, le=10_000, description="Calls in one message at most; 1 sends every call alone.")
+    ] = _BATCH_QUEUE.max_batch_size
+    max_text_chars: Annotated[
+        int, Field(ge=0, description="A longer text goes alone and at once, so that others need not wait for it.")
+    ] = _BATCH_QUEUE.max_text_chars
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
-from mlx_serving.config.policies import CircuitBreakerConfig, RetryConfig, WorkerConfig
+from mlx_serving.config.policies import BatchQueueConfig, CircuitBreakerConfig, RetryConfig, WorkerConfig
 from mlx_serving.config.served_models import NO_SPACES, ModelsConfig
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduling import SchedulerPolicy
@@ -55,6 +55,13 @@ class ServerConfig(Section):
         default=None, description="Secret for the administrative requests; null switches those requests off."
     )
     max_body_bytes: int = Field(default=4 * 1024**2, ge=1024, le=1024**3, description="Largest request body, in bytes.")
+    keepalive_s: float | None = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="A streamed answer that is silent for so long gets a comment, in seconds, but only while the "
+        "worker makes progress; null sends none.",
+    )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, le=86_400, description="Time that running requests have to finish at shutdown, in seconds."
     )
@@ -180,4 +187,8 @@ class Config(Section):
         default=CircuitBreakerConfig(), description="When calls to a failing worker are answered at once with an error."
     )
     retry: RetryConfig = Field(default=RetryConfig(), description="How calls that can be repeated safely are repeated.")
+    batch_queue: BatchQueueConfig = Field(
+        default=BatchQueueConfig(),
+        description="How small calls, such as counting tokens, share messages to the worker.",
+    )
     logging: LoggingConfig = Field(default=LoggingConfig(), description="What is logged, and how it looks.")

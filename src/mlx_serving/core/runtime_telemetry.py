@@ -54,17 +54,25 @@ class CacheTelemetry:
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """MLX's allocator: in use, kept for reuse, and the most that was in use; and what bounds them.
-
-    `working_set_bytes` is what Metal recommends to stay under; None where there is no Metal.
-    """
+    """MLX's allocator: in use, kept for reuse, and the most that was in use; and what bounds them."""
 
     active_bytes: int
     cache_bytes: int
     peak_bytes: int
     limit_bytes: int
     cache_limit_bytes: int
-    working_set_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MetalDevice:
+    """What Metal says of the device. It recommends to stay under `working_set_bytes`; at `resource_limit` buffers,
+    however small, an allocation fails."""
+
+    name: str
+    memory_bytes: int
+    working_set_bytes: int
+    max_buffer_bytes: int
+    resource_limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,8 @@ class ProcessTelemetry:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeTelemetry:
-    """`opening` streams wait for their prompt to be tokenized; the scheduler does not know them yet."""
+    """`opening` streams wait for their prompt to be tokenized; the scheduler does not know them yet. `metal` is None on
+    other devices."""
 
     uptime_s: float
     opening: int
@@ -91,4 +100,5 @@ class RuntimeTelemetry:
     errors: ErrorTelemetry
     caches: CacheTelemetry
     memory: DeviceMemory
+    metal: MetalDevice | None
     process: ProcessTelemetry

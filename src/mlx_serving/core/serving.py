@@ -1,9 +1,12 @@
-"""What a server says about what it serves: models and health, as values."""
+"""What a server says about what it serves: models, health and load, as values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from mlx_serving.core.batch_queue import BatchQueueStats
+from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 
 ServedModelState: TypeAlias = Literal["absent", "loading", "ready", "draining", "failed"]
 HealthStatus: TypeAlias = Literal["healthy", "degraded", "unhealthy"]
@@ -64,3 +67,18 @@ class HealthReport:
     loaded_models: tuple[str, ...]
     worker: WorkerHealth
     reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTelemetry:
+    """What the engine counts itself, and in `runtime` what its worker tells: None while there is none that answers.
+
+    `worker_restarts` counts the workers before this one; the counts in `runtime` are since its start.
+    """
+
+    uptime_s: float
+    active_streams: int
+    worker_state: str
+    worker_restarts: int
+    batch_queue: BatchQueueStats
+    runtime: RuntimeTelemetry | None

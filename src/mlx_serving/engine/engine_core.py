@@ -15,13 +15,17 @@ from typing import TypeVar
 
 from mlx_serving.config.served_models import public_name
 from mlx_serving.core import retry
+from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import Backend, Delta, GenerationRequest
 from mlx_serving.core.retry import RetryPolicy
-from mlx_serving.core.serving import HealthReport, ServedModel
+from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel
+from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.model_manager import ModelManager, ModelSpec
 from mlx_serving.engine.recovery import RecoveryBackend
+from mlx_serving.engine.runtime_telemetry import TelemetryReader
 from mlx_serving.engine.supervisor import Supervisor
+from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.errors import EngineError, InvalidRequest
 from mlx_serving.telemetry.events import EventBus
 from mlx_serving.wire import methods
@@ -30,7 +34,8 @@ from mlx_serving.wire.methods import LoadModelResult, Method
 P = TypeVar("P")
 R = TypeVar("R")
 
-_CALL_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 60.0
+"""How long a call may take that is no generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class Parts:
     streams: RecoveryBackend
     breaker: BreakerBackend
     backend: Backend
+    batch_queue: BatchQueue
+    telemetry: TelemetryReader
     events: EventBus
     retry: RetryPolicy
     default_model: str
@@ -135,17 +142,42 @@ class EngineCore:
 
         async def once() -> R:
             client = await self._parts.supervisor.client()
-            return await client.call(method, params, timeout_s=_CALL_TIMEOUT_S)
+            return await client.call(method, params, timeout_s=CALL_TIMEOUT_S)
 
         return await self._retrying(once)
 
     async def call_with_model(self, name: str, method: Method[P, R], make_params: Callable[[str], P]) -> R:
         """The same for a call that needs a model loaded; `make_params` gets the name that the worker knows it by."""
 
+        async def call(client: WorkerClient, model_id: str) -> R:
+            return await client.call(method, make_params(model_id), timeout_s=CALL_TIMEOUT_S)
+
+        return await self._with_model(name, call)
+
+    async def tokenize(self, name: str, text: str, *, add_special_tokens: bool = True) -> methods.TokenizeResult:
+        """Text to the ids of a model, as `call_with_model`. Calls at the same time share messages to the worker."""
+
+        async def call(client: WorkerClient, model_id: str) -> methods.TokenizeResult:
+            params = methods.TokenizeParams(model_id=model_id, text=text, add_special_tokens=add_special_tokens)
+            return await self._parts.batch_queue.tokenize(client, params)
+
+        return await self._with_model(name, call)
+
+    def batch_stats(self) -> BatchQueueStats:
+        """How calls shared messages."""
+        return self._parts.batch_queue.stats()
+
+    def reset_batch_stats(self) -> None:
+        self._parts.batch_queue.reset_stats()
+
+    def flush_batches(self) -> None:
+        """Send at once what waits to share a message."""
+        self._parts.batch_queue.flush()
+
+    async def _with_model(self, name: str, call: Callable[[WorkerClient, str], Awaitable[R]]) -> R:
         async def once() -> R:
             async with self._parts.models.lease(name) as facts:
-                client = await self._parts.supervisor.client()
-                return await client.call(method, make_params(facts.model_id), timeout_s=_CALL_TIMEOUT_S)
+                return await call(await self._parts.supervisor.client(), facts.model_id)
 
         return await self._retrying(once)
 
@@ -168,6 +200,24 @@ class EngineCore:
 
     async def runtime_state(self) -> methods.RuntimeStateResult:
         return await self.call(methods.RUNTIME_STATE, methods.NoParams())
+
+    def progress(self) -> int:
+        """A count that rises as long as the worker, or the next one, gets on with its work. What stays the same while
+        requests wait is a hang."""
+        return self._parts.supervisor.progress
+
+    async def telemetry(self) -> EngineTelemetry:
+        """Load, work, memory: what is counted here and what the worker tells. Does not start a worker."""
+        runtime = await self._parts.telemetry.read()
+        worker = self._parts.supervisor.health()
+        return EngineTelemetry(
+            uptime_s=time.monotonic() - self._started_at,
+            active_streams=self._parts.streams.active_streams,
+            worker_state=worker.state,
+            worker_restarts=worker.restarts,
+            batch_queue=self.batch_stats(),
+            runtime=runtime,
+        )
 
     # -- health
 

@@ -19,6 +19,7 @@ from mlx_serving.core import worker_lifecycle as lifecycle
 from mlx_serving.core import worker_states
 from mlx_serving.core.serving import WorkerHealth
 from mlx_serving.core.worker_lifecycle import Cause, WorkerEvent, WorkerPolicy, WorkerState
+from mlx_serving.core.worker_progress import WorkerProgress
 from mlx_serving.engine.crash_history import CrashHistory
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.engine.worker_process import Exit, WorkerCommand, WorkerProcess
@@ -54,6 +55,7 @@ class Supervisor:
         self._restarts = 0
         self._spawned = 0
         self._crashes = CrashHistory(policy)
+        self._progress = WorkerProgress()
         self._info: methods.RuntimeInfoResult | None = None
 
     # -- what others use
@@ -82,6 +84,11 @@ class Supervisor:
                 case _:
                     assert_never(self._state)
 
+    @property
+    def ready_client(self) -> WorkerClient | None:
+        """The connection to the worker if it is ready now. Starts nothing, waits for nothing."""
+        return self._client if isinstance(self._state, lifecycle.Ready) else None
+
     async def stop(self) -> None:
         """End the worker: ask, then terminate, then kill. Returns when it is gone; nothing starts after that."""
         self._closed = True
@@ -99,6 +106,11 @@ class Supervisor:
     def info(self) -> methods.RuntimeInfoResult | None:
         """What the worker said of itself when it last became ready."""
         return self._info
+
+    @property
+    def progress(self) -> int:
+        """A count that rises as long as workers get on with their work."""
+        return self._progress.count
 
     def health(self) -> WorkerHealth:
         return WorkerHealth(
@@ -170,6 +182,7 @@ class Supervisor:
         settings = self._command.settings
         command = replace(self._command, settings=msgspec.structs.replace(settings, restart_count=self._spawned))
         self._restarts = self._spawned
+        self._progress.worker_started()
         self._spawned += 1
         try:
             process = await WorkerProcess.spawn(command)
@@ -238,9 +251,11 @@ class Supervisor:
             listener.worker_lost(error)
 
     def _on_heartbeat(self, beat: Heartbeat) -> None:
+        self._progress.beat(beat.progress, busy=beat.busy)
         self._dispatch(lifecycle.Beat(beat.progress, beat.busy))
 
     def _on_model_progress(self, progress: ModelProgress) -> None:
+        self._progress.model_progressed()
         self._events.publish(
             ModelProgressed(model_id=progress.model_id, stage=progress.stage, done=progress.done, total=progress.total)
         )

@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -21,11 +23,13 @@ from mlx_serving.assembly import build
 from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig
 from mlx_serving.config.served_models import ServedModel as ServedModelConfig
+from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest
-from mlx_serving.core.serving import HealthReport
+from mlx_serving.core.serving import EngineTelemetry, HealthReport
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.engine.model_manager import ModelSpec
-from mlx_serving.errors import EngineClosed, EngineError, ModelNotLoaded
+from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelNotLoaded
+from mlx_serving.facade.batches import BatchEntry, GenerationResult, each_of, whole_answer
 from mlx_serving.facade.cancellation import until_set
 from mlx_serving.facade.emitter import Callback, Emitter
 from mlx_serving.facade.options import (
@@ -69,6 +73,7 @@ class Engine:
         if python_path is not None:
             checked = checked.model_copy(update={"worker": replace(checked.worker, python=python_path)})
         self._core = build(checked)
+        self._batch_width = 2 * checked.scheduler.max_num_seqs
         self._emitter = Emitter(self._core.events)
         self._starting: asyncio.Task[None] | None = None
         self._closed = False
@@ -187,6 +192,30 @@ class Engine:
         async with until_set(signal, self._core.generate(request)) as deltas:
             return "".join([delta.text async for delta in deltas])
 
+    async def batch_generate(
+        self,
+        requests: Sequence[GeneratorParams | Mapping[str, object]],
+        options: CreateGeneratorOptions | Mapping[str, object] | None = None,
+    ) -> list[BatchEntry[GenerationResult]]:
+        """Answer many requests at the same time: whole answers in order, each request with its own error.
+
+        As many are in flight as keep the device busy; the queue stays free for others. `options` hold for each request.
+        Raises `InvalidRequest` for options that do not fit, such as a stream id, which only one stream can have.
+        """
+        how = parse(CreateGeneratorOptions, options)
+        if how.stream_id is not None:
+            raise InvalidRequest(
+                "stream_id cannot be given to several requests", field="stream_id", given=how.stream_id
+            )
+
+        async def answer(request: GeneratorParams | Mapping[str, object]) -> GenerationResult:
+            stream_id = str(uuid.uuid4())
+            own = how.model_copy(update={"stream_id": stream_id})
+            async with aclosing(self.create_generator(request, own)) as chunks:
+                return await whole_answer(stream_id, chunks)
+
+        return await each_of([partial(answer, request) for request in requests], self._batch_width)
+
     def _request(
         self,
         params: GeneratorParams | Mapping[str, object],
@@ -230,13 +259,7 @@ class Engine:
         """Text to ids. Raises `ModelNotLoaded` when the model is not in memory."""
         asked = parse(TokenizeRequest, request)
         self._require(asked.model)
-        result = await self._core.call_with_model(
-            asked.model,
-            methods.TOKENIZE,
-            lambda model_id: methods.TokenizeParams(
-                model_id=model_id, text=asked.text, add_special_tokens=asked.add_bos
-            ),
-        )
+        result = await self._core.tokenize(asked.model, asked.text, add_special_tokens=asked.add_bos)
         return TokenizeResponse(result.tokens, result.token_strings)
 
     async def detokenize(self, model: str, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -254,6 +277,12 @@ class Engine:
     async def count_tokens(self, model: str, text: str) -> int:
         return len((await self.tokenize({"model": model, "text": text})).tokens)
 
+    async def batch_tokenize(
+        self, requests: Sequence[TokenizeRequest | Mapping[str, object]]
+    ) -> list[BatchEntry[TokenizeResponse]]:
+        """`tokenize` for many: results in order, each request with its own error."""
+        return await each_of([partial(self.tokenize, request) for request in requests], max(1, len(requests)))
+
     def _require(self, model: str) -> None:
         if self._closed:
             raise EngineClosed("The engine was shut down")
@@ -265,6 +294,21 @@ class Engine:
     async def get_runtime_info(self) -> methods.RuntimeInfoResult:
         await self.start()
         return await self._core.runtime_info()
+
+    async def get_telemetry(self) -> EngineTelemetry:
+        """Load, work, memory, of the engine and its worker. Does not start one."""
+        return await self._core.telemetry()
+
+    def get_batch_stats(self) -> BatchQueueStats:
+        """How small calls shared messages to the worker."""
+        return self._core.batch_stats()
+
+    def reset_batch_stats(self) -> None:
+        self._core.reset_batch_stats()
+
+    def flush_batches(self) -> None:
+        """Send at once the small calls that wait to share a message."""
+        self._core.flush_batches()
 
     async def health_check(self) -> HealthReport:
         return await self._core.health()
@@ -292,8 +336,14 @@ class Engine:
     getModelInfo = get_model_info  # noqa: N815
     getCacheStats = get_cache_stats  # noqa: N815
     createGenerator = create_generator  # noqa: N815
+    batchGenerate = batch_generate  # noqa: N815
+    batchTokenize = batch_tokenize  # noqa: N815
     countTokens = count_tokens  # noqa: N815
     getRuntimeInfo = get_runtime_info  # noqa: N815
+    getTelemetry = get_telemetry  # noqa: N815
+    getBatchStats = get_batch_stats  # noqa: N815
+    resetBatchStats = reset_batch_stats  # noqa: N815
+    flushBatches = flush_batches  # noqa: N815
     healthCheck = health_check  # noqa: N815
 
 

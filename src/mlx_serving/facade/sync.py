@@ -10,15 +10,17 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
 from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import EMBEDDED_MODEL
+from mlx_serving.core.serving import EngineTelemetry
 from mlx_serving.errors import EngineClosed
+from mlx_serving.facade.batches import BatchEntry, GenerationResult
 from mlx_serving.facade.engine import Engine
-from mlx_serving.facade.shapes import ErrorChunk, GeneratorChunk, ModelHandle, TokenChunk
+from mlx_serving.facade.shapes import ErrorChunk, GeneratorChunk, ModelHandle, TokenChunk, TokenizeResponse
 
 T = TypeVar("T")
 
@@ -69,6 +71,26 @@ class SyncEngine:
 
     def tokenize(self, text: str, *, model: str = EMBEDDED_MODEL) -> list[int]:
         return self._loop.run(self._engine.tokenize({"model": model, "text": text})).tokens
+
+    def batch_generate(
+        self, prompts: Sequence[str | list[dict[str, object]]], *, model: str = EMBEDDED_MODEL, **params: object
+    ) -> list[BatchEntry[GenerationResult]]:
+        """The answers to many prompts, in order, computed at the same time; each with its own error."""
+        requests = [_params(prompt, model, params) for prompt in prompts]
+        return self._loop.run(self._engine.batch_generate(requests))
+
+    def batch_tokenize(
+        self, texts: Sequence[str], *, model: str = EMBEDDED_MODEL
+    ) -> list[BatchEntry[TokenizeResponse]]:
+        """The ids of many texts, in order; each with its own error."""
+        return self._loop.run(self._engine.batch_tokenize([{"model": model, "text": text} for text in texts]))
+
+    def count_tokens(self, text: str, *, model: str = EMBEDDED_MODEL) -> int:
+        return self._loop.run(self._engine.count_tokens(model, text))
+
+    def get_telemetry(self) -> EngineTelemetry:
+        """Load, work, memory, of the engine and its worker."""
+        return self._loop.run(self._engine.get_telemetry())
 
     def close(self) -> None:
         """End the worker and the thread. Safe to call twice."""

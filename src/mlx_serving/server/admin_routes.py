@@ -1,4 +1,4 @@
-"""What is the operator's right, behind a key of its own: loading and unloading models, restarting the worker."""
+"""What is the operator's right, behind a key of its own: models come and go, the worker is replaced and looked into."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from pydantic import Field, ValidationError
 from starlette.requests import Request
 
-from mlx_serving.core.serving import ServedModel, ServedModelState
+from mlx_serving.core.serving import EngineTelemetry, ServedModel, ServedModelState
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_admin_key
 from mlx_serving.server.body import read_json_object
@@ -95,6 +95,14 @@ def admin_routes(service: Service) -> APIRouter:
         await service.engine.start_worker()
         worker = (await service.engine.health()).worker
         return RestartedDocument(pid=worker.pid, restarts=worker.restarts)
+
+    @router.get(
+        "/telemetry",
+        summary="Load, work and memory of the engine and its worker",
+        responses=error_responses(401, 403),
+    )
+    async def telemetry() -> EngineTelemetry:
+        return await service.engine.telemetry()
 
     return router
 

@@ -19,6 +19,7 @@ from mlx_serving.server import sse
 from mlx_serving.server.access_log import AccessRecord
 from mlx_serving.server.errors import DEFECT, encode_error, error_code, json_response
 from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.keep_alive import EventStream, KeepAlive
 from mlx_serving.server.merged_streams import NumberedDelta, merged_streams
 from mlx_serving.server.openai_chunks import Answer
 from mlx_serving.telemetry.logger import get_logger
@@ -70,44 +71,44 @@ async def whole_response(generation: Generation, receive: Receive) -> Response:
 class StreamedResponse(Response):
     """The answer as server-sent events.
 
-    What fails before the backend has accepted the request raises, and becomes an ordinary error response. What fails
-    later is the last event of the stream, without `[DONE]`.
+    The stream begins when the backend has accepted the request, or with a first comment before that. What fails until
+    then raises, and becomes an ordinary error response. What fails later is the last event, without `[DONE]`.
     """
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, keep_alive: KeepAlive) -> None:
         super().__init__(media_type="text/event-stream")
         self._generation = generation
+        self._keep_alive = keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = False
-        try:
-            async with self._generation.admitted(receive):
-                async with self._generation.streams() as deltas:
-                    await send({"type": "http.response.start", "status": 200, "headers": list(sse.RESPONSE_HEADERS)})
-                    began = True
-                    closing = await self._send_events(deltas, send)
-                # Only now: once an answer is complete, servers report a disconnect, which would disturb the leaving.
-                await send({"type": "http.response.body", "body": closing, "more_body": False})
-            return
-        except EngineError as error:
-            if not began:
-                raise
-            failure, code = encode_error(error), error_code(error)
-        except Exception:
-            if not began:
-                raise
-            _log.exception("stream failed", request_id=self._generation.record.request_id)
-            failure, code = DEFECT, "internal_error"
-        self._generation.record.error = code
-        await send({"type": "http.response.body", "body": sse.event(failure), "more_body": False})
+        async with EventStream(send, self._keep_alive) as stream:
+            try:
+                async with self._generation.admitted(receive):
+                    async with self._generation.streams() as deltas:
+                        await stream.open()
+                        closing = await self._write_events(deltas, stream)
+                    # Only now: once an answer is complete, servers report a disconnect, which disturbs the leaving.
+                    await stream.close(closing)
+                return
+            except EngineError as error:
+                if not stream.begun:
+                    raise
+                failure, code = encode_error(error), error_code(error)
+            except Exception:
+                if not stream.begun:
+                    raise
+                _log.exception("stream failed", request_id=self._generation.record.request_id)
+                failure, code = DEFECT, "internal_error"
+            self._generation.record.error = code
+            await stream.close(sse.event(failure))
 
-    async def _send_events(self, deltas: AsyncIterator[NumberedDelta], send: Send) -> bytes:
+    async def _write_events(self, deltas: AsyncIterator[NumberedDelta], stream: EventStream) -> bytes:
         """Returns the closing ones, which are not sent yet."""
         answer = self._generation.answer
         choices = [answer.choice(number) for number in range(len(self._generation.requests))]
         opening = b"".join(choice.opening() for choice in choices)
         if opening:
-            await send({"type": "http.response.body", "body": opening, "more_body": True})
+            await stream.write(opening)
         ended: dict[int, GenerationStats] = {}
         async for number, delta in deltas:
             body = choices[number].piece(delta.text) if delta.text else b""
@@ -115,7 +116,7 @@ class StreamedResponse(Response):
                 reason, ended[number] = _end(delta)
                 body += choices[number].ending(reason)
             if body:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await stream.write(body)
         usage = self._generation.usage([ended[number] for number in range(len(choices))])
         return answer.closing(usage)
 

@@ -98,7 +98,7 @@ async def _generate(
         record=record,
     )
     if asked.stream:
-        return StreamedResponse(generation)
+        return StreamedResponse(generation, service.keep_alive)
     return await whole_response(generation, request.receive)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mlx_serving.core.generation import Backend
-from mlx_serving.core.serving import HealthReport, ServedModel
+from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel
 
 
 class ServingEngine(Backend, Protocol):
@@ -18,6 +18,14 @@ class ServingEngine(Backend, Protocol):
 
     async def health(self) -> HealthReport:
         """How things stand now; answers at once, also while the worker does not."""
+        ...
+
+    def progress(self) -> int:
+        """A count that rises as long as the work on requests gets on."""
+        ...
+
+    async def telemetry(self) -> EngineTelemetry:
+        """Load, work and memory now; answers soon, also while the worker does not."""
         ...
 
     async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.errors import ModelNotFound
 from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.keep_alive import KeepAlive
 from mlx_serving.server.ports import ServingEngine
 from mlx_serving.server.settings import ServerSettings
 
@@ -16,6 +17,11 @@ class Service:
     engine: ServingEngine
     settings: ServerSettings
     in_flight: InFlight
+
+    @property
+    def keep_alive(self) -> KeepAlive:
+        """When the streams of this server get comments."""
+        return KeepAlive(self.settings.keepalive_s, self.engine.progress)
 
     def default_model(self) -> ServedModel | None:
         """The one in the settings, else the engine's own choice, else the only one there is."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": keep-alive\n\n"
+"""Clients skip lines that begin with a colon."""
 
 RESPONSE_HEADERS: Sequence[tuple[bytes, bytes]] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -210,9 +210,12 @@ class BatchTokenizeParams(Params):
 
 
 class BatchError(msgspec.Struct, frozen=True):
+    """The error that the entry alone would have been answered with."""
+
     code: int
     message: str
     type: str
+    details: dict[str, object] = {}
 
 
 class BatchTokenizeItem(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The models in this worker, by the names that callers know them by. Used on the thread that owns MLX only."""
+"""The models in this worker, by the names that callers know them by. Each belongs to one thread."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ class LoadedModels:
             raise ModelNotLoaded(f"Model {model_id} is not loaded", model=model_id, loaded=sorted(self._models))
         return model
 
-    def open_to_all(self) -> dict[str, LoadedModel]:
-        """A copy that another thread may read: the models that take something new."""
-        return {model_id: model for model_id, model in self._models.items() if model_id not in self._leaving}
+    def snapshot(self) -> LoadedModels:
+        """A copy, for another thread."""
+        copy = LoadedModels()
+        copy._models, copy._leaving = dict(self._models), set(self._leaving)
+        return copy
 
     def add(self, model: LoadedModel) -> None:
         self._models[model.model_id] = model

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import cast
 
 import mlx.core as mx
 import psutil
 
-from mlx_serving.core.runtime_telemetry import CacheTelemetry, DeviceMemory, ProcessTelemetry, RuntimeTelemetry
+from mlx_serving.core.runtime_telemetry import (
+    CacheTelemetry,
+    DeviceMemory,
+    MetalDevice,
+    ProcessTelemetry,
+    RuntimeTelemetry,
+)
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.tokenizing import TokenizerThread
@@ -42,6 +47,7 @@ class Telemetry:
             errors=outcomes.errors(),
             caches=CacheTelemetry(sum(caches.values()), caches),
             memory=self._memory(),
+            metal=_metal_device(),
             process=self._process_telemetry(),
         )
 
@@ -52,7 +58,6 @@ class Telemetry:
             peak_bytes=mx.get_peak_memory(),
             limit_bytes=mx.get_memory_limit(),
             cache_limit_bytes=self._cache_limit_bytes,
-            working_set_bytes=_working_set_bytes(),
         )
 
     def _process_telemetry(self) -> ProcessTelemetry:
@@ -68,7 +73,14 @@ class Telemetry:
             )
 
 
-def _working_set_bytes() -> int | None:
+def _metal_device() -> MetalDevice | None:
     if not mx.metal.is_available():
         return None
-    return cast("int | None", mx.device_info().get("max_recommended_working_set_size"))
+    info = mx.device_info()
+    return MetalDevice(
+        name=str(info["device_name"]),
+        memory_bytes=int(info["memory_size"]),
+        working_set_bytes=int(info["max_recommended_working_set_size"]),
+        max_buffer_bytes=int(info["max_buffer_length"]),
+        resource_limit=int(info["resource_limit"]),
+    )

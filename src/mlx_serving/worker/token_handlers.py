@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from mlx_serving.errors import EngineError, ModelNotLoaded
+from mlx_serving.errors import EngineError
 from mlx_serving.wire import jsonrpc, methods
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
 from mlx_serving.worker.requests import check_token_ids
 from mlx_serving.worker.routes import Reply, Route
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizing import TokenizerThread, tokenizer_errors
 
 
 class TokenHandlers:
@@ -42,18 +42,15 @@ class TokenHandlers:
         self._tokenizers.submit(work, reply.send, reply.fail)
 
     def batch_tokenize(self, params: methods.BatchTokenizeParams, reply: Reply[methods.BatchTokenizeResult]) -> None:
-        models = self._models.open_to_all()
+        models = self._models.snapshot()
 
         def one(raw: msgspec.Raw) -> methods.BatchTokenizeItem:
             try:
-                entry = jsonrpc.parse_params(raw, methods.TokenizeParams)
-                model = models.get(entry.model_id)
-                if model is None:
-                    raise ModelNotLoaded(f"Model {entry.model_id} is not loaded", model=entry.model_id)
-                return methods.BatchTokenizeItem(success=True, result=_tokenize(model, entry))
+                with tokenizer_errors():
+                    entry = jsonrpc.parse_params(raw, methods.TokenizeParams)
+                    return methods.BatchTokenizeItem(success=True, result=_tokenize(models.get(entry.model_id), entry))
             except EngineError as error:
-                failure = methods.BatchError(error.rpc_code, error.message, error.code)
-                return methods.BatchTokenizeItem(success=False, error=failure)
+                return methods.BatchTokenizeItem(success=False, error=_batch_error(error))
 
         def work() -> methods.BatchTokenizeResult:
             return methods.BatchTokenizeResult([one(raw) for raw in params.requests])
@@ -64,3 +61,8 @@ class TokenHandlers:
 def _tokenize(model: LoadedModel, params: methods.TokenizeParams) -> methods.TokenizeResult:
     token_ids = model.tokenizer.encode(params.text, add_special_tokens=params.add_special_tokens)
     return methods.TokenizeResult(token_ids, model.tokenizer.token_strings(token_ids))
+
+
+def _batch_error(error: EngineError) -> methods.BatchError:
+    told = jsonrpc.rpc_error(error)
+    return methods.BatchError(told.code, told.message, error.code, cast("dict[str, object]", told.data["details"]))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -109,6 +110,17 @@ class PromptTokenizer:
         return list(rendered)
 
 
+@contextmanager
+def tokenizer_errors() -> Generator[None]:
+    """What a tokenizer raises becomes a `TokenizerError`."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        raise TokenizerError(f"The tokenizer failed: {type(error).__name__}: {error}") from error
+
+
 class TokenizerThread:
     """Runs work off the MLX thread, in order, and hands the outcome back to it through `post`.
 
@@ -130,11 +142,10 @@ class TokenizerThread:
         def run() -> None:
             began = time.monotonic()
             try:
-                result = work()
+                with tokenizer_errors():
+                    result = work()
             except EngineError as error:
                 outcome = _bind(failed, error)
-            except Exception as error:  # noqa: BLE001  a failure becomes the caller's answer
-                outcome = _bind(failed, TokenizerError(f"The tokenizer failed: {type(error).__name__}: {error}"))
             else:
                 outcome = _guard(_bind(done, result), failed)
             self._post(_then(_bind(self._settle, time.monotonic() - began), outcome))
