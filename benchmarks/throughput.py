@@ -32,11 +32,12 @@ PROMPT_TOKENS = 24
 WARM_UP_STEPS = 4
 
 
-def ours(model: Any, vocabulary: int, prompts: Sequence[list[int]], sampled: Sequence[bool], tokens: int) -> float:
+def ours(model: Any, prompts: Sequence[list[int]], sampled: Sequence[bool], tokens: int) -> float:
     from mlx_serving.core.scheduling import PrefillChunk
+    from mlx_serving.worker.capabilities import probe
     from mlx_serving.worker.model_runner import Job, ModelRunner
 
-    runner = ModelRunner(model, True, vocabulary)
+    runner = ModelRunner(model, probe(model))
     ids = [str(index) for index in range(len(prompts))]
     chunks: list[PrefillChunk] = []
     for stream_id, prompt, draw in zip(ids, prompts, sampled, strict=True):
@@ -89,8 +90,7 @@ def _sampling(draw: bool) -> Any:
 def measure(directory: Path, tokens: int, rounds: int) -> list[dict[str, object]]:
     from mlx_lm.utils import load_model
 
-    model, config = load_model(directory)
-    vocabulary = int(config["vocab_size"])
+    model, _ = load_model(directory)
     results: list[dict[str, object]] = []
     for kind in ("greedy", "mixed"):
         for size in SIZES:
@@ -98,7 +98,7 @@ def measure(directory: Path, tokens: int, rounds: int) -> list[dict[str, object]
             sampled = [kind == "mixed" and (row % 4 != 3) for row in range(size)]
             pairs: list[tuple[float, float]] = []
             for number in range(rounds + 1):
-                pair = (ours(model, vocabulary, prompts, sampled, tokens), theirs(model, prompts, sampled, tokens))
+                pair = (ours(model, prompts, sampled, tokens), theirs(model, prompts, sampled, tokens))
                 if number > 0:  # the first round warms up
                     pairs.append(pair)
             results.append(

@@ -119,12 +119,18 @@ def make_llama(
     seed: int = 0,
     context_length: int = 512,
     layers: int = 2,
+    head_dim: int = 16,
     bits: int | None = None,
     chat_template: str | None = CHAT_TEMPLATE,
     generation_config: Mapping[str, object] | None = None,
 ) -> Path:
     """A random llama of about 100,000 weights, as an MLX model directory; quantised to `bits` if given."""
-    config = {**_LLAMA, "num_hidden_layers": layers, "max_position_embeddings": context_length}
+    config = {
+        **_LLAMA,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": context_length,
+        "head_dim": head_dim,
+    }
     _write_model(directory, config, _randomise(seed), bits=bits)
     make_tokenizer(directory, chat_template=chat_template)
     if generation_config is not None:
@@ -148,7 +154,7 @@ def make_lfm2(directory: Path) -> Path:
 
 
 def make_mamba(directory: Path) -> Path:
-    """Random; recurrent, and its state takes padding in, so that its sequences must not share a batch."""
+    """Random; recurrent, and its state takes padding in, so that its prompts must not share a pass."""
     return _make_random(directory, _MAMBA)
 
 

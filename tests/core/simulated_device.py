@@ -1,7 +1,8 @@
 """A device in virtual time that carries out what a scheduler orders, and a referee that checks every order.
 
-The referee knows only what the runner of a worker knows: the requests and the steps. It keeps its own book of every KV
-cache and raises AssertionError at the first order that could not be carried out or breaks a budget.
+The referee knows only what the runner of a worker knows: the requests, the steps, and for whom a state is kept. It has
+its own book of every KV cache and raises AssertionError at the first order that could not be carried out or breaks a
+budget.
 """
 
 from __future__ import annotations
@@ -70,8 +71,10 @@ class Cache:
 
 
 class Referee:
-    def __init__(self, policy: SchedulerPolicy, kv_bytes: dict[str, int]) -> None:
+    def __init__(self, policy: SchedulerPolicy, kv_bytes: dict[str, int], untrimmable: frozenset[str]) -> None:
         self.policy = policy
+        self.untrimmable = untrimmable
+        self.kept: set[str] = set()
         self.kv_bytes = kv_bytes
         self.requests: dict[str, Request] = {}
         self.caches: dict[str, Cache] = {}
@@ -87,13 +90,18 @@ class Referee:
         request = self.requests[request_id]
         assert request.ended is None, f"{request_id} ended twice: {request.ended}, {how}"
         request.ended, request.ended_at = how, now
-        self.caches.pop(request_id, None)
+        self._drop(request_id)
         self.paused.discard(request_id)
 
-    def check(self, step: Step) -> list[str]:
+    def _drop(self, request_id: str) -> None:
+        self.caches.pop(request_id, None)
+        self.kept.discard(request_id)
+
+    def check(self, step: Step, has_heirs: Callable[[str], bool]) -> list[str]:
         """Book a step; returns those to whom it yields a token."""
         for one in step.preempted:
-            del self.caches[one]
+            assert one in self.caches
+            self._drop(one)
             self.preemptions += 1
             self.requests[one].preemptions += 1
         for admission in step.admitted:
@@ -104,6 +112,7 @@ class Referee:
                 source = self.caches[admission.fork_of]
                 assert request.prompt == self.requests[admission.fork_of].prompt
                 assert source.computed >= request.prompt
+                assert request.model not in self.untrimmable or admission.fork_of in self.kept
                 computed = request.prompt - 1
             generated = self.generated[admission.id]
             self.caches[admission.id] = Cache(computed, request.prompt + generated, generated)
@@ -125,6 +134,9 @@ class Referee:
             assert chunk.last == (cache.computed == cache.target)
             if chunk.last:
                 yielded.append(chunk.id)
+                if has_heirs(chunk.id):
+                    assert cache.computed == self.requests[chunk.id].prompt
+                    self.kept.add(chunk.id)
         assert yielded or step.prefill, "an empty step"
         assert step.prefill_tokens <= self.policy.max_prefill_chunk
         assert len(step.decode) + len(step.prefill) <= self.policy.max_num_seqs
@@ -135,6 +147,7 @@ class Referee:
             self.generated[one] += 1
             assert self.generated[one] <= request.max_tokens
             assert (one in step.ending) == (self.generated[one] == request.max_tokens)
+        self.kept = {one for one in self.kept if has_heirs(one)}
         held = sum(cache.computed * self.kv_bytes[self.requests[one].model] for one, cache in self.caches.items())
         assert self.policy.kv_budget_bytes is None or held <= self.policy.kv_budget_bytes
         return yielded
@@ -154,6 +167,7 @@ class Simulation:
         kv_bytes: int = 1,
         weights: dict[str, float] | None = None,
         unbatchable: frozenset[str] = frozenset(),
+        untrimmable: frozenset[str] = frozenset(),
         ahead: bool = False,
         check_load: bool = False,
     ) -> None:
@@ -161,12 +175,13 @@ class Simulation:
         self.costs = costs
         self.random = random.Random(seed)
         self.scheduler = Scheduler(policy)
-        self.referee = Referee(policy, dict.fromkeys(costs, kv_bytes))
+        self.referee = Referee(policy, dict.fromkeys(costs, kv_bytes), untrimmable)
         for model in costs:
             self.scheduler.add_model(
                 model,
                 kv_bytes_per_token=kv_bytes,
                 batchable=model not in unbatchable,
+                trimmable=model not in untrimmable,
                 weight=(weights or {}).get(model, 1.0),
             )
         self.now = 0.0
@@ -262,7 +277,7 @@ class Simulation:
         duration = self.costs[step.model].of(step) * max(0.5, self.random.gauss(1, self.costs[step.model].noise))
         duration += self.slow_steps.get(len(self.steps), 0.0)
         self.steps.append((self.now, duration, step))
-        return step, duration, self.referee.check(step)
+        return step, duration, self.referee.check(step, self.scheduler.has_heirs)
 
     def _finish(self, step: Step, duration: float, yielded: list[str]) -> None:
         self.now += duration

@@ -40,11 +40,11 @@ def chunks(order: list[Sequence], seconds: float, tokens: int, cost: StepCost | 
 
 
 def test_prefill_gets_what_the_decode_leaves_of_the_target() -> None:
-    assert allowed(decode_s=0.03).seconds == pytest.approx(0.07)
+    assert allowed(decode_s=0.01).seconds == pytest.approx(0.09)
 
 
 def test_prefill_keeps_its_share_where_decode_leaves_too_little() -> None:
-    assert allowed(decode_s=0.2).seconds == pytest.approx(0.2)
+    assert allowed(decode_s=0.2).seconds == pytest.approx(0.8)
     policy = SchedulerPolicy(min_prefill_share=0.75)
     assert allowed(decode_s=0.2, policy=policy).seconds == pytest.approx(0.6)
 
@@ -54,12 +54,12 @@ def test_beside_other_models_a_step_may_take_its_share_of_the_target() -> None:
 
 
 def test_without_a_stream_to_disturb_only_the_longest_step_counts() -> None:
-    assert allowed(disturbs=False).seconds == pytest.approx(1.0)
+    assert allowed(disturbs=False).seconds == pytest.approx(2.0)
 
 
 def test_no_step_is_planned_longer_than_the_longest() -> None:
-    assert allowed(decode_s=0.8).seconds == pytest.approx(0.2)
-    assert allowed(decode_s=1.5).seconds == 0.0
+    assert allowed(decode_s=1.8).seconds == pytest.approx(0.2)
+    assert allowed(decode_s=2.5).seconds == 0.0
 
 
 def test_unknown_costs_are_tried_with_small_chunks() -> None:

@@ -94,6 +94,7 @@ def test_any_history_ends_every_sequence_once_within_all_budgets(
         {"a": cost, "b": cost, "c": cost},
         seed=seed,
         unbatchable=frozenset("c"),
+        untrimmable=frozenset("bc"),
         ahead=ahead,
         check_load=True,
     )
@@ -113,3 +114,4 @@ def test_any_history_ends_every_sequence_once_within_all_budgets(
     assert (load.queued, load.running, load.prefilling, load.paused) == (0, 0, 0, 0)
     assert (load.kv_held_bytes, load.kv_reserved_bytes) == (0, 0)
     assert load.preemptions >= simulation.referee.preemptions
+    assert not any(simulation.scheduler.has_heirs(request.id) for request in simulation.accepted)

@@ -89,14 +89,14 @@ def test_the_gap_of_running_streams_stays_under_its_target_beside_long_prompts(a
 
 def test_a_slow_device_that_cannot_keep_the_target_still_computes_prompts() -> None:
     slow = DeviceCost(fixed=0.05, row=0.02, token=0.015, token_context=0.0)
-    simulation = Simulation(SchedulerPolicy(min_prefill_share=0.75), {"m": slow}, seed=2)
+    simulation = Simulation(SchedulerPolicy(), {"m": slow}, seed=2)
     for number in range(8):
         simulation.submit_at(0.0, Request(f"stream {number}", 10, 2000, max_tokens=2000))
     newcomer = Request("newcomer", 600, 1, max_tokens=1)
     simulation.submit_at(100.0, newcomer)
     simulation.run(until=200.0)
     alone = 600 * slow.token
-    assert newcomer.ttft < 1.5 * alone
+    assert newcomer.ttft < 1.4 * alone
     stalled = max(gap for request in simulation.accepted[:8] for gap in request.gaps(WARM_S))
     assert stalled < 0.15 * alone
 
@@ -135,14 +135,21 @@ def test_a_long_prompt_goes_on_under_a_stream_of_short_ones() -> None:
 def test_two_busy_models_share_the_device_equally(
     costs: tuple[DeviceCost, DeviceCost], unbatchable: frozenset[str]
 ) -> None:
-    simulation = Simulation(SchedulerPolicy(), dict(zip("ab", costs, strict=True)), seed=5, unbatchable=unbatchable)
+    policy = SchedulerPolicy()
+    simulation = Simulation(policy, dict(zip("ab", costs, strict=True)), seed=5, unbatchable=unbatchable)
     keep_busy(simulation, 600.0, 4, lambda model, number: chat(simulation, number, model, longest_prompt=2000))
     simulation.run(until=600.0)
     a, b = simulation.busy("a", since=WARM_S), simulation.busy("b", since=WARM_S)
     assert a / (a + b) == pytest.approx(0.5, abs=0.02)
     gaps = [gap for request in simulation.accepted for gap in request.gaps(WARM_S)]
-    assert percentile(iter(gaps), 0.95) < 2 * 0.1
-    assert max(gaps) < 3 * 0.1
+    # A stream waits for a step of each model. Decoding alone may take so long that prefill brings about longer gaps.
+    decode_s = max(
+        (cost.fixed + 4 * cost.row) if model not in unbatchable else 4 * (cost.fixed + cost.row)
+        for model, cost in simulation.costs.items()
+    )
+    longest = max(policy.target_gap_s, decode_s / (1 - policy.min_prefill_share))
+    assert percentile(iter(gaps), 0.95) < 2 * longest
+    assert max(gaps) < 3 * longest
     if costs[0] == costs[1] and not unbatchable:
         steps = [step.model for _, _, step in simulation.steps]
         assert 0.4 < steps.count("a") / len(steps) < 0.6

@@ -29,10 +29,10 @@ def _serve() -> int:
             poisonous.add(job.stream_id)
         open_healthy(self, job)
 
-    def admit(self: ModelRunner, stream_id: str) -> None:
+    def admit(self: ModelRunner, stream_id: str, fork_of: str | None = None) -> None:
         if stream_id in poisonous:
             os.abort()
-        admit_healthy(self, stream_id)
+        admit_healthy(self, stream_id, fork_of)
 
     ModelRunner.open, ModelRunner.admit = open_any, admit
     return main()

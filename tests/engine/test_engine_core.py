@@ -108,7 +108,9 @@ async def test_the_breaker_opens_when_requests_keep_killing_workers(tmp_path: Pa
     facts: dict[str, object] = {
         "model_id": "m", "state": "ready", "context_length": 9, "parameter_count": 1, "dtype": "f",
         "is_vision_model": False, "cached_path": "", "model_type": "t", "vocab_size": 9, "memory_bytes": 1,
-        "has_chat_template": False, "batching": True, "eos_token_ids": [], "quantization": None,
+        "has_chat_template": False, "capabilities": {
+            "batch": True, "batch_prefill": True, "trim": True, "quantise_cache": True, "draft": True,
+        }, "eos_token_ids": [], "quantization": None,
     }  # fmt: skip
     body = (
         f"handshake()\nfacts = {facts!r}\nfor m in messages:\n"

@@ -72,7 +72,8 @@ class Bench:
 
     def __init__(self, model: LoadedModel, policy: SchedulerPolicy = POLICY) -> None:
         self.model = model
-        self.generation = Generation(Scheduler(policy))
+        self.scheduler = Scheduler(policy)
+        self.generation = Generation(self.scheduler)
         self.generation.add_model(model)
         self.streams: dict[str, Stream] = {}
 
@@ -85,6 +86,7 @@ class Bench:
         model: LoadedModel | None = None,
         priority: Priority = "normal",
         deadline: float | None = None,
+        fork_of: str | None = None,
     ) -> Stream:
         """Greedy and 24 tokens where `params` say nothing. Raises `Overloaded`."""
         model = model or self.model
@@ -92,7 +94,7 @@ class Bench:
         sampling = sampling_defaults.resolve(params or SamplingParams(), model.generation_config, GREEDY)
         ending = Ending(sampling.max_tokens, model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
         sequence = RunningSequence(stream_id, ids, ending, model.decode, time.monotonic())
-        terms = Terms(sampling.max_tokens, priority, deadline=deadline)
+        terms = Terms(sampling.max_tokens, priority, deadline=deadline, fork_of=fork_of)
         self.generation.submit(model, sequence, Job(stream_id, ids, sampling, sampling.seed or 0), terms)
         return self.streams.setdefault(stream_id, Stream())
 
@@ -108,6 +110,11 @@ class Bench:
             stream.tokens += row.token_ids
             stream.end = row.end
         return rows
+
+    @property
+    def prefilled(self) -> int:
+        """Prompt tokens computed so far, over all models."""
+        return sum(load.done.prefilled_tokens for load in self.scheduler.load().models.values())
 
     def finish(self) -> None:
         while len(self.generation):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
-from mlx_serving.worker.batching import can_batch
 
 from ..tiny_models import EOS
 from .bench import POLICY, Bench, Reference, load
@@ -73,34 +72,7 @@ def test_a_seeded_sequence_is_the_same_alone_and_in_a_crowd(directory: Path) -> 
         assert crowded == (tokens[: len(crowded)] if name == "other" else tokens), name
 
 
-def test_a_model_is_batched_only_if_a_batch_leaves_its_text_alone(
-    llama: Path, gemma3: Path, lfm2: Path, mamba: Path, llama4: Path
-) -> None:
-    """mamba's state takes padding in; llama4's caches cannot be merged."""
-    batched = {directory.name: load(directory) for directory in (llama, gemma3, lfm2, mamba, llama4)}
-    assert {name: model.facts.batching for name, model in batched.items()} == {
-        "llama": True,
-        "gemma3": True,
-        "lfm2": True,
-        "mamba": False,
-        "llama4": False,
-    }
-
-
-def test_a_model_whose_caches_fail_to_merge_is_not_batched(lfm2: Path) -> None:
-    model = load(lfm2).model
-    kind = type(model)
-
-    class Faulty(kind):
-        def __call__(self, *_: object, **__: object) -> None:
-            raise ValueError("does not yet support batching")
-
-    assert can_batch(model) is True
-    model.__class__ = Faulty
-    assert can_batch(model) is False
-
-
-@pytest.mark.parametrize("name", ["llama", "mamba"])
+@pytest.mark.parametrize("name", ["llama", "llama4"])
 def test_a_long_prompt_does_not_hold_up_a_running_sequence(name: str, request: pytest.FixtureRequest) -> None:
     """A batch decodes in every step; sequences that take turns wait for one chunk at most."""
     bench = Bench(load(request.getfixturevalue(name)), replace(POLICY, max_num_seqs=2))

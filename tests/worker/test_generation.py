@@ -34,13 +34,17 @@ class ScriptedRunner(ModelRunner):
         self.fail_draining: Exception | None = None
 
     @property
+    def kept(self) -> Collection[str]:
+        return ()
+
+    @property
     def running(self) -> list[str]:
         return [stream_id for stream_id in self.admitted if stream_id in self.jobs]
 
     def open(self, job: Job) -> None:
         self.jobs[job.stream_id] = job
 
-    def admit(self, stream_id: str) -> None:
+    def admit(self, stream_id: str, fork_of: str | None = None) -> None:
         if self.fail_admitting is not None:
             raise self.fail_admitting
         self.admitted.append(stream_id)
@@ -194,7 +198,7 @@ def test_a_sequence_whose_tokens_cannot_be_decoded_fails_alone(model: LoadedMode
     assert scripted.jobs == {}
 
 
-@pytest.mark.parametrize("name", ["speller", "mamba"])
+@pytest.mark.parametrize("name", ["speller", "mamba", "llama4"])
 def test_a_model_that_raises_in_a_real_step_recovers(name: str, request: pytest.FixtureRequest) -> None:
     """The exception comes out of the forward pass, with batches and caches half done."""
     model = load(request.getfixturevalue(name))
@@ -227,7 +231,7 @@ def test_a_whole_text_ends_with_its_usage(model: LoadedModel) -> None:
     assert 0 < stats.time_to_first_token <= stats.total_time
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mamba"])
+@pytest.mark.parametrize("name", ["qwen3", "mamba", "llama4"])
 def test_two_models_take_turns_and_both_give_what_they_give_alone(
     model: LoadedModel, name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -247,7 +251,7 @@ def test_two_models_take_turns_and_both_give_what_they_give_alone(
 
 
 @pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=1.0, seed=4, frequency_penalty=0.4)])
-@pytest.mark.parametrize("name", ["llama", "mamba"])
+@pytest.mark.parametrize("name", ["llama", "mamba", "llama4"])
 def test_a_preempted_sequence_goes_on_with_the_same_tokens(
     name: str, sampling: SamplingParams, request: pytest.FixtureRequest
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 
-from mlx_serving.worker.kv_cache import GROWTH_TOKENS, MergedCache, RowLengths, SlotKVCache, SoloCache
+from mlx_serving.worker.kv_cache import GROWTH_TOKENS, MergedCache, RowLengths, SlotKVCache, SoloCache, decode_layer
 
 from ..tiny_models import VOCABULARY
 
@@ -41,30 +42,36 @@ class Crowd:
     def slot_caches(self) -> list[SlotKVCache]:
         return [layer for layer in self._layers if isinstance(layer, SlotKVCache)]
 
-    def join(self, prompt: list[int]) -> None:
+    def join(self, prompt: list[int], place: int | None = None) -> None:
+        """As the last row, or in the place of one that leaves."""
         caches, twin = make_prompt_cache(self._model), make_prompt_cache(self._model)
         for one in (caches, twin):
             if prompt[:-1]:
                 self._model(mx.array([prompt[:-1]]), cache=one)
         if not self._layers:
-            self._layers = [SlotKVCache(self._lengths) if type(one) is KVCache else MergedCache() for one in caches]
+            self._layers = [decode_layer(one, self._lengths) for one in caches]
+        place = len(self._twins) if place is None else place
         for layer, cache in zip(self._layers, caches, strict=True):
-            layer.join(cache)
-        self._lengths.append(len(prompt) - 1)
-        self._twins.append(twin)
-        self._next.append(prompt[-1])
+            layer.put(place, cache)
+        self._lengths.put(place, len(prompt) - 1)
+        self._twins[place : place + 1] = [twin]
+        self._next[place : place + 1] = [prompt[-1]]
 
-    def leave(self, index: int) -> None:
-        last = len(self._twins) - 1
-        for layer in self._layers:
-            layer.leave(index, last)
-        self._lengths.leave(index)
-        for rows in (self._twins, self._next):
-            tail = rows.pop()
-            if index < last:
-                cast(list[Any], rows)[index] = tail
-        if last == 0:
+    def leave(self, *leaving: int) -> None:
+        """The last of those who stay take the places of those who leave."""
+        stay = [index for index in range(len(self)) if index not in leaving]
+        tail = [index for index in stay if index >= len(stay)]
+        self.arrange([tail.pop() if index in leaving else index for index in range(len(stay))])
+
+    def arrange(self, order: list[int]) -> None:
+        self._lengths.arrange(order)
+        if order:
+            for layer in self._layers:
+                layer.arrange(order)
+        else:
             self._layers = []
+        self._twins = [self._twins[index] for index in order]
+        self._next = [self._next[index] for index in order]
 
     def step(self) -> None:
         fed = mx.array(self._next)[:, None]
@@ -100,7 +107,8 @@ def key_values(length: int, *, heads: int = 2, dim: int = 4, value: float = 1.0)
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("join"), st.integers(1, 24)),
-        st.tuples(st.just("leave"), st.integers(0, 100)),
+        st.tuples(st.just("replace"), st.integers(1, 24)),
+        st.tuples(st.just("leave"), st.integers(0, 2**6 - 1)),
         st.tuples(st.just("step"), st.integers(1, 3)),
     ),
     max_size=14,
@@ -114,8 +122,10 @@ def test_rows_that_come_and_go_have_the_logits_they_have_alone(model: nn.Module,
     for count, (event, number) in enumerate(events):
         if event == "join":
             crowd.join(prompt_of(count, number))
+        elif len(crowd) and event == "replace":
+            crowd.join(prompt_of(count, number), number % len(crowd))
         elif len(crowd) and event == "leave":
-            crowd.leave(number % len(crowd))
+            crowd.leave(*(index for index in range(len(crowd)) if number >> index & 1))
         elif len(crowd):
             for _ in range(number):
                 crowd.step()
@@ -164,7 +174,7 @@ def test_a_cache_grows_past_its_first_tokens(plain: nn.Module, length: int) -> N
     crowd.step()
 
 
-def test_memory_grows_in_steps_and_is_given_back_when_the_last_leaves(plain: nn.Module) -> None:
+def test_memory_grows_in_steps(plain: nn.Module) -> None:
     crowd = Crowd(plain)
     crowd.join(prompt_of(0, 10))
     caches = crowd.slot_caches
@@ -175,15 +185,15 @@ def test_memory_grows_in_steps_and_is_given_back_when_the_last_leaves(plain: nn.
     crowd.join(prompt_of(1, GROWTH_TOKENS + 10))
     assert caches[0].nbytes == 4 * row
     crowd.leave(0)
-    crowd.leave(0)
-    assert [cache.nbytes for cache in caches] == [0, 0]
+    crowd.step()
+    assert caches[0].nbytes == 4 * row
 
 
 @pytest.mark.parametrize("window", [3, 4, 8])
 def test_a_window_shows_each_row_its_last_tokens(window: int) -> None:
     rows = RowLengths()
-    for length in (2, 7, 0):
-        rows.append(length)
+    for index, length in enumerate((2, 7, 0)):
+        rows.put(index, length)
     mask = rows.mask(window)
     assert mask.shape == (3, 1, 1, 8)
     for index, length in enumerate(rows.lengths):
@@ -194,9 +204,9 @@ def test_a_window_shows_each_row_its_last_tokens(window: int) -> None:
 def test_rows_that_are_as_long_need_no_mask_and_have_one_offset() -> None:
     rows = RowLengths()
     cache = SlotKVCache(rows)
-    for _ in range(2):
-        cache.join(key_values(5))
-        rows.append(5)
+    for index in range(2):
+        cache.put(index, key_values(5))
+        rows.put(index, 5)
     assert (cache.offset, cache.make_mask(1)) == (5, None)
     assert cache.make_mask(1, window_size=6) is None
     narrow = cache.make_mask(1, window_size=5)
@@ -210,9 +220,9 @@ def test_rows_that_are_as_long_need_no_mask_and_have_one_offset() -> None:
 def test_rows_of_different_lengths_have_a_mask_and_an_offset_each() -> None:
     rows = RowLengths()
     cache = SlotKVCache(rows)
-    for length in (1, 3):
-        cache.join(key_values(length))
-        rows.append(length)
+    for index, length in enumerate((1, 3)):
+        cache.put(index, key_values(length))
+        rows.put(index, length)
     assert isinstance(cache.offset, mx.array)
     assert cache.offset.tolist() == [1, 3]
     mask = cache.make_mask(1)
@@ -220,7 +230,7 @@ def test_rows_of_different_lengths_have_a_mask_and_an_offset_each() -> None:
     assert mask[:, 0, 0].tolist() == [[True, True, False, False], [True] * 4]
     rows.advance()
     assert cache.offset.tolist() == [2, 4]
-    rows.leave(0)
+    rows.arrange([1])
     assert cache.offset == 4
 
 
@@ -228,14 +238,14 @@ def test_what_a_broken_row_left_behind_does_not_reach_the_next_in_its_slot() -> 
     """Not a number times a weight of zero is not a number."""
     rows = RowLengths()
     cache = SlotKVCache(rows)
-    for length, value in ((2, 1.0), (9, float("nan")), (6, 1.0)):
-        cache.join(key_values(length, value=value))
-        rows.append(length)
-    cache.leave(1, 2)
-    rows.leave(1)
-    for length in (1, 0):
-        cache.join(key_values(length))
-        rows.append(length)
+    for index, (length, value) in enumerate(((2, 1.0), (9, float("nan")), (6, 1.0))):
+        cache.put(index, key_values(length, value=value))
+        rows.put(index, length)
+    cache.arrange([0, 2])
+    rows.arrange([0, 2])
+    for index, length in ((2, 1), (3, 0)):
+        cache.put(index, key_values(length))
+        rows.put(index, length)
     keys, values = cache.update_and_fetch(mx.ones((4, 2, 1, 4)), mx.ones((4, 2, 1, 4)))
     assert not mx.isnan(keys).any().item()
     assert not mx.isnan(values).any().item()
@@ -243,18 +253,70 @@ def test_what_a_broken_row_left_behind_does_not_reach_the_next_in_its_slot() -> 
 
 def test_rotating_caches_are_merged_and_filtered() -> None:
     layer = MergedCache()
-    for length, value in ((2, 1.0), (5, 2.0), (3, 3.0)):
+    for index, (length, value) in enumerate(((2, 1.0), (5, 2.0), (3, 3.0))):
         row: Any = RotatingKVCache(max_size=4)
         row.update_and_fetch(mx.full((1, 1, length, 2), value), mx.full((1, 1, length, 2), value))
-        layer.join(row)
-    layer.leave(0, 2)
+        layer.put(index, row)
+    layer.arrange([2, 1])
     keys, _ = layer.cache.update_and_fetch(mx.zeros((2, 1, 1, 2)), mx.zeros((2, 1, 1, 2)))
     assert [sorted(set(cast(list[float], keys[row].flatten().tolist()))) for row in (0, 1)] == [[0.0, 3.0], [0.0, 2.0]]
 
 
 def test_a_sequence_that_cannot_share_keeps_its_own_cache() -> None:
     layer, own = SoloCache(), key_values(3)
-    layer.join(own)
-    assert layer.cache is own
-    layer.leave(0, 0)
-    assert layer.cache is None
+    layer.put(0, own)
+    layer.arrange([0])
+    assert layer.cache is layer.extract(0) is own
+
+
+def room(rows: RowLengths, spare_tokens: float, *lengths: int) -> tuple[int, int]:
+    """Slots and tokens of a cache that these rows have joined, one after the other."""
+    cache = SlotKVCache(rows, spare_tokens)
+    for index, length in enumerate(lengths):
+        cache.put(index, key_values(length))
+        rows.put(index, length)
+    keys, _ = cache.state
+    assert keys is not None
+    return keys.shape[0], keys.shape[2]
+
+
+def test_slots_double_as_long_as_little_memory_is_spared_for_them() -> None:
+    assert room(RowLengths(), math.inf, 100, 100, 100) == (4, 256)
+    assert room(RowLengths(), 256, 100, 100, 100) == (3, 256)
+    assert room(RowLengths(), 0, *[100] * 5) == (5, 256)
+
+
+def test_long_contexts_grow_by_larger_steps_as_long_as_memory_is_spared_for_them() -> None:
+    assert room(RowLengths(), math.inf, 4000, 4096) == (2, 4096)
+    assert room(RowLengths(), math.inf, 4000, 4097) == (2, 4096 + 512)
+    assert room(RowLengths(), 300, 4000, 4097) == (2, 4096 + 512)
+    assert room(RowLengths(), 0, 4000, 4097) == (2, 4096 + 256)
+
+
+def test_a_row_that_is_extracted_is_the_row_that_came() -> None:
+    rows = RowLengths()
+    cache = SlotKVCache(rows)
+    for index, length in enumerate((3, 5, 0)):
+        cache.put(index, key_values(length, value=float(index)))
+        rows.put(index, length)
+    copy = cache.extract(1)
+    assert copy.offset == 5
+    assert copy.keys.tolist() == [[[[1.0] * 4] * 5] * 2]
+    assert copy.values.tolist() == [[[[-1.0] * 4] * 5] * 2]
+    assert cache.extract(2).offset == 0
+
+
+def test_rows_are_moved_in_place_while_their_batch_computes() -> None:
+    """Memory does not hold the batch twice, whose caches may take most of it."""
+    rows = RowLengths()
+    cache = SlotKVCache(rows)
+    for index in range(16):
+        cache.put(index, key_values(200, dim=64))
+        rows.put(index, 200)
+    cast(Any, mx).eval(cache.state)
+    cast(Any, mx).async_eval(cache.update_and_fetch(mx.ones((16, 2, 1, 64)), mx.ones((16, 2, 1, 64))))
+    mx.reset_peak_memory()
+    held = mx.get_active_memory()
+    cache.arrange([15, 14, *range(2, 14)])
+    cast(Any, mx).eval(cache.state)
+    assert mx.get_peak_memory() - held < cache.nbytes / 4

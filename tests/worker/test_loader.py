@@ -10,7 +10,7 @@ import pytest
 
 from mlx_serving.core.generation import SamplingParams
 from mlx_serving.errors import InvalidRequest, ModelLoadError, ModelNotFound
-from mlx_serving.wire.methods import LoadModelParams
+from mlx_serving.wire.methods import LoadModelParams, ModelCapabilities
 from mlx_serving.worker import loader
 from mlx_serving.worker.model_runner import ModelRunner
 
@@ -45,37 +45,27 @@ def test_the_context_length_can_be_cut_but_not_stretched(llama: Path) -> None:
 def test_facts_of_a_nested_text_config_are_found(llama4: Path) -> None:
     facts = load(llama4).facts
     assert (facts.model_type, facts.context_length, facts.vocab_size) == ("llama4", 256, VOCABULARY)
-    assert facts.batching is False
 
 
-@pytest.mark.parametrize(("name", "batching"), [("llama", True), ("mamba", False)])
+@pytest.mark.parametrize(("name", "batch"), [("llama", True), ("llama4", False)])
 def test_a_runner_is_made_for_the_model_and_renewed_as_it_was(
-    name: str, batching: bool, request: pytest.FixtureRequest
+    name: str, batch: bool, request: pytest.FixtureRequest
 ) -> None:
     """A model that cannot be batched gets a runner whose sequences do not share steps, both times."""
-    asked: list[tuple[nn.Module, bool, int]] = []
+    asked: list[tuple[nn.Module, ModelCapabilities, float]] = []
 
-    def make_runner(model: nn.Module, batching: bool, vocabulary: int) -> ModelRunner:
-        asked.append((model, batching, vocabulary))
-        return ModelRunner(model, batching, vocabulary)
+    def make_runner(model: nn.Module, capabilities: ModelCapabilities, padding_tokens: float) -> ModelRunner:
+        asked.append((model, capabilities, padding_tokens))
+        return ModelRunner(model, capabilities, padding_tokens)
 
     params = LoadModelParams(model_id=str(request.getfixturevalue(name)))
     model = loader.load(params, make_runner, lambda stage, done, total: None)
     first = model.runner
     model.renew_runner()
     assert model.runner is not first
-    assert asked == [(model.model, batching, VOCABULARY)] * 2
-
-
-def test_the_bytes_of_a_token_in_the_caches_are_those_of_keys_and_values(
-    llama: Path, gemma3: Path, lfm2: Path, mamba: Path
-) -> None:
-    """float32 keys and values of the attention layers; a recurrent state does not grow."""
-    layer = 2 * 16 * 4  # bytes of one head
-    assert load(llama).kv_bytes_per_token == 2 * 2 * layer
-    assert load(gemma3).kv_bytes_per_token == 2 * 1 * layer
-    assert load(lfm2).kv_bytes_per_token == 1 * 2 * layer
-    assert load(mamba).kv_bytes_per_token == 0
+    padding_tokens = model.facts.memory_bytes / model.kv_bytes_per_token
+    assert asked == [(model.model, model.facts.capabilities, padding_tokens)] * 2
+    assert model.facts.capabilities.batch is batch
 
 
 def test_a_model_without_a_length_has_the_default(mamba: Path) -> None:

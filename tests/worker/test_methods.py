@@ -52,7 +52,7 @@ def test_loading_a_model_answers_with_its_facts(worker: WorkerProcess, speller: 
         "vocab_size": VOCABULARY,
         "memory_bytes": 4 * 107_200,
         "has_chat_template": True,
-        "batching": True,
+        "capabilities": {"batch": True, "batch_prefill": True, "trim": True, "quantise_cache": False, "draft": True},
         "quantization": None,
         "eos_token_ids": [258],
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +21,7 @@ from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job, ModelRunner
 from mlx_serving.worker.sampler import SamplingRow
 
-from ..tiny_models import VOCABULARY, token_ids
+from ..tiny_models import token_ids
 from .bench import Reference, load
 
 ARCHITECTURES = ["llama", "qwen3", "gemma3", "lfm2", "mamba", "llama4", "quantised"]
@@ -196,9 +198,9 @@ def test_what_is_removed_between_launch_and_reading_gets_nothing_more(driver: Dr
     driver.runner.remove("never there")
 
 
-def test_tokens_of_a_turn_are_not_kept_until_the_sequence_s_next_turn(mamba: Path) -> None:
+def test_tokens_of_a_turn_are_not_kept_until_the_sequence_s_next_turn(llama4: Path) -> None:
     """Sequences of a model that cannot be batched take turns; what one is given does not wait for it."""
-    driver = Driver(load(mamba).runner)
+    driver = Driver(load(llama4).runner)
     for name in ("a", "b"):
         driver.open(name, name)
         driver.admit(name)
@@ -254,7 +256,7 @@ def joined(model: nn.Module, batch: DecodeBatch, stream_id: str, prompt: list[in
 
 
 def test_a_step_gives_the_tokens_of_the_one_before(llama_model: LoadedModel) -> None:
-    batch = DecodeBatch(llama_model.model, VOCABULARY, shared=True)
+    batch = DecodeBatch(llama_model.model, shared=True)
     joined(llama_model.model, batch, "a", token_ids("abc"))
     assert batch.step() == []
     joined(llama_model.model, batch, "b", [7])
@@ -266,7 +268,7 @@ def test_a_step_gives_the_tokens_of_the_one_before(llama_model: LoadedModel) -> 
 
 
 def test_an_empty_batch_launches_nothing(llama_model: LoadedModel) -> None:
-    batch = DecodeBatch(llama_model.model, VOCABULARY, shared=True)
+    batch = DecodeBatch(llama_model.model, shared=True)
     assert batch.step() == []
     joined(llama_model.model, batch, "a", token_ids("abc"))
     batch.step(["a"])
@@ -274,3 +276,131 @@ def test_an_empty_batch_launches_nothing(llama_model: LoadedModel) -> None:
     joined(llama_model.model, batch, "b", token_ids("b"))
     batch.leave("b")
     assert (batch.step(), len(batch)) == ([], 0)
+
+
+@contextmanager
+def passes_of(model: LoadedModel) -> Generator[list[tuple[int, int]]]:
+    """(rows, tokens) of each forward pass meanwhile."""
+    shapes: list[tuple[int, int]] = []
+    kind: Any = type(model.model)
+
+    class Counting(kind):
+        def __call__(self, inputs: mx.array, *arguments: object, **named: object) -> object:
+            shapes.append((inputs.shape[0], inputs.shape[1]))
+            return kind.__call__(self, inputs, *arguments, **named)
+
+    model.model.__class__ = Counting
+    yield shapes
+    model.model.__class__ = kind
+
+
+def test_sequences_share_a_batch_while_padding_costs_less_than_another_pass(llama_model: LoadedModel) -> None:
+    driver = Driver(ModelRunner(llama_model.model, llama_model.facts.capabilities, padding_tokens=25))
+    for name, length in (("a", 10), ("b", 60), ("c", 30), ("d", 55), ("e", 61)):
+        driver.open(name, "x" * length)
+        driver.admit(name)
+    with passes_of(llama_model) as passes:
+        driver.step("abcde")
+        driver.runner.remove("b")
+        driver.step("acde")
+        for name in "ac":
+            driver.runner.remove(name)
+        driver.step("de")
+    assert passes == [(2, 1), (3, 1), (2, 1), (2, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("padding_tokens", [0, 6, 40])
+def test_tokens_do_not_depend_on_who_shares_a_batch(driver: Driver, model: LoadedModel, padding_tokens: int) -> None:
+    names = ["a", "bc", "def gh", "ijklm nop", "Zebras!", "q"]
+    for name in names:
+        driver.open(name, name * 3, SEEDED, seed=len(name))
+        driver.admit(name)
+        driver.decode(name, 8)
+        driver.runner.remove(name)
+    crowd = Driver(ModelRunner(model.model, model.facts.capabilities, padding_tokens))
+    running: list[str] = []
+    for name in names:
+        crowd.open(name, name * 3, SEEDED, seed=len(name))
+        crowd.admit(name, 4, beside=running)
+        running.append(name)
+    crowd.drain()
+    crowd.runner.park("bc")
+    crowd.runner.evict("def gh")
+    rest = [name for name in names if name not in ("bc", "def gh")]
+    crowd.step(rest)
+    crowd.admit("def gh", 3, beside=rest)
+    while min(len(tokens) for tokens in crowd.tokens.values()) < 8:
+        crowd.step(names)
+    assert {name: tokens[:8] for name, tokens in crowd.tokens.items()} == driver.tokens
+    for name in names:
+        crowd.runner.remove(name)
+    assert crowd.drain() == []
+
+
+@pytest.mark.parametrize("lengths", [(37, 37), (37, 30, 5, 1), (2, 2, 37, 1, 1)])
+def test_prompts_that_begin_together_give_what_they_give_alone(model: LoadedModel, lengths: tuple[int, ...]) -> None:
+    """Whole, and in pieces of which the first ones share a pass."""
+    texts = {str(index): PROMPT[index:] + PROMPT[:index] for index in range(len(lengths))}
+    prompts = {name: text[:length] for (name, text), length in zip(texts.items(), lengths, strict=True)}
+    for first in (1000, 4):
+        alone, crowd = Driver(model.runner), Driver(ModelRunner(model.model, model.facts.capabilities))
+        chunks: list[PrefillChunk] = []
+        for name, prompt in prompts.items():
+            alone.open(name, prompt, SEEDED, seed=3)
+            alone.admit(name)
+            alone.decode(name, 6)
+            alone.runner.remove(name)
+            crowd.open(name, prompt, SEEDED, seed=3)
+            crowd.runner.admit(name)
+            count = min(first, len(prompt))
+            chunks.append(PrefillChunk(name, 0, count, last=count == len(prompt)))
+        crowd.step((), chunks)
+        rest = [PrefillChunk(one.id, one.count, len(prompts[one.id]) - one.count, last=True) for one in chunks]
+        crowd.step([one.id for one in chunks if one.last], [one for one in rest if one.count])
+        while min(len(tokens) for tokens in crowd.tokens.values()) < 6:
+            crowd.step(list(prompts))
+        assert {name: tokens[:6] for name, tokens in crowd.tokens.items()} == alone.tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama", [(1, 100), (2, 24)]),
+        ("gemma3", [(1, 100), (2, 24)]),
+        ("mamba", [(1, 19), (1, 24), (1, 100)]),
+        ("llama4", [(1, 19), (1, 24), (1, 100)]),
+    ],
+)
+def test_beginnings_of_similar_length_share_a_pass(
+    name: str, expected: list[tuple[int, int]], request: pytest.FixtureRequest
+) -> None:
+    model = load(request.getfixturevalue(name))
+    driver = Driver(model.runner)
+    for stream_id, length in (("a", 20), ("b", 25), ("long", 200)):
+        driver.open(stream_id, "x" * length)
+        driver.runner.admit(stream_id)
+    whole = [PrefillChunk("a", 0, 20, last=True), PrefillChunk("b", 0, 25, last=True)]
+    with passes_of(model) as passes:
+        driver.step((), [*whole, PrefillChunk("long", 0, 100, last=False)])
+    assert [shape for shape in passes if shape[1] > 1] == expected
+
+
+def test_a_parked_sequence_goes_on_where_it_was(driver: Driver) -> None:
+    driver.open("undisturbed", PROMPT, SEEDED, seed=5)
+    driver.admit("undisturbed")
+    driver.decode("undisturbed", 12)
+    driver.runner.remove("undisturbed")
+    for name in ("other", "parked"):
+        driver.open(name, PROMPT, SEEDED, seed=5)
+        driver.admit(name)
+    driver.step(["other", "parked"])
+    driver.drain()
+    driver.runner.park("parked")
+    driver.runner.park("nobody")
+    before = len(driver.tokens["parked"])
+    for _ in range(3):
+        driver.step(["other"])
+    assert len(driver.tokens["parked"]) == before
+    while len(driver.tokens["parked"]) < 12:
+        driver.step(["parked", "other"])
+    assert driver.tokens["parked"][:12] == driver.tokens["undisturbed"][:12]

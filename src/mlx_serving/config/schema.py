@@ -139,7 +139,7 @@ class SchedulerConfig(Section):
         gt=0,
         le=60,
         description="Longest time between two tokens of a stream that the prompts of others may bring about, "
-        "in seconds.",
+        "in seconds; on a slow device up to five times what a token takes alone.",
     )
     max_queue: int = Field(
         default=256,

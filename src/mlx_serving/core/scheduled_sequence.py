@@ -53,6 +53,7 @@ class Lane:
     model: str
     kv_bytes_per_token: int
     batchable: bool
+    trimmable: bool
     weight: float
     cost: StepCost
     replies: ReplyLength = field(default_factory=ReplyLength)
@@ -95,6 +96,7 @@ class Sequence:
     are to be computed before it decodes; `final` are computed when its last token is out; at `limit`, the next of its
     reservation and `final`, something must be decided. `rank` is its priority when it got its slot, `boosts` how often
     it was preempted, `billed` the computed tokens its caller has paid for, `generated` the tokens it had at `target`.
+    `forks` wait for its prompt; `heirs` are those of them that have waited until it was computed, and not begun yet.
     """
 
     id: str
@@ -117,6 +119,7 @@ class Sequence:
     billed: int = 0
     work: int = 0
     forks: list[Sequence] = field(default_factory=list["Sequence"])
+    heirs: list[Sequence] = field(default_factory=list["Sequence"])
 
     @property
     def target(self) -> int:

@@ -75,13 +75,24 @@ class Scheduler:
         """`expire` has nothing to say before this time."""
         return self._deadlines.next
 
-    def add_model(self, model: str, *, kv_bytes_per_token: int, batchable: bool, weight: float = 1.0) -> None:
-        """`kv_bytes_per_token` of all layers together. A model of twice the `weight` gets twice the device time."""
+    def add_model(
+        self,
+        model: str,
+        *,
+        kv_bytes_per_token: int,
+        batchable: bool,
+        trimmable: bool = True,
+        weight: float = 1.0,
+    ) -> None:
+        """`kv_bytes_per_token` of all layers together. `trimmable`: the KV of a sequence can be cut back to its prompt
+        at any time. A model of twice the `weight` gets twice the device time."""
         if model in self._lanes:
             raise ValueError(f"{model} is here already")
         at_least("kv_bytes_per_token", kv_bytes_per_token, 0)
         greater_than("weight", weight, 0)
-        self._lanes[model] = Lane(model, kv_bytes_per_token, batchable, weight, StepCost(self.policy.max_num_seqs))
+        self._lanes[model] = Lane(
+            model, kv_bytes_per_token, batchable, trimmable, weight, StepCost(self.policy.max_num_seqs)
+        )
 
     def remove_model(self, model: str) -> list[str]:
         """Forget a model; returns the sequences that end by it."""
@@ -111,7 +122,8 @@ class Scheduler:
         """Accept a sequence. `caller` is who takes fair turns with other callers.
 
         `fork_of` names a sequence with the same prompt: this one waits until that prompt was computed and then starts
-        with a copy of its KV, or computes the prompt itself if the other one is gone by then.
+        with a copy of its KV, or computes the prompt itself if the other one is gone by then. So does it if the model
+        is not trimmable and the other one was beyond its prompt already when this one came.
 
         Raises `Overloaded` when the queue is full, `ContextLengthExceeded` when the KV of prompt and max_tokens can
         never fit into the budget, `ModelNotLoaded` for an unknown model, ValueError for an id that is in use.
@@ -153,6 +165,13 @@ class Scheduler:
             return False
         self._end(sequence)
         return True
+
+    def has_heirs(self, id: str) -> bool:  # noqa: A002
+        """Whether forks that have waited for its prompt are still to start with a copy. If its model is not trimmable,
+        keep what its KV was before the prompt's last token from the step on that completes the prompt, and until this
+        is false."""
+        sequence = self._sequences.get(id)
+        return sequence is not None and bool(sequence.heirs)
 
     def pause(self, id: str) -> None:  # noqa: A002
         """Give it no steps and no slot until it is resumed; it keeps its KV while memory lasts. Unknown ids are

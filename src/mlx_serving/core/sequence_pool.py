@@ -66,6 +66,8 @@ class SequencePool:
         if sequence.state is State.PREFILLING and sequence.computed >= sequence.target:
             sequence.lane.leave(sequence)
             sequence.lane.enter(sequence)
+            if sequence.generated == 0:  # else its KV is beyond the prompt at once
+                sequence.heirs.extend(sequence.forks)
             self._release_forks(sequence)
         if sequence.computed < sequence.limit:
             return False
@@ -94,6 +96,7 @@ class SequencePool:
         sequence.generated = replied
         sequence.boosts += 1
         self.preemptions += 1
+        sequence.heirs.clear()
         self._release_forks(sequence)
         if was is State.PAUSED:
             sequence.state = was
@@ -110,6 +113,8 @@ class SequencePool:
             self._drop_kv(sequence)
             self.residents.pop(sequence.id, None)
         self.admitted.pop(sequence.id, None)
+        self._disinherit(sequence)
+        sequence.heirs.clear()
         self._release_forks(sequence)
 
     def _withdraw(self, sequence: Sequence) -> None:
@@ -142,14 +147,15 @@ class SequencePool:
         self._reserve(sequence, self.reservation(sequence))
         sequence.resident = True
         self.residents[sequence.id] = sequence
-        source, sequence.fork_of = sequence.fork_of, None
-        if source is not None and source.resident and source.computed >= sequence.prompt_tokens:
+        source = sequence.fork_of
+        if source is not None and _can_be_copied(source, sequence):
             # The last token of the prompt is computed again, for its logits.
             sequence.computed = sequence.prompt_tokens - 1
             self.kv.held += sequence.computed * sequence.lane.kv_bytes_per_token
             self.admitted[sequence.id] = Admission(sequence.id, source.id)
         else:
             self.admitted[sequence.id] = Admission(sequence.id)
+        self._disinherit(sequence)
         # Charged in advance, so that a caller with many requests does not get every free slot at once.
         sequence.caller.served += max(0, sequence.target - sequence.billed)
         sequence.billed = max(sequence.billed, sequence.target)
@@ -178,3 +184,15 @@ class SequencePool:
         for fork in reversed(parent.forks):
             self.requeue(fork)
         parent.forks.clear()
+
+    def _disinherit(self, fork: Sequence) -> None:
+        """It has begun, or never will: nothing is kept for it."""
+        parent, fork.fork_of = fork.fork_of, None
+        if parent is not None and fork in parent.heirs:
+            parent.heirs.remove(fork)
+
+
+def _can_be_copied(parent: Sequence, fork: Sequence) -> bool:
+    """Whether the runner has the KV of the parent's prompt without its last token."""
+    has_prompt = parent.resident and parent.state is not State.ENDING and parent.computed >= fork.prompt_tokens
+    return has_prompt and (parent.lane.trimmable or fork in parent.heirs)

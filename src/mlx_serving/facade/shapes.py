@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypeAlias, cast
 
+import msgspec
+
 from mlx_serving.core.generation import FinishReason
 from mlx_serving.errors import EngineError
 from mlx_serving.wire.methods import LoadModelResult
@@ -82,7 +84,7 @@ class ModelHandle(Shape):
                 "quantization": facts.quantization,
                 "model_type": facts.model_type,
                 "vocab_size": facts.vocab_size,
-                "batching": facts.batching,
+                "capabilities": msgspec.structs.asdict(facts.capabilities),
             },
         )
 

@@ -103,8 +103,25 @@ class LoadModelParams(Params):
     trust_remote_code: bool = False
 
 
+class ModelCapabilities(msgspec.Struct, frozen=True):
+    """What the architecture can do, found by trying it on the loaded model.
+
+    batch:          sequences decode together. Otherwise they take turns.
+    batch_prefill:  prompts of different lengths are computed together.
+    trim:           its cache can be cut back to any earlier length.
+    quantise_cache: its cache can be kept in 8 bits.
+    draft:          it can verify a draft and be one: both cut rejected tokens off.
+    """
+
+    batch: bool
+    batch_prefill: bool
+    trim: bool
+    quantise_cache: bool
+    draft: bool
+
+
 class LoadModelResult(msgspec.Struct, frozen=True):
-    """`parameter_count` counts weights, `memory_bytes` what they take; `batching`: whether sequences share steps."""
+    """`parameter_count` counts weights, `memory_bytes` what they take."""
 
     model_id: str
     state: Literal["ready"]
@@ -117,7 +134,7 @@ class LoadModelResult(msgspec.Struct, frozen=True):
     vocab_size: int
     memory_bytes: int
     has_chat_template: bool
-    batching: bool
+    capabilities: ModelCapabilities
     quantization: str | None
     eos_token_ids: list[int]
 

@@ -1,4 +1,4 @@
-"""The decode batch of one model: rows join, take one token a step together, and leave.
+"""A decode batch of one model: rows join, take one token a step together, and leave.
 
 A step launches the next forward pass before the host looks at the tokens of the one before, so the host's work
 (detokenizing, stop strings, frames) happens while the device computes. A row that turns out to be finished has then
@@ -7,15 +7,15 @@ been computed once too often; that token is dropped with the row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import KVCache
 
-from mlx_serving.worker.kv_cache import MergedCache, RowLengths, SlotKVCache, SoloCache
+from mlx_serving.worker.kv_cache import MergedCache, RowLengths, SlotKVCache, SoloCache, decode_layer
 from mlx_serving.worker.sampler import BatchSampler, SamplingRow
 
 Token: TypeAlias = tuple[str, int]
@@ -26,16 +26,21 @@ Token: TypeAlias = tuple[str, int]
 class _Row:
     stream_id: str
     sampling: SamplingRow
+    left: bool = False  # it takes no more steps: its place is free
     gone: bool = False  # nobody wants its tokens any more
 
 
 class DecodeBatch:
-    """`shared`: whether more than one row may join; without it the caches need not be mergeable."""
+    """`shared`: whether more than one row may join; without it the caches need not be mergeable. Memory for
+    `spare_tokens` may be held for rows and tokens to come.
 
-    def __init__(self, model: nn.Module, vocabulary: int, *, shared: bool) -> None:
+    The place of a row that left is taken by the next one to join, or closed with the next step.
+    """
+
+    def __init__(self, model: nn.Module, *, shared: bool, spare_tokens: float = math.inf) -> None:
         self._shared = shared
+        self._spare_tokens = spare_tokens
         self._model: Any = model
-        self._vocabulary = vocabulary
         self._rows: list[_Row] = []
         self._lengths = RowLengths()
         self._layers: list[SlotKVCache | MergedCache | SoloCache] = []
@@ -44,7 +49,24 @@ class DecodeBatch:
         self._unread: tuple[list[_Row], mx.array] | None = None  # launched: the rows, and the tokens they get
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._present())
+
+    @property
+    def is_done(self) -> bool:
+        """Nobody is here and nothing is to be read."""
+        return not self._rows and self._unread is None
+
+    def isdisjoint(self, stream_ids: Collection[str]) -> bool:
+        """Whether none of these is here."""
+        return not any(self._rows[index].stream_id in stream_ids for index in self._present())
+
+    def padding_with(self, tokens: int) -> float:
+        """By how many tokens all rows together fall short of the longest if one of this length joins; infinite if it
+        may not."""
+        lengths = [self._lengths.lengths[index] for index in self._present()]
+        if lengths and not self._shared:
+            return math.inf
+        return (len(lengths) + 1) * max([tokens, *lengths]) - sum(lengths) - tokens
 
     @property
     def cache_bytes(self) -> int:
@@ -55,12 +77,33 @@ class DecodeBatch:
         """Add a sequence: its own caches hold its first `tokens` tokens, `last_token` is the one after them."""
         if not self._layers:
             self._layers = [self._layer(cache) for cache in caches]
+        place = next((index for index, row in enumerate(self._rows) if row.left), len(self._rows))
         for layer, cache in zip(self._layers, caches, strict=True):
-            layer.join(cache)
-        self._rows.append(_Row(stream_id, sampling))
-        self._lengths.append(tokens)
-        self._inputs = mx.concatenate([self._inputs, mx.array([last_token], dtype=mx.uint32)])
+            layer.put(place, cache)
+        self._lengths.put(place, tokens)
+        self._rows[place : place + 1] = [_Row(stream_id, sampling)]
+        fed = mx.array([last_token], dtype=mx.uint32)
+        self._inputs = mx.concatenate([self._inputs[:place], fed, self._inputs[place + 1 :]])
         self._sampler = None
+
+    def extract(self, stream_id: str) -> list[Any] | None:
+        """Copies of a sequence's caches, with which it can join again; None when it is not here.
+
+        They are computed at once: as long as a copy is only ordered it holds the caches of the whole batch, which the
+        next step could then not change in place.
+        """
+        index = self._index(stream_id)
+        if index is None:
+            return None
+        caches = [layer.extract(index) for layer in self._layers]
+        cast(Any, mx).eval([cache.state for cache in caches])
+        return caches
+
+    def length(self, stream_id: str) -> int:
+        """Tokens in the caches of a sequence that is here."""
+        index = self._index(stream_id)
+        assert index is not None
+        return self._lengths.lengths[index]
 
     def leave(self, stream_id: str) -> None:
         """Drop a sequence, and what was launched for it; unknown ids are ignored."""
@@ -77,12 +120,13 @@ class DecodeBatch:
         """
         if not self._rows:
             return self.drain()
-        if self._sampler is None:
-            self._sampler = BatchSampler([row.sampling for row in self._rows], self._vocabulary)
+        self._close_gaps()
         caches = [layer.cache for layer in self._layers]
-        logits = cast(mx.array, self._model(self._inputs[:, None], cache=caches))
+        logits = cast(mx.array, self._model(self._inputs[:, None], cache=caches))[:, -1, :]
         self._lengths.advance()
-        sampled = self._sampler(logits[:, -1, :], self._inputs)
+        if self._sampler is None:
+            self._sampler = BatchSampler([row.sampling for row in self._rows], logits.shape[-1])
+        sampled = self._sampler(logits, self._inputs)
         mx.async_eval(sampled)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
         earlier, self._unread, self._inputs = self._unread, (list(self._rows), sampled), sampled
         for stream_id in ending:
@@ -95,27 +139,43 @@ class DecodeBatch:
         return _read(earlier)
 
     def _layer(self, cache: Any) -> SlotKVCache | MergedCache | SoloCache:
-        if not self._shared:
-            return SoloCache()
-        return SlotKVCache(self._lengths) if type(cache) is KVCache else MergedCache()
+        return decode_layer(cache, self._lengths, self._spare_tokens) if self._shared else SoloCache()
+
+    def _present(self) -> list[int]:
+        return [index for index, row in enumerate(self._rows) if not row.left]
+
+    def _index(self, stream_id: str) -> int | None:
+        return next((index for index in self._present() if self._rows[index].stream_id == stream_id), None)
 
     def _drop(self, stream_id: str) -> None:
-        index = next((index for index, row in enumerate(self._rows) if row.stream_id == stream_id), None)
+        index = self._index(stream_id)
         if index is None:
             return
-        last = len(self._rows) - 1
-        for layer in self._layers:
-            layer.leave(index, last)
-        self._lengths.leave(index)
-        self._rows[index] = self._rows[last]
-        self._rows.pop()
-        kept = self._inputs[:last]
-        if index != last:
-            kept = mx.concatenate([kept[:index], self._inputs[last:], kept[index + 1 :]])
-        self._inputs = kept
-        self._sampler = None
-        if not self._rows:
+        self._rows[index].left = True
+        if not self._present():
+            self._arrange([])
+
+    def _close_gaps(self) -> None:
+        """The last rows take the places of those that left: nobody else's cache is touched."""
+        present = self._present()
+        count = len(present)
+        if count == len(self._rows):
+            return
+        tail = [index for index in present if index >= count]
+        self._arrange([tail.pop() if self._rows[index].left else index for index in range(count)])
+
+    def _arrange(self, order: list[int]) -> None:
+        """Keep the rows with these indices, in this order."""
+        self._lengths.arrange(order)
+        self._rows = [self._rows[index] for index in order]
+        if order:
+            for layer in self._layers:
+                layer.arrange(order)
+            self._inputs = self._inputs[mx.array(order)]
+        else:
             self._layers = []
+            self._inputs = self._inputs[:0]
+        self._sampler = None
 
 
 def _read(launched: tuple[list[_Row], mx.array] | None) -> list[Token]:

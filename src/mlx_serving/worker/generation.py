@@ -24,12 +24,14 @@ from mlx_serving.worker.sequence import RunningSequence
 @dataclass(frozen=True, slots=True)
 class Terms:
     """On what terms a sequence is served. `max_tokens` counts what was drawn before; `deadline` is monotonic seconds,
-    `caller` who takes turns with others."""
+    `caller` who takes turns with others. `fork_of` is the stream id of one with the same prompt, whose computation of
+    it this one may share."""
 
     max_tokens: int
     priority: Priority = "normal"
     caller: str = ""
     deadline: float | None = None
+    fork_of: str | None = None
 
 
 @dataclass(slots=True)
@@ -69,8 +71,13 @@ class Generation:
 
     def add_model(self, model: LoadedModel) -> None:
         self._models[model.model_id] = model
-        per_token = model.kv_bytes_per_token
-        self._scheduler.add_model(model.model_id, kv_bytes_per_token=per_token, batchable=model.facts.batching)
+        capabilities = model.facts.capabilities
+        self._scheduler.add_model(
+            model.model_id,
+            kv_bytes_per_token=model.kv_bytes_per_token,
+            batchable=capabilities.batch,
+            trimmable=capabilities.trim,
+        )
 
     def remove_model(self, model_id: str) -> None:
         """Forget a model that has no sequences left."""
@@ -88,9 +95,17 @@ class Generation:
             priority=terms.priority,
             caller=terms.caller,
             deadline=terms.deadline,
+            fork_of=self._parent(model, job, terms.fork_of),
         )
         model.runner.open(job)
         self._entries[job.stream_id] = _Entry(model, sequence, job)
+
+    def _parent(self, model: LoadedModel, job: Job, fork_of: str | None) -> str | None:
+        """Whose prompt it is, if the hint is true."""
+        entry = self._entries.get(fork_of) if fork_of is not None else None
+        if entry is None or entry.model is not model or entry.job.token_ids != job.token_ids:
+            return None
+        return fork_of
 
     def abort(self, stream_id: str) -> Row | None:
         """End a stream now; its slot is free at the next step. None when it is not here."""
@@ -110,12 +125,16 @@ class Generation:
             rows += self._drain(besides=None)
         else:
             rows += self._carry_out(step, began)
+        self._release()
         self.outcomes.note(rows)
         return StepFrame(rows) if rows else None
 
     def _carry_out(self, step: Step, began: float) -> list[Row]:
         model = self._models[step.model]
         rows = [*self._preempt(step), *self._admit(step)]
+        for chunk in step.prefill:
+            if chunk.last and self._scheduler.has_heirs(chunk.id):
+                model.runner.keep(chunk.id)
         try:
             tokens = model.runner.run(step.decode, step.prefill, step.ending)
         except Exception as error:  # noqa: BLE001  a failing step fails its sequences, not the worker
@@ -143,10 +162,15 @@ class Generation:
                 continue
             entry.begun = True
             try:
-                entry.model.runner.admit(admission.id)
+                entry.model.runner.admit(admission.id, admission.fork_of)
             except Exception as error:  # noqa: BLE001  a sequence that has no caches fails alone
                 rows.append(self._end(admission.id, _failure(entry.model, "could not begin", error)))
         return rows
+
+    def _release(self) -> None:
+        for model in self._models.values():
+            for stream_id in [one for one in model.runner.kept if not self._scheduler.has_heirs(one)]:
+                model.runner.release(stream_id)
 
     def _drain(self, besides: LoadedModel | None) -> list[Row]:
         return [row for model in self._models.values() if model is not besides for row in self._read(model)]

@@ -1,7 +1,7 @@
 """The key-value cache of a decode batch: one slot a sequence, each with a length of its own.
 
-Joining copies the newcomer into a free slot, leaving moves one row into the hole: nobody else's cache is touched.
-mlx-lm's batch classes keep rows right-aligned instead, so every change of membership copies the whole batch.
+Joining copies the newcomer into a free slot, leaving moves one row into the hole: nobody else's cache is touched while
+there is room. mlx-lm's batch classes keep rows right-aligned, so every change of membership copies the whole batch.
 
 Layers whose caches are not plain key-value caches (rotating, recurrent) use mlx-lm's own batch classes. Caches that
 cannot be merged stay as they are, and their sequences alone.
@@ -9,12 +9,15 @@ cannot be merged stay as they are, and their sequences alone.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 GROWTH_TOKENS = 256
+_SPARE_PART = 8  # capacity grows by this part of itself at least: a long context is copied less often
 
 
 class RowLengths:
@@ -28,15 +31,14 @@ class RowLengths:
     def changed(self) -> None:
         self._offsets = self._mask = None
 
-    def append(self, length: int) -> None:
-        self.lengths.append(length)
+    def put(self, index: int, length: int) -> None:
+        """A row of this length takes the place of another one, or the next one."""
+        self.lengths[index : index + 1] = [length]
         self.changed()
 
-    def leave(self, index: int) -> None:
-        """Drop a row; the last row takes its place."""
-        last = self.lengths.pop()
-        if index < len(self.lengths):
-            self.lengths[index] = last
+    def arrange(self, order: Sequence[int]) -> None:
+        """Keep the rows with these indices, in this order."""
+        self.lengths = [self.lengths[index] for index in order]
         self.changed()
 
     def advance(self) -> None:
@@ -72,54 +74,83 @@ class RowLengths:
 
 
 class SlotKVCache:
-    """Keys and values [slots, heads, capacity, head_dim], rows 0 … n-1 in use. Takes one token a row and step."""
+    """Keys and values [slots, heads, capacity, head_dim], rows 0 … n-1 in use. Takes one token a row and step.
 
-    def __init__(self, rows: RowLengths) -> None:
+    Growing copies everything, so it grows by more than is asked for, but by no more than `spare_tokens` over all slots.
+    """
+
+    def __init__(self, rows: RowLengths, spare_tokens: float = math.inf) -> None:
         self._rows = rows
+        self._spare_tokens = spare_tokens
         self._keys: mx.array | None = None
         self._values: mx.array | None = None
-        self._used = 0
+        self._touched = 0  # slots that have been used: beyond, there is nothing but zeros
 
     @property
     def cache(self) -> SlotKVCache:
         """What the model is given."""
         return self
 
-    def join(self, row: KVCache) -> None:
+    def put(self, index: int, row: KVCache) -> None:
+        """A sequence takes the place of another one, or the next one."""
         length = row.offset
-        self._reserve(self._used + 1, length, row)
+        self._reserve(index + 1, length, row)
+        if self._keys is not None and self._values is not None:
+            if length:
+                self._keys[index : index + 1, :, :length] = row.keys[..., :length, :]
+                self._values[index : index + 1, :, :length] = row.values[..., :length, :]
+            if index < self._touched:
+                # Masked positions weigh nothing, but nothing times what a broken sequence left is not nothing.
+                self._keys[index, :, length:] = 0
+                self._values[index, :, length:] = 0
+        self._touched = max(self._touched, index + 1)
+
+    def arrange(self, order: Sequence[int]) -> None:
+        """Keep the rows with these indices, in this order; the places of those that move are free."""
+        moves = [(index, source) for index, source in enumerate(order) if index != source]
+        if not moves or self._keys is None or self._values is None:
+            return
+        keys, values = self._keys, self._values
+        rows = [
+            (mx.contiguous(keys[source : source + 1]), mx.contiguous(values[source : source + 1]))
+            for _, source in moves
+        ]
+        del keys, values
+        # Computed at once: as long as these copies are only ordered they hold all rows, which are then copied as well.
+        cast(Any, mx).eval(rows)
+        for (index, _), (key, value) in zip(moves, rows, strict=True):
+            self._keys[index : index + 1] = key
+            self._values[index : index + 1] = value
+
+    def extract(self, index: int) -> KVCache:
+        """A copy of one row, as a cache of its own."""
+        row, length = KVCache(), self._rows.lengths[index]
         if length:
             assert self._keys is not None
             assert self._values is not None
-            slot = slice(self._used, self._used + 1)
-            self._keys[slot, :, :length] = row.keys[..., :length, :]
-            self._values[slot, :, :length] = row.values[..., :length, :]
-        if self._keys is not None and self._values is not None:
-            # Masked positions weigh nothing, but nothing times what a broken sequence may have left is not nothing.
-            self._keys[self._used, :, length:] = 0
-            self._values[self._used, :, length:] = 0
-        self._used += 1
-
-    def leave(self, index: int, last: int) -> None:
-        if index != last and self._keys is not None and self._values is not None:
-            self._keys[index] = self._keys[last]
-            self._values[index] = self._values[last]
-        self._used = last
-        if last == 0:
-            self._keys = self._values = None
+            row.keys = mx.contiguous(self._keys[index : index + 1, :, :length])
+            row.values = mx.contiguous(self._values[index : index + 1, :, :length])
+            row.offset = length
+        return row
 
     def _reserve(self, slots: int, tokens: int, like: KVCache | None) -> None:
         """Room for `slots` rows of `tokens` tokens; grows in steps, so that growth is rare."""
         if self._keys is None or self._values is None:
             if like is None or like.offset == 0:
                 return
-            capacity = -(-(tokens + 1) // GROWTH_TOKENS) * GROWTH_TOKENS
+            capacity = _in_steps(tokens + 1)
             self._keys = mx.zeros((slots, like.keys.shape[1], capacity, like.keys.shape[3]), like.keys.dtype)
             self._values = mx.zeros((slots, like.values.shape[1], capacity, like.values.shape[3]), like.values.dtype)
             return
         have_slots, _, have_tokens, _ = self._keys.shape
-        more_slots = max(0, max(slots, 2 * have_slots) - have_slots) if slots > have_slots else 0
-        more_tokens = -(-(tokens - have_tokens) // GROWTH_TOKENS) * GROWTH_TOKENS if tokens > have_tokens else 0
+        more_tokens = max(0, tokens - have_tokens)
+        if more_tokens:
+            spare = min(have_tokens // _SPARE_PART, self._spare_tokens / have_slots)
+            more_tokens = _in_steps(max(more_tokens, int(spare)))
+        more_slots = max(0, slots - have_slots)
+        if more_slots:
+            spare_slots = min(have_slots, int(min(self._spare_tokens / (have_tokens + more_tokens), have_slots)))
+            more_slots = max(more_slots, spare_slots)
         if more_slots or more_tokens:
             padding = [(0, more_slots), (0, 0), (0, more_tokens), (0, 0)]
             self._keys, self._values = mx.pad(self._keys, padding), mx.pad(self._values, padding)
@@ -136,7 +167,7 @@ class SlotKVCache:
         rows, heads, _, _ = keys.shape
         end = self._rows.longest + 1
         if self._keys is None or self._values is None:
-            capacity = -(-end // GROWTH_TOKENS) * GROWTH_TOKENS
+            capacity = _in_steps(end)
             self._keys = mx.zeros((rows, heads, capacity, keys.shape[3]), keys.dtype)
             self._values = mx.zeros((rows, heads, capacity, values.shape[3]), values.dtype)
         self._reserve(rows, end, None)
@@ -157,6 +188,10 @@ class SlotKVCache:
         return self._rows.mask(window_size if too_long else None)
 
     @property
+    def state(self) -> tuple[mx.array | None, mx.array | None]:
+        return self._keys, self._values
+
+    @property
     def nbytes(self) -> int:
         return 0 if self._keys is None or self._values is None else self._keys.nbytes + self._values.nbytes
 
@@ -166,20 +201,24 @@ class MergedCache:
 
     def __init__(self) -> None:
         self.cache: Any = None
+        self._count = 0
 
-    def join(self, row: Any) -> None:
+    def put(self, index: int, row: Any) -> None:
         merged = row.merge([row])
         if self.cache is None:
             self.cache = merged
         else:
             self.cache.extend(merged)
+        self._count += 1
+        if index < self._count - 1:
+            self.arrange([*range(index), self._count - 1, *range(index + 1, self._count - 1)])
 
-    def leave(self, index: int, last: int) -> None:
-        order = list(range(last))
-        if index != last:
-            order[index] = last
-        if order:
-            self.cache.filter(order)
+    def extract(self, index: int) -> Any:
+        return self.cache.extract(index)
+
+    def arrange(self, order: Sequence[int]) -> None:
+        self.cache.filter(list(order))
+        self._count = len(order)
 
     @property
     def nbytes(self) -> int:
@@ -192,14 +231,26 @@ class SoloCache:
     def __init__(self) -> None:
         self.cache: Any = None
 
-    def join(self, row: Any) -> None:
-        assert self.cache is None, "a model that cannot be batched has one sequence a batch"
+    def put(self, index: int, row: Any) -> None:
+        assert index == 0, "a model that cannot be batched has one sequence a batch"
         self.cache = row
 
-    def leave(self, index: int, last: int) -> None:
-        assert index == last == 0
-        self.cache = None
+    def extract(self, index: int) -> Any:
+        assert index == 0
+        return self.cache
+
+    def arrange(self, order: Sequence[int]) -> None:
+        assert list(order) == [0]
 
     @property
     def nbytes(self) -> int:
         return 0 if self.cache is None else self.cache.nbytes
+
+
+def decode_layer(cache: Any, rows: RowLengths, spare_tokens: float = math.inf) -> SlotKVCache | MergedCache:
+    """The layer of a shared batch for sequences whose own caches are like `cache`."""
+    return SlotKVCache(rows, spare_tokens) if type(cache) is KVCache else MergedCache()
+
+
+def _in_steps(tokens: int) -> int:
+    return -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.nn as nn
 
@@ -27,8 +28,11 @@ class LoadedModel:
     generation_config: Mapping[str, object]
     eos_token_ids: frozenset[int]
     make_runner: RunnerFactory
-    runner: ModelRunner
     kv_bytes_per_token: int
+    runner: ModelRunner = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.runner = self._new_runner()
 
     @property
     def model_id(self) -> str:
@@ -36,4 +40,9 @@ class LoadedModel:
 
     def renew_runner(self) -> None:
         self.runner.close()
-        self.runner = self.make_runner(self.model, self.facts.batching, self.facts.vocab_size)
+        self.runner = self._new_runner()
+
+    def _new_runner(self) -> ModelRunner:
+        # As many tokens take as much memory in the caches as the weights do: reading either costs a step the same.
+        padding_tokens = self.facts.memory_bytes / self.kv_bytes_per_token if self.kv_bytes_per_token else math.inf
+        return self.make_runner(self.model, self.facts.capabilities, padding_tokens)

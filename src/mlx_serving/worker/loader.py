@@ -11,14 +11,13 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx import utils
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
 from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.errors import ModelLoadError
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
-from mlx_serving.worker.batching import can_batch
+from mlx_serving.worker.capabilities import kv_bytes_per_token, probe
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
@@ -47,8 +46,8 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
     with _blaming("its architecture or weights", params.model_id, directory):
         model, config = load_model(directory, lazy=True)
         _materialise(model, on_progress)
-        batching = can_batch(model)
-        kv_bytes_per_token = _kv_bytes_per_token(model)
+        capabilities = probe(model)
+        per_token = kv_bytes_per_token(model)
     with _blaming("its tokenizer", params.model_id, directory):
         # Said outright: left open, transformers asks on stdin whether code from the directory may run.
         tokenizer = load_tokenizer(directory, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
@@ -67,7 +66,7 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
         vocab_size=_vocabulary(config, tokenizer),
         memory_bytes=sum(weight.nbytes for weight in weights),
         has_chat_template=tokenizer.has_chat_template,
-        batching=batching,
+        capabilities=capabilities,
         quantization=_quantization(config),
         eos_token_ids=sorted(tokenizer.eos_token_ids),
     )
@@ -79,8 +78,7 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
         generation_config=generation_config,
         eos_token_ids=frozenset(tokenizer.eos_token_ids),
         make_runner=make_runner,
-        runner=make_runner(model, batching, facts.vocab_size),
-        kv_bytes_per_token=kv_bytes_per_token,
+        kv_bytes_per_token=per_token,
     )
 
 
@@ -137,17 +135,6 @@ def _materialise(model: nn.Module, on_progress: OnProgress) -> None:
 
 def _evaluate(arrays: list[mx.array]) -> None:
     mx.eval(arrays)  # pyright: ignore[reportUnknownMemberType]  MLX's stub leaves its arguments untyped
-
-
-def _kv_bytes_per_token(model: nn.Module) -> int:
-    """Measured: what the caches allocated for one token, over the tokens they allocated it for.
-
-    Layers whose cache does not grow (recurrent ones) count nothing.
-    """
-    caches = make_prompt_cache(model)
-    cast(Any, model)(mx.array([[0]], dtype=mx.uint32), cache=caches)
-    growing = [cache for cache in caches if isinstance(cache, KVCache | RotatingKVCache)]
-    return sum(cache.nbytes // cache.keys.shape[2] for cache in growing)
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

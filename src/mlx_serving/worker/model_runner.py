@@ -5,17 +5,21 @@ Sequences of a model whose caches cannot be merged decode alone; everything else
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import trim_prompt_cache
 
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.scheduling import PrefillChunk
+from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.batch import DecodeBatch, Token
+from mlx_serving.worker.prompts import Prompt, advance_all
 from mlx_serving.worker.sampler import SamplingRow
 
 
@@ -31,37 +35,27 @@ class Job:
     drawn: Sequence[int] = ()
 
 
-class _Prompt:
-    """A sequence whose prompt is being computed, in caches of its own.
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What the caches of a sequence held after exactly these tokens. MLX shares the memory until one of them writes."""
 
-    Its last token is left to the batch: it is the first thing the sequence is fed there, and that step gives its first
-    token. So no chunk pays for logits.
-    """
-
-    def __init__(self, row: SamplingRow, model: nn.Module) -> None:
-        self.row = row
-        self.token_ids = [*row.prompt, *row.drawn]
-        self.caches = make_prompt_cache(model)
-        self.done = 0
-
-    def advance(self, model: Any, end: int) -> None:
-        """Compute up to `end`."""
-        if end > self.done:
-            model(mx.array([self.token_ids[self.done : end]], dtype=mx.uint32), cache=self.caches)
-            cast(Any, mx).eval([cache.state for cache in self.caches])
-            self.done = end
+    token_ids: Sequence[int]
+    caches: list[Any]
 
 
 class ModelRunner:
-    """`batching`: whether sequences may share steps; `vocabulary`: entries of the model's logits."""
+    """`padding_tokens`: as many tokens of padding in the caches of a batch cost what a pass over the weights costs."""
 
-    def __init__(self, model: nn.Module, batching: bool, vocabulary: int) -> None:
+    def __init__(self, model: nn.Module, capabilities: ModelCapabilities, padding_tokens: float = math.inf) -> None:
         self._model = model
-        self._vocabulary = vocabulary
+        self._capabilities = capabilities
+        self._padding_tokens = padding_tokens
         self._rows: dict[str, SamplingRow] = {}
-        self._prompts: dict[str, _Prompt] = {}
-        self._shared = DecodeBatch(model, vocabulary, shared=True) if batching else None
-        self._alone: dict[str, DecodeBatch] = {}
+        self._prompts: dict[str, Prompt] = {}
+        self._parked: dict[str, list[Any]] = {}  # stream id -> the caches of a sequence that left the batch with them
+        self._keeping: set[str] = set()
+        self._kept: dict[str, _Snapshot] = {}
+        self._batches: list[DecodeBatch] = []
 
     def open(self, job: Job) -> None:
         """Take a sequence in; nothing is computed yet."""
@@ -69,9 +63,29 @@ class ModelRunner:
             job.sampling, job.seed, job.token_ids, drawn=list(job.drawn), position=len(job.drawn)
         )
 
-    def admit(self, stream_id: str) -> None:
-        """Give a sequence an empty cache: its prompt is computed from the start."""
-        self._prompts[stream_id] = _Prompt(self._rows[stream_id], self._model)
+    def admit(self, stream_id: str, fork_of: str | None = None) -> None:
+        """Give a sequence caches: empty ones, so that its prompt is computed from the start; with `fork_of`, what that
+        one's hold of all but the last token of the same prompt. Where that cannot be had, they are empty, too."""
+        row = self._rows[stream_id]
+        prompt = self._prompts[stream_id] = Prompt(self._model, [*row.prompt, *row.drawn])
+        if fork_of is not None:
+            self._copy(fork_of, prompt)
+
+    def keep(self, stream_id: str) -> None:
+        """Forks of a sequence will come whose prompt is complete in the next step: keep what they need until `release`,
+        or until the sequence is gone or evicted."""
+        if not self._capabilities.trim:  # else its caches can be cut back to its prompt at any time
+            self._keeping.add(stream_id)
+
+    @property
+    def kept(self) -> Collection[str]:
+        """For whose forks something is kept."""
+        return self._keeping
+
+    def release(self, stream_id: str) -> None:
+        """No forks of it will come."""
+        self._keeping.discard(stream_id)
+        self._kept.pop(stream_id, None)
 
     def run(self, decode: Collection[str], prefill: Sequence[PrefillChunk], ending: Collection[str]) -> list[Token]:
         """One step: the chunks of `prefill`, then a token for `decode` and for whose prompt is complete now.
@@ -79,63 +93,114 @@ class ModelRunner:
         Returns the tokens of the launch before; those of this one come with the next call, or with `drain`. Who was
         removed since the step was ordered is passed over.
         """
-        begun = [chunk.id for chunk in prefill if self._compute(chunk)]
-        if self._shared is not None:
-            return self._shared.step(ending) if decode or begun else self._shared.drain()
-        batches = {id: batch for id in (*decode, *begun) if (batch := self._alone.get(id)) is not None}  # noqa: A001
-        tokens = [token for batch in batches.values() for token in batch.step(ending)]
-        return tokens + [
-            token for stream_id, batch in self._alone.items() if stream_id not in batches for token in batch.drain()
-        ]
+        for stream_id in [stream_id for stream_id in self._parked if stream_id in decode]:
+            self._unpark(stream_id)
+        begun = self._compute([chunk for chunk in prefill if chunk.id in self._prompts])
+        # All who run are named, unless the model cannot be batched: then one is, and the others wait for their turns.
+        named = {*decode, *begun}
+        turn = [batch for batch in self._batches if not batch.isdisjoint(named)]
+        others = [batch for batch in self._batches if batch not in turn]
+        tokens = [token for batch in turn for token in batch.step(ending)]
+        tokens += [token for batch in others for token in batch.drain()]
+        self._batches = [batch for batch in self._batches if not batch.is_done]
+        return tokens
 
     def drain(self) -> list[Token]:
         """Wait for what was launched: the tokens that no call has returned yet."""
-        return [token for batch in self._batches() for token in batch.drain()]
+        return [token for batch in self._batches for token in batch.drain()]
+
+    def park(self, stream_id: str) -> None:
+        """Take a sequence out of the batch with its caches: it joins again in the next step that decodes it. Drain
+        first. A prompt stays where it stopped. Unknown ids are ignored."""
+        # A sequence of a model that cannot be batched is alone anyway: nothing happens to it that it is not named for.
+        if not self._capabilities.batch:
+            return
+        for batch in self._batches:
+            if (caches := batch.extract(stream_id)) is not None:
+                batch.leave(stream_id)
+                self._parked[stream_id] = caches
 
     def evict(self, stream_id: str) -> None:
         """Drop a sequence's cache but not the sequence: it is admitted again later. Drain first."""
         self._prompts.pop(stream_id, None)
-        self._leave(stream_id)
+        self._parked.pop(stream_id, None)
+        self.release(stream_id)
+        for batch in self._batches:
+            batch.leave(stream_id)
 
     def remove(self, stream_id: str) -> None:
         """Forget a sequence, wherever it is. Unknown ids are ignored."""
         self._rows.pop(stream_id, None)
-        self._prompts.pop(stream_id, None)
-        self._leave(stream_id)
+        self.evict(stream_id)
 
     @property
     def cache_bytes(self) -> int:
-        """What the caches of all its sequences take."""
-        prompts = sum(cache.nbytes for prompt in self._prompts.values() for cache in prompt.caches)
-        return prompts + sum(batch.cache_bytes for batch in self._batches())
+        """What the caches of all its sequences take, and what is kept for forks."""
+        apart = [*(prompt.caches for prompt in self._prompts.values()), *self._parked.values()]
+        apart += [snapshot.caches for snapshot in self._kept.values()]
+        return sum(cache.nbytes for caches in apart for cache in caches) + sum(
+            batch.cache_bytes for batch in self._batches
+        )
 
     def close(self) -> None:
         """Wait for the device: what it still reads must not be freed. Nothing may be called afterwards."""
         mx.synchronize()
 
-    def _compute(self, chunk: PrefillChunk) -> bool:
-        """Whether the sequence decodes from now on."""
-        prompt = self._prompts.get(chunk.id)
-        if prompt is None:
-            return False
-        prompt.advance(self._model, chunk.start + chunk.count - (1 if chunk.last else 0))
-        if not chunk.last:
-            return False
-        del self._prompts[chunk.id]
-        batch = self._shared
-        if batch is None:
-            batch = self._alone[chunk.id] = DecodeBatch(self._model, self._vocabulary, shared=False)
-        batch.join(chunk.id, prompt.caches, prompt.done, prompt.token_ids[-1], prompt.row)
-        return True
+    def _compute(self, chunks: Sequence[PrefillChunk]) -> list[str]:
+        """Who decodes from now on."""
+        pieces = [(self._prompts[chunk.id], chunk.start + chunk.count - chunk.last) for chunk in chunks]
+        advance_all(self._model, pieces, together=self._capabilities.batch_prefill)
+        begun = [chunk.id for chunk in chunks if chunk.last]
+        for stream_id in begun:
+            self._join(stream_id, self._prompts.pop(stream_id))
+        return begun
 
-    def _leave(self, stream_id: str) -> None:
-        if self._shared is not None:
-            self._shared.leave(stream_id)
-        self._alone.pop(stream_id, None)
+    def _join(self, stream_id: str, prompt: Prompt) -> None:
+        if stream_id in self._keeping:
+            self._kept[stream_id] = _Snapshot(prompt.token_ids[: prompt.done], copy.deepcopy(prompt.caches))
+        self._enter(stream_id, prompt.caches, prompt.token_ids)
 
-    def _batches(self) -> list[DecodeBatch]:
-        return list(self._alone.values()) if self._shared is None else [self._shared]
+    def _unpark(self, stream_id: str) -> None:
+        row = self._rows[stream_id]
+        self._enter(stream_id, self._parked.pop(stream_id), [*row.prompt, *row.drawn])
+
+    def _enter(self, stream_id: str, caches: list[Any], token_ids: Sequence[int]) -> None:
+        """Let a sequence decode whose caches hold all these tokens but the last."""
+        count = len(token_ids) - 1
+        padding, batch = min(
+            ((batch.padding_with(count), batch) for batch in self._batches),
+            key=lambda choice: choice[0],
+            default=(math.inf, None),
+        )
+        if batch is None or padding > self._padding_tokens or math.isinf(padding):
+            batch = DecodeBatch(self._model, shared=self._capabilities.batch, spare_tokens=self._padding_tokens)
+            self._batches.append(batch)
+        batch.join(stream_id, caches, count, token_ids[-1], self._rows[stream_id])
+
+    def _copy(self, parent: str, prompt: Prompt) -> None:
+        wanted = prompt.token_ids[:-1]
+        source = self._kept.get(parent) or self._snapshot(parent)
+        if source is None or source.token_ids[: len(wanted)] != wanted:
+            return
+        caches = copy.deepcopy(source.caches)
+        surplus = len(source.token_ids) - len(wanted)
+        if surplus == 0 or (self._capabilities.trim and trim_prompt_cache(caches, surplus) == surplus):
+            prompt.caches, prompt.done = caches, len(wanted)
+
+    def _snapshot(self, stream_id: str) -> _Snapshot | None:
+        """What the caches of a sequence hold now, wherever it is."""
+        if (prompt := self._prompts.get(stream_id)) is not None:
+            return _Snapshot(prompt.token_ids[: prompt.done], prompt.caches)
+        if (row := self._rows.get(stream_id)) is None:
+            return None
+        token_ids = [*row.prompt, *row.drawn]
+        if (parked := self._parked.get(stream_id)) is not None:
+            return _Snapshot(token_ids[:-1], parked)
+        for batch in self._batches:
+            if (caches := batch.extract(stream_id)) is not None:
+                return _Snapshot(token_ids[: batch.length(stream_id)], caches)
+        return None
 
 
-RunnerFactory = Callable[[nn.Module, bool, int], ModelRunner]
-"""Called with a model, whether its sequences may share steps, and the size of its vocabulary."""
+RunnerFactory = Callable[[nn.Module, ModelCapabilities, float], ModelRunner]
+"""Called with a model, what it can do, and its `padding_tokens`."""

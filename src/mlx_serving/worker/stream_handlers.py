@@ -86,7 +86,7 @@ class StreamHandlers:
             max_tokens = tokens_that_fit(
                 len(token_ids), params.max_tokens, sampling.max_tokens, model.facts.context_length
             )
-            terms = Terms(max_tokens, params.priority, params.caller)
+            terms = Terms(max_tokens, params.priority, params.caller, fork_of=params.fork_of)
             self._submit(model, stream_id, token_ids, params.delivered, sampling, terms, started)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
 

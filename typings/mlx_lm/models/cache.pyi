@@ -12,6 +12,11 @@ class KVCache:
     @property
     def state(self) -> Any: ...
 
+class ConcatenateKVCache:
+    keys: mx.array
+    values: mx.array
+    offset: int
+
 class RotatingKVCache:
     keys: mx.array
     values: mx.array
@@ -22,4 +27,17 @@ class RotatingKVCache:
     @property
     def state(self) -> Any: ...
 
+class ChunkedKVCache:
+    keys: mx.array
+    values: mx.array
+    offset: int
+    def __init__(self, chunk_size: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class CacheList:
+    caches: tuple[Any, ...]
+
 def make_prompt_cache(model: nn.Module, max_kv_size: int | None = None) -> list[Any]: ...
+def can_trim_prompt_cache(cache: list[Any]) -> bool: ...
+def trim_prompt_cache(cache: list[Any], num_tokens: int) -> int: ...

@@ -1,0 +1,165 @@
+"""What an architecture can do, found by trying it: each answer is what came out beside what comes out alone.
+
+Cache classes promise more than models keep: a recurrent layer may take padding into its state, a cache that says it
+merges may not. So a few tokens are computed both ways, with the same code that serves requests.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import (
+    CacheList,
+    ChunkedKVCache,
+    KVCache,
+    RotatingKVCache,
+    can_trim_prompt_cache,
+    make_prompt_cache,
+    trim_prompt_cache,
+)
+
+from mlx_serving.wire.methods import ModelCapabilities
+from mlx_serving.worker.kv_cache import RowLengths, decode_layer
+from mlx_serving.worker.prompts import Prompt, begin_together
+
+# Two lengths, and no text: token ids that every vocabulary has. The logits after the last of them are compared.
+_SHORT = (1, 2)
+_LONG = (3, 4, 5, 6, 7, 8, 9, 1, 2)
+_CUT = 4
+
+# Of the spread of the logits. Rounding in 16 bits stays below a hundredth; a state that took padding in is far above.
+_TOLERANCE = 0.05
+
+_GROUP_SIZE, _BITS = 64, 8  # mlx-lm's defaults
+
+
+def probe(model: nn.Module) -> ModelCapabilities:
+    """Runs the model on a few tokens, about eight times if it can everything."""
+    trials = _Trials(model)
+    together = _holds(trials.together)
+    trim = not trials.is_bounded and _holds(trials.trimmed)
+    return ModelCapabilities(
+        batch=together or _holds(trials.decoded_together),
+        batch_prefill=together or _holds(trials.begun_together),
+        trim=trim,
+        quantise_cache=_holds(trials.quantised),
+        draft=trim,
+    )
+
+
+def kv_bytes_per_token(model: nn.Module) -> int:
+    """Measured: what the caches allocated for one token, over the tokens they allocated it for.
+
+    Layers whose cache does not grow (recurrent ones) count nothing. Those that stop growing, at a window or a chunk,
+    count as if they did not: what a sequence needs is then overestimated, which is safe.
+    """
+    caches = make_prompt_cache(model)
+    cast(Any, model)(mx.array([[0]], dtype=mx.uint32), cache=caches)
+    growing = [one for one in _flat(caches) if isinstance(one, KVCache | RotatingKVCache | ChunkedKVCache)]
+    return sum(cache.nbytes // cache.keys.shape[2] for cache in growing)
+
+
+def _flat(caches: Iterable[Any]) -> Iterator[Any]:
+    for cache in caches:
+        if isinstance(cache, CacheList):
+            yield from _flat(cache.caches)
+        else:
+            yield cache
+
+
+def _holds(trial: Callable[[], Iterator[tuple[mx.array, mx.array]]]) -> bool:
+    """Whether a trial makes pairs of logits, and all are alike."""
+    try:
+        pairs = list(trial())
+        return bool(pairs) and all(_alike(tried, alone) for tried, alone in pairs)
+    except Exception:  # noqa: BLE001  whatever an architecture raises here, it says that it cannot
+        return False
+
+
+def _alike(tried: mx.array, alone: mx.array) -> bool:
+    error = mx.sqrt(mx.mean(mx.square(tried - alone)))
+    return bool((error <= _TOLERANCE * mx.std(alone)).item())
+
+
+class _Trials:
+    """Each yields pairs of logits: as the trial has them, and as they are alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model: Any = model
+        self._alone: dict[tuple[int, ...], mx.array] = {}
+        self._long = self._begun(_LONG)
+
+    @property
+    def is_bounded(self) -> bool:
+        """A window of the last tokens can be cut while it is not full, a chunk to where it begins: neither to any
+        earlier length, however it went with a few tokens."""
+        return any(isinstance(cache, RotatingKVCache | ChunkedKVCache) for cache in _flat(self._long.caches))
+
+    def together(self) -> Iterator[tuple[mx.array, mx.array]]:
+        """Two sequences of different lengths that begin in one pass and go on in one step."""
+        return self._decoded(self._begun_in_one_pass())
+
+    def decoded_together(self) -> Iterator[tuple[mx.array, mx.array]]:
+        """Two that begin alone and go on in one step."""
+        return self._decoded([self._begun(_SHORT), self._long])
+
+    def begun_together(self) -> Iterator[tuple[mx.array, mx.array]]:
+        """Two that begin in one pass and go on alone."""
+        for prompt in self._begun_in_one_pass():
+            yield self._logits_after(prompt.token_ids[-1], prompt.caches), self._logits_alone(tuple(prompt.token_ids))
+
+    def trimmed(self) -> Iterator[tuple[mx.array, mx.array]]:
+        """A sequence whose last tokens are taken back and that goes on differently."""
+        caches = self._caches_of_long()
+        if can_trim_prompt_cache(caches):
+            trim_prompt_cache(caches, _CUT)
+            kept = _LONG[: len(_LONG) - 1 - _CUT]
+            yield self._logits_after(_SHORT[-1], caches), self._logits_alone((*kept, _SHORT[-1]))
+
+    def quantised(self) -> Iterator[tuple[mx.array, mx.array]]:
+        """A sequence that goes on with its caches in 8 bits."""
+        caches = [cache.to_quantized(group_size=_GROUP_SIZE, bits=_BITS) for cache in self._caches_of_long()]
+        yield self._logits_after(_LONG[-1], caches), self._logits_alone(_LONG)
+
+    def _begun(self, tokens: Sequence[int]) -> Prompt:
+        """Computed but for its last token."""
+        prompt = Prompt(self._model, tokens)
+        prompt.advance(self._model, len(tokens) - 1)
+        return prompt
+
+    def _begun_in_one_pass(self) -> list[Prompt]:
+        prompts = [Prompt(self._model, tokens) for tokens in (_SHORT, _LONG)]
+        begin_together(self._model, [(prompt, len(prompt.token_ids) - 1) for prompt in prompts])
+        return prompts
+
+    def _decoded(self, prompts: Sequence[Prompt]) -> Iterator[tuple[mx.array, mx.array]]:
+        """One step of a batch that all have joined."""
+        lengths = RowLengths()
+        layers = [decode_layer(cache, lengths) for cache in prompts[0].caches]
+        for row, prompt in enumerate(prompts):
+            for layer, cache in zip(layers, prompt.caches, strict=True):
+                layer.put(row, cache)
+            lengths.put(row, prompt.done)
+        logits = self._logits([prompt.token_ids[-1:] for prompt in prompts], [layer.cache for layer in layers])
+        for of_row, prompt in zip(logits, prompts, strict=True):
+            yield of_row, self._logits_alone(tuple(prompt.token_ids))
+
+    def _caches_of_long(self) -> list[Any]:
+        return copy.deepcopy(self._long.caches)
+
+    def _logits_alone(self, tokens: tuple[int, ...]) -> mx.array:
+        if tokens not in self._alone:
+            self._alone[tokens] = self._logits([tokens], make_prompt_cache(self._model))[0]
+        return self._alone[tokens]
+
+    def _logits_after(self, token: int, caches: Sequence[Any]) -> mx.array:
+        return self._logits([[token]], caches)[0]
+
+    def _logits(self, tokens: Sequence[Sequence[int]], caches: Sequence[Any]) -> mx.array:
+        """[rows, vocabulary] float32, after the last token of each row."""
+        logits = self._model(mx.array([list(row) for row in tokens], dtype=mx.uint32), cache=list(caches))
+        return logits[:, -1].astype(mx.float32)
