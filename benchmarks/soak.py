@@ -5,7 +5,8 @@
 
 A random two-layer model; clients that each send a request, read it to its end, leave it after some tokens, or are
 cancelled while they wait. Resident memory of this process and of the worker, what MLX holds and what it keeps for
-reuse, and open handles are printed after a warm-up, at a fifth of the requests and at the end. Exits with 1 when from a fifth to the end
+reuse, and open handles are printed after a warm-up, at a fifth of the requests and at the end. Exits with 1 when from a
+fifth to the end
 
     resident memory of either process grows by more than 5 % and 8 MiB,
     what MLX holds grows at all, but for 64 KiB,

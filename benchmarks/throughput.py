@@ -2,11 +2,12 @@
 
     python benchmarks/throughput.py                   # a random two-layer model, where everything but arithmetic shows
     python benchmarks/throughput.py --model smollm2-135m --tokens 32 --rounds 5
-    python benchmarks/throughput.py --json
+    python benchmarks/throughput.py --sampling mixed --sequences 4 16 --json
 
 For 1, 4, 8 and 16 sequences of different lengths, greedy and with temperature, top-p and repetition penalty mixed with
-greedy rows. A round runs each side once, in turn, from the first token of the last sequence on; figures are medians of
-tokens a second and of the ratio ours / mlx-lm's within a round. Both sides compute tokens only: no text, no pipe.
+greedy rows: three in four are drawn. A round runs each side once, and the side that goes first changes from round to
+round; time counts from the first token of the last sequence on. Figures are medians of tokens a second and of the ratio
+ours / mlx-lm's within a round. Both sides compute tokens only: no text, no pipe.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.catalog.store import cache_directory
 from mlx_serving.machine import blas
 
+SAMPLING = ("greedy", "mixed")
 SIZES = (1, 4, 8, 16)
 PROMPT_TOKENS = 24
 WARM_UP_STEPS = 4
@@ -57,7 +59,7 @@ def theirs(model: Any, prompts: Sequence[list[int]], sampled: Sequence[bool], to
     from mlx_lm.generate import BatchGenerator
     from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-    generator = BatchGenerator(model, completion_batch_size=max(SIZES), prefill_batch_size=max(SIZES))
+    generator = BatchGenerator(model, completion_batch_size=len(prompts), prefill_batch_size=len(prompts))
     choices: dict[str, Any] = {}
     if any(sampled):
         choices = {
@@ -87,20 +89,24 @@ def _sampling(draw: bool) -> Any:
     return resolve(params, {}, SamplingDefaults())
 
 
-def measure(directory: Path, tokens: int, rounds: int) -> list[dict[str, object]]:
+def measure(
+    directory: Path, kinds: Sequence[str], sizes: Sequence[int], tokens: int, rounds: int
+) -> list[dict[str, object]]:
     from mlx_lm.utils import load_model
 
     model, _ = load_model(directory)
     results: list[dict[str, object]] = []
-    for kind in ("greedy", "mixed"):
-        for size in SIZES:
+    for kind in kinds:
+        for size in sizes:
             prompts = [[(7 * row + 3 * i + 1) % 250 for i in range(PROMPT_TOKENS + row)] for row in range(size)]
             sampled = [kind == "mixed" and (row % 4 != 3) for row in range(size)]
             pairs: list[tuple[float, float]] = []
             for number in range(rounds + 1):
-                pair = (ours(model, prompts, sampled, tokens), theirs(model, prompts, sampled, tokens))
+                rates: dict[Any, float] = {}
+                for side in (ours, theirs) if number % 2 else (theirs, ours):
+                    rates[side] = side(model, prompts, sampled, tokens)
                 if number > 0:  # the first round warms up
-                    pairs.append(pair)
+                    pairs.append((rates[ours], rates[theirs]))
             results.append(
                 {
                     "sampling": kind,
@@ -117,6 +123,8 @@ def measure(directory: Path, tokens: int, rounds: int) -> list[dict[str, object]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="default: a random two-layer model, made on the spot")
+    parser.add_argument("--sampling", nargs="+", choices=SAMPLING, default=SAMPLING)
+    parser.add_argument("--sequences", nargs="+", type=int, default=SIZES, metavar="N")
     parser.add_argument("--tokens", type=int, default=128, help="steps to time in each run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
@@ -129,7 +137,7 @@ def main() -> None:
             subprocess.run(command, cwd=Path(__file__).parent.parent, check=True)
         else:
             directory = prepare(parse_reference(arguments.model), lambda _: None)
-        results = measure(directory, arguments.tokens, arguments.rounds)
+        results = measure(directory, arguments.sampling, arguments.sequences, arguments.tokens, arguments.rounds)
     if arguments.json:
         print(json.dumps({"model": arguments.model or "tiny", "results": results}))
     else:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         MetadataChunk,
         ModelHandle,
         TokenChunk,
+        TokenLogprob,
     )
     from mlx_serving.facade.sync import SyncEngine
 
@@ -72,6 +73,7 @@ _HOME = {
         "MetadataChunk",
         "ModelHandle",
         "TokenChunk",
+        "TokenLogprob",
     ),
     "mlx_serving.facade.sync": ("SyncEngine",),
 }
@@ -111,6 +113,7 @@ __all__ = [
     "ModelHandle",
     "SyncEngine",
     "TokenChunk",
+    "TokenLogprob",
     "TokenizeRequest",
     "batch_tokenize",
     "collect_chunks",

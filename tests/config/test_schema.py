@@ -93,7 +93,11 @@ def test_generation_has_the_defaults_of_core() -> None:
     top_p=st.floats(0, 1, exclude_min=True),
     top_k=st.integers(0, 1000),
     min_p=st.floats(0, 1),
+    typical_p=st.floats(0, 1, exclude_min=True),
+    xtc_probability=st.floats(0, 1),
+    xtc_threshold=st.floats(0, 0.5),
     repetition_penalty=st.floats(0, 10, exclude_min=True),
+    repetition_context_size=st.integers(0, 1000),
 )
 def test_core_accepts_every_generation_section_that_is_valid(**fields: float) -> None:
     config = GenerationConfig.model_validate(fields)

@@ -5,6 +5,7 @@ from mlx_serving.core.generation import (
     GenerationRequest,
     SamplingParams,
     TextPrompt,
+    TokenLogprob,
 )
 
 
@@ -19,8 +20,8 @@ def test_a_request_needs_only_an_id_a_model_and_a_prompt() -> None:
 
 def test_sampling_params_leave_to_the_model_what_the_model_may_say() -> None:
     params = SamplingParams()
-    left_open = (params.temperature, params.top_p, params.top_k, params.min_p, params.repetition_penalty)
-    assert left_open == (None,) * 5
+    left_open = (params.temperature, params.top_p, params.top_k, params.min_p, params.typical_p)
+    assert (*left_open, params.repetition_penalty) == (None,) * 6
 
 
 def test_mappings_are_not_shared_between_values() -> None:
@@ -30,4 +31,10 @@ def test_mappings_are_not_shared_between_values() -> None:
 
 def test_a_delta_is_not_the_last_unless_it_says_so() -> None:
     delta = Delta("text")
-    assert (delta.token_ids, delta.finish_reason, delta.stats) == ((), None, None)
+    assert (delta.token_ids, delta.finish_reason, delta.stats, delta.logprobs) == ((), None, None, ())
+
+
+def test_a_token_is_shown_with_bytes_that_are_no_character_spelled_out() -> None:
+    assert TokenLogprob(1, -0.5, " naïve".encode()).text == " naïve"
+    assert TokenLogprob(1, -0.5, b" \xf0\x9f\x99").text == r" \xf0\x9f\x99"
+    assert TokenLogprob(1, -0.5, b"").text == ""

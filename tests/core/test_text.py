@@ -205,3 +205,38 @@ def test_at_most_one_character_less_than_the_longest_stop_is_held_back(
             break
         fed, shown = fed + len(piece), shown + len(text)
         assert fed - shown < max(map(len, stops))
+
+
+def test_a_stop_string_in_what_is_ignored_ends_nothing() -> None:
+    matcher = StopMatcher(("END",))
+    assert [matcher.feed("a END b", ignore=True), matcher.feed(" c END")] == [("a END b", False), (" c ", True)]
+
+
+def test_a_stop_string_that_ends_after_what_is_ignored_counts() -> None:
+    matcher = StopMatcher(("END",))
+    assert matcher.feed("a EN", ignore=True) == ("a ", False)
+    assert matcher.feed("D") == ("", True)
+
+
+@given(
+    ignored=st.lists(st.text("abc", max_size=5), max_size=4),
+    pieces=st.lists(st.text("abc", max_size=5), max_size=8),
+    stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3).map(tuple),
+)
+def test_what_is_shown_ends_before_the_first_stop_string_that_ends_after_what_is_ignored(
+    ignored: list[str], pieces: list[str], stops: tuple[str, ...]
+) -> None:
+    matcher = StopMatcher(stops)
+    shown = [matcher.feed(piece, ignore=True)[0] for piece in ignored]
+    for piece in pieces:
+        text, stopped = matcher.feed(piece)
+        shown.append(text)
+        if stopped:
+            break
+    shown.append(matcher.finish())
+    text, before = "".join(ignored + pieces), len("".join(ignored))
+    ends = [
+        (end - len(stop)) for stop in stops for end in range(before + 1, len(text) + 1) if text[:end].endswith(stop)
+    ]
+    assert "".join(shown) == text[: min(ends, default=len(text))]
+    assert matcher.stopped == bool(ends)

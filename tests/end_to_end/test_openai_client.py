@@ -69,6 +69,49 @@ async def test_completions_whole_and_streamed(client: AsyncOpenAI) -> None:
     assert whole.usage.prompt_tokens == 2  # a token a byte, and no template
 
 
+async def test_log_probabilities_of_a_chat_add_up_to_its_text_whole_and_streamed(client: AsyncOpenAI) -> None:
+    """A token a byte: characters come in parts, and the parts are told as they are."""
+    asked: dict[str, Any] = {
+        "model": "tiny", "messages": HELLO, "max_tokens": 30, "temperature": 1.0, "seed": 4, "logprobs": True,
+        "top_logprobs": 3, "extra_body": {"ignore_eos": True},
+    }  # fmt: skip
+    whole = cast("ChatCompletion", await client.chat.completions.create(**asked))
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert len(logprobs.content) == 30
+    text = b"".join(bytes(entry.bytes or ()) for entry in logprobs.content).decode(errors="replace")
+    assert text == whole.choices[0].message.content
+    for entry in logprobs.content:
+        likeliest = [other.logprob for other in entry.top_logprobs]
+        assert likeliest == sorted(likeliest, reverse=True)
+        assert len(likeliest) == 3
+        assert entry.logprob <= likeliest[0] <= 0
+
+    pieces = [chunk.choices[0].logprobs async for chunk in await client.chat.completions.create(**asked, stream=True)]
+    streamed = [entry for piece in pieces if piece is not None for entry in piece.content or ()]
+    assert [entry.bytes for entry in streamed] == [entry.bytes for entry in logprobs.content]
+    assert [entry.logprob for entry in streamed] == pytest.approx([entry.logprob for entry in logprobs.content])
+
+
+async def test_log_probabilities_of_a_completion_say_where_in_the_text_each_token_is(client: AsyncOpenAI) -> None:
+    whole = await client.completions.create(
+        model="tiny", prompt="Hi", max_tokens=20, temperature=0, logprobs=2, extra_body={"ignore_eos": True}
+    )
+    told = whole.choices[0].logprobs
+    assert told is not None
+    assert told.tokens is not None
+    assert told.token_logprobs is not None
+    assert told.text_offset is not None
+    assert told.top_logprobs is not None
+    assert len(told.tokens) == len(told.text_offset) == 20
+    for token, logprob, offset, top in zip(
+        told.tokens, told.token_logprobs, told.text_offset, told.top_logprobs, strict=True
+    ):
+        assert top[token] == max(top.values()) == logprob
+        assert token.startswith(("\\x", "<|")) or whole.choices[0].text[offset] == token
+
+
 async def test_models_are_listed_and_told_of_one_by_one(client: AsyncOpenAI) -> None:
     assert {"tiny", "short"} <= {model.id async for model in client.models.list()}
     assert (await client.models.retrieve("short")).id == "short"

@@ -23,7 +23,7 @@ from .tiny_server import HELLO, MAX_BODY_BYTES, SHORT_CONTEXT
         ({"messages": []}, 400, "invalid_value", "messages", "empty"),
         ({"messages": [{"role": "king", "content": "x"}]}, 400, "invalid_value", "messages[0].role", "king"),
         ({"n": 129}, 400, "invalid_value", "n", "at most 128, got 129"),
-        ({"logprobs": True}, 400, "unsupported_parameter", "logprobs", "not supported"),
+        ({"top_logprobs": 2}, 400, "invalid_value", "top_logprobs", "logprobs is true"),
         ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format", "not supp"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,16 @@ async def test_max_tokens_above_the_limit_is_refused_before_anything_is_asked() 
         async with LimitsBackend(inner, 10).generate(request(max_tokens=11)):
             pytest.fail("the block must not begin")
     assert caught.value.details == {"field": "max_tokens", "limit": 10, "given": 11}
+    assert inner.requests == []
+
+
+async def test_min_tokens_above_the_limit_is_refused_as_well() -> None:
+    inner = ScriptedBackend()
+    asked = request()
+    asked = replace(asked, sampling=replace(asked.sampling, max_tokens=None, min_tokens=11))
+    with pytest.raises(InvalidRequest, match="min_tokens must be at most 10 here, got 11"):
+        async with LimitsBackend(inner, 10).generate(asked):
+            pytest.fail("the block must not begin")
     assert inner.requests == []
 
 

@@ -59,6 +59,22 @@ async def test_a_good_stream_is_token_chunks_and_one_metadata_chunk(engine: Engi
     assert last.stats.total_time >= last.stats.time_to_first_token > 0
 
 
+async def test_log_probabilities_come_with_the_chunk_of_their_token(engine: Engine) -> None:
+    *tokens, _ = await chunks_of(engine, params(logprobs=2))
+    for chunk in tokens:
+        assert isinstance(chunk, TokenChunk)
+        assert chunk.logprobs is not None
+        [chosen] = chunk.logprobs
+        assert (chosen.token_id, chosen.logprob) == (chunk.token_id, chunk.logprob)
+        assert [other.logprob for other in chosen.top_logprobs] == sorted(
+            (other.logprob for other in chosen.top_logprobs), reverse=True
+        )
+        assert len(chosen.top_logprobs) == 2
+    without = (await chunks_of(engine, params()))[0]
+    assert isinstance(without, TokenChunk)
+    assert (without.logprob, without.logprobs) == (None, None)
+
+
 async def test_generate_is_the_text_of_the_chunks(engine: Engine) -> None:
     text = "".join(chunk.token for chunk in await chunks_of(engine, params()) if isinstance(chunk, TokenChunk))
     assert await engine.generate(params()) == text

@@ -86,6 +86,11 @@ def test_neutral_values_of_what_is_not_supported_pass() -> None:
     assert asked.model == "m"
 
 
+def test_values_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"min_tokens must be at most max_tokens \(4\), got 5"):
+        parse(GeneratorParams, {**GOOD, "max_tokens": 4, "minTokens": 5})
+
+
 def test_one_parameter_in_two_spellings_is_refused() -> None:
     assert "given twice" in refused({**GOOD, "max_tokens": 3, "maxTokens": 4})["maxTokens"]
 

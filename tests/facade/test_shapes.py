@@ -19,6 +19,7 @@ from mlx_serving.facade.shapes import (
     ModelDescriptor,
     ModelHandle,
     TokenChunk,
+    TokenLogprob,
     camel,
 )
 
@@ -35,6 +36,16 @@ def test_chunks_say_of_which_type_they_are() -> None:
     stats = GenerationStats(3, 10.0, 0.5, 0.8, 7, "m")
     assert TokenChunk("hi", 5, (5,)).to_object() == {
         "token": "hi", "tokenId": 5, "tokenIds": [5], "isFinal": False, "type": "token",
+    }  # fmt: skip
+    other = TokenLogprob("\\xe2", 6, -1.0, (226,))
+    of_token = TokenLogprob("hi", 5, -0.5, None, (other,))
+    assert TokenChunk("hi", 5, (5,), False, -0.5, (of_token,)).to_object() == {
+        "token": "hi", "tokenId": 5, "tokenIds": [5], "isFinal": False, "type": "token", "logprob": -0.5,
+        "logprobs": [
+            {"token": "hi", "tokenId": 5, "logprob": -0.5, "topLogprobs": [
+                {"token": "\\xe2", "tokenId": 6, "logprob": -1.0, "bytes": [226], "topLogprobs": []},
+            ]},
+        ],
     }  # fmt: skip
     assert MetadataChunk(stats, FinishReason.STOP).to_object() == {
         "stats": {

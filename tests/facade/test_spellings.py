@@ -26,6 +26,9 @@ async def snake(model: Path) -> list[object]:
             "model": handle.id, "prompt": "Hello", "max_tokens": 9, "temperature": 1.0, "top_p": 0.9, "top_k": 50,
             "min_p": 0.01, "repetition_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.1, "seed": 7,
             "logit_bias": NO_SPECIAL_TOKENS, "stop_sequences": ["\x00"], "stop_token_ids": [258],
+            "typical_p": 0.95, "xtc_probability": 0.5, "xtc_threshold": 0.01, "repetition_context_size": 5,
+            "banned_token_ids": [3], "allowed_token_ids": list(range(200)), "bad_words": ["no"], "min_tokens": 2,
+            "ignore_eos": True, "logprobs": 1,
         }  # fmt: skip
         options = {"stream_id": "s", "timeout_ms": 60_000}
         chunks = [chunk async for chunk in engine.create_generator(asked, options)]
@@ -66,6 +69,9 @@ async def camel(model: Path) -> list[object]:
             "model": handle.id, "prompt": "Hello", "maxTokens": 9, "temperature": 1.0, "topP": 0.9, "topK": 50,
             "minP": 0.01, "repetitionPenalty": 1.1, "presencePenalty": 0.1, "frequencyPenalty": 0.1, "seed": 7,
             "logitBias": NO_SPECIAL_TOKENS, "stopSequences": ["\x00"], "stopTokenIds": [258],
+            "typicalP": 0.95, "xtcProbability": 0.5, "xtcThreshold": 0.01, "repetitionContextSize": 5,
+            "bannedTokenIds": [3], "allowedTokenIds": list(range(200)), "badWords": ["no"], "minTokens": 2,
+            "ignoreEos": True, "logprobs": 1,
         }  # fmt: skip
         options = {"streamId": "s", "timeoutMs": 60_000}
         chunks = [chunk async for chunk in engine.createGenerator(asked, options)]

@@ -32,6 +32,7 @@ SHAPES: tuple[type[shapes.Shape], ...] = (
     shapes.ModelDescriptor,
     shapes.ModelHandle,
     shapes.GenerationStats,
+    shapes.TokenLogprob,
     shapes.TokenChunk,
     shapes.MetadataChunk,
     shapes.ErrorChunk,

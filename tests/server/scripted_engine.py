@@ -35,7 +35,7 @@ class Script:
     hang_at_entry: bool = False
     end_silently: bool = False
     without_stats: bool = False
-    logprob: float = -1.0
+    logprob: float = -0.5
 
 
 @dataclass
@@ -99,9 +99,7 @@ class ScriptedEngine:
     async def _deltas(self, script: Script, run: Run) -> AsyncIterator[Delta]:
         for index, piece in enumerate(script.pieces):
             await asyncio.sleep(0)
-            places = (Logprobs(TokenLogprob(index, script.logprob, piece.encode())),)
-            asked = run.request.sampling.logprobs is not None
-            yield Delta(piece, (index,), logprobs=places if asked else ())
+            yield Delta(piece, (index,), logprobs=_logprobs(run.request, index, piece, script.logprob))
         run.delivered.set()
         if script.hang:
             await asyncio.Event().wait()
@@ -145,3 +143,12 @@ class ScriptedEngine:
     async def start_worker(self) -> None:
         if self.unstartable is not None:
             raise self.unstartable
+
+
+def _logprobs(request: GenerationRequest, token_id: int, piece: str, logprob: float) -> tuple[Logprobs, ...]:
+    """If they are asked for: the piece at -0.5, and other tokens at -1, -2, ..."""
+    count = request.sampling.logprobs
+    if count is None:
+        return ()
+    top = tuple(TokenLogprob(100 + place, -1.0 - place, b"other%d" % place) for place in range(count))
+    return (Logprobs(TokenLogprob(token_id, logprob, piece.encode()), top),)

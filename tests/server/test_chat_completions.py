@@ -142,11 +142,22 @@ async def test_the_request_reaches_the_engine_as_it_was_asked(client: AsyncOpenA
         logit_bias={"17": -100},
         seed=3,
         stop=["END", "\n\n"],
+        logprobs=True,
+        top_logprobs=4,
         extra_body={
             "top_k": 40,
             "min_p": 0.05,
+            "typical_p": 0.9,
+            "xtc_probability": 0.5,
+            "xtc_threshold": 0.2,
             "repetition_penalty": 1.1,
+            "repetition_context_size": 64,
+            "banned_token_ids": [3],
+            "allowed_token_ids": [4, 5],
+            "bad_words": ["no"],
+            "min_tokens": 1,
             "stop_token_ids": [2],
+            "ignore_eos": True,
             "chat_template_kwargs": {"enable_thinking": False},
         },
     )
@@ -168,14 +179,67 @@ async def test_the_request_reaches_the_engine_as_it_was_asked(client: AsyncOpenA
         top_p=0.9,
         top_k=40,
         min_p=0.05,
+        typical_p=0.9,
+        xtc_probability=0.5,
+        xtc_threshold=0.2,
         repetition_penalty=1.1,
+        repetition_context_size=64,
         presence_penalty=0.5,
         frequency_penalty=-0.5,
         logit_bias={17: -100.0},
+        banned_token_ids=(3,),
+        allowed_token_ids=(4, 5),
+        bad_words=("no",),
         seed=3,
+        min_tokens=1,
         stop=("END", "\n\n"),
         stop_token_ids=(2,),
+        ignore_eos=True,
+        logprobs=4,
     )
+
+
+async def test_log_probabilities_of_a_whole_answer(client: AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model="tiny", messages=HELLO, logprobs=True, top_logprobs=2)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    first, second = logprobs.content
+    assert (first.token, first.logprob, first.bytes) == ("Hello", -0.5, list(b"Hello"))
+    assert [(other.token, other.logprob) for other in first.top_logprobs] == [("other0", -1.0), ("other1", -2.0)]
+    assert second.token == " world"
+
+
+async def test_log_probabilities_of_a_stream_come_with_their_text(client: AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(model="tiny", messages=HELLO, logprobs=True, stream=True)
+    told = [(chunk.choices[0].delta.content, chunk.choices[0].logprobs) async for chunk in stream]
+    assert [(content, logprobs is not None) for content, logprobs in told] == [
+        ("", False), ("Hello", True), (" world", True), (None, False),
+    ]  # fmt: skip
+    assert told[1][1] is not None
+    assert told[1][1].content is not None
+    assert [(entry.token, entry.top_logprobs) for entry in told[1][1].content] == [("Hello", [])]
+
+
+async def test_a_token_without_text_is_told_when_its_log_probability_is_asked_for(
+    client: AsyncOpenAI, engine: ScriptedEngine
+) -> None:
+    engine.script = Script(pieces=("", "é"))
+    stream = await client.chat.completions.create(model="tiny", messages=HELLO, logprobs=True, stream=True)
+    pieces = [chunk.choices[0] async for chunk in stream if chunk.choices[0].logprobs is not None]
+    assert [piece.delta.content for piece in pieces] == ["", "é"]
+
+
+@pytest.mark.parametrize("asked", [{}, {"logprobs": True, "top_logprobs": 1}])
+async def test_the_bytes_with_log_probabilities_are_the_documented_ones(
+    http: httpx2.AsyncClient, asked: dict[str, object]
+) -> None:
+    whole = await http.post("/v1/chat/completions", json={**BODY, **asked})
+    ChatCompletion.model_validate_json(whole.content, strict=True)
+    assert (whole.json()["choices"][0]["logprobs"] is not None) is bool(asked)
+    streamed = await http.post("/v1/chat/completions", json={**BODY, **asked, "stream": True})
+    for event in _events(streamed.text)[:-1]:
+        ChatCompletionChunk.model_validate_json(event, strict=True)
 
 
 async def test_without_parameters_everything_is_left_to_the_model(

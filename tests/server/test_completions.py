@@ -51,6 +51,29 @@ async def test_the_bytes_are_the_documented_ones(http: httpx2.AsyncClient) -> No
         Completion.model_validate_json(chunk, strict=True)
 
 
+async def test_log_probabilities_whole_and_streamed(client: AsyncOpenAI) -> None:
+    whole = await client.completions.create(model="tiny", prompt="Once", logprobs=1)
+    told = whole.choices[0].logprobs
+    assert told is not None
+    assert (told.tokens, told.token_logprobs, told.text_offset) == (["Hello", " world"], [-0.5, -0.5], [0, 5])
+    assert told.top_logprobs == [{"other0": -1.0, "Hello": -0.5}, {"other0": -1.0, " world": -0.5}]
+
+    stream = await client.completions.create(model="tiny", prompt="Once", logprobs=0, stream=True)
+    pieces = [chunk.choices[0].logprobs async for chunk in stream]
+    assert [piece and (piece.tokens, piece.text_offset) for piece in pieces] == [
+        (["Hello"], [0]), ([" world"], [5]), None,
+    ]  # fmt: skip
+
+
+async def test_the_bytes_with_log_probabilities_are_the_documented_ones(http: httpx2.AsyncClient) -> None:
+    asked = {"prompt": "Once", "logprobs": 2}
+    whole = await http.post("/v1/completions", json=asked)
+    Completion.model_validate_json(whole.content, strict=True)
+    streamed = await http.post("/v1/completions", json={**asked, "stream": True})
+    for event in [event.removeprefix("data: ") for event in streamed.text.split("\n\n") if event][:-1]:
+        Completion.model_validate_json(event, strict=True)
+
+
 @pytest.mark.parametrize("prompt", [[1, 2, 3], [[1, 2, 3]]])
 async def test_token_ids_are_used_as_they_are(
     http: httpx2.AsyncClient, engine: ScriptedEngine, prompt: list[object]

@@ -30,6 +30,11 @@ WRONG_VALUES: list[tuple[dict[str, object], str]] = [
     ({"stop": ["a", 5]}, "stop[1] must be a string, got 5"),
     ({"stop_token_ids": "2"}, 'stop_token_ids must be a list, got "2"'),
     ({"stop_token_ids": [2, "3"]}, 'stop_token_ids[1] must be an integer, got "3"'),
+    ({"logprobs": 1}, "logprobs must be true or false, got 1"),
+    ({"logprobs": True, "top_logprobs": "3"}, 'top_logprobs must be an integer, got "3"'),
+    ({"min_tokens": 6, "max_completion_tokens": 5}, "min_tokens must be at most max_tokens (5), got 6"),
+    ({"allowed_token_ids": []}, "allowed_token_ids must not be empty, got none"),
+    ({"bad_words": [""]}, "bad_words[0] must have 1 to 256 characters, got 0 characters"),
     ({"logit_bias": []}, "logit_bias must be an object, got []"),
     ({"logit_bias": {"the": 1}}, "logit_bias must be keyed by token ids, got 'the'"),
     ({"logit_bias": {"5": "x"}}, 'logit_bias.5 must be a number, got "x"'),
@@ -87,8 +92,6 @@ def _issues(error: InvalidRequest) -> list[dict[str, object]]:
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
         ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
-        ("top_logprobs", 3),
         ("best_of", 2),
         ("echo", True),
         ("audio", {"voice": "a", "format": "wav"}),
@@ -101,7 +104,7 @@ def _issues(error: InvalidRequest) -> list[dict[str, object]]:
         ("metadata", {"a": "b"}),
         ("web_search_options", {}),
         ("guided_json", {}),
-        ("ignore_eos", True),
+        ("presence_context_size", 20),
         ("priority", 3),
     ],
 )
@@ -121,6 +124,12 @@ def test_what_is_not_supported_is_refused_by_name(name: str, value: object) -> N
         ("parallel_tool_calls", True),
         ("response_format", {"type": "text"}),
         ("logprobs", False),
+        ("logprobs", None),
+        ("top_logprobs", 0),
+        ("min_tokens", None),
+        ("ignore_eos", False),
+        ("bad_words", []),
+        ("allowed_token_ids", None),
         ("n", None),
         ("n", 1),
         ("best_of", 1),
@@ -188,9 +197,32 @@ def test_a_stream_may_have_as_many_candidates_as_answers() -> None:
     assert parse_completion({"prompt": "a", "n": 2, "best_of": 2, "stream": True}).choices == Choices(2, 2)
 
 
-def test_log_probabilities_of_completions_are_not_supported_even_0_of_them() -> None:
-    with pytest.raises(UnsupportedParameter, match="logprobs is not supported"):
-        parse_completion({"prompt": "a", "logprobs": 0})
+@pytest.mark.parametrize(
+    ("parameters", "count"),
+    [({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 5}, 5), ({"logprobs": True, "top_logprobs": 0}, 0)],
+)
+def test_a_chat_asks_for_log_probabilities_with_a_switch_and_a_number(
+    parameters: dict[str, object], count: int
+) -> None:
+    assert parse_chat({"messages": [dict(USER)], **parameters}).sampling.logprobs == count
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_completion_asks_for_log_probabilities_with_a_number(count: int) -> None:
+    assert parse_completion({"prompt": "a", "logprobs": count}).sampling.logprobs == count
+
+
+@pytest.mark.parametrize("parameters", [{"top_logprobs": 3}, {"top_logprobs": 3, "logprobs": False}])
+def test_likeliest_tokens_without_log_probabilities_are_refused(parameters: dict[str, object]) -> None:
+    error = _refusal(**parameters)
+    assert (error.field, error.message) == ("top_logprobs", "top_logprobs is only allowed when logprobs is true")
+
+
+def test_log_probabilities_out_of_range_are_refused_by_the_name_that_was_sent() -> None:
+    limit = "must be a whole number of at least 0 and at most 20, got 21"
+    assert _refusal(logprobs=True, top_logprobs=21).message == f"top_logprobs {limit}"
+    with pytest.raises(InvalidRequest, match=f"^logprobs {limit}$"):
+        parse_completion({"prompt": "a", "logprobs": 21})
 
 
 def test_an_unknown_parameter_gets_a_suggestion() -> None:

@@ -14,6 +14,7 @@ from mlx_serving.errors import GenerationError, ProtocolError
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, MessageReader
 from mlx_serving.wire.notifications import (
+    Candidate,
     Completed,
     Failed,
     Heartbeat,
@@ -22,6 +23,7 @@ from mlx_serving.wire.notifications import (
     Row,
     Stats,
     StepFrame,
+    TokenLogprobs,
     decode_binary,
     encode_binary,
     encode_json,
@@ -44,12 +46,21 @@ _ends = (
     | st.builds(Completed, finish_reason=st.sampled_from(FinishReason), stats=_stats)
     | st.text().map(lambda message: Failed(jsonrpc.rpc_error(GenerationError(message, step=1))))
 )
+_candidates = st.builds(
+    Candidate,
+    token_id=st.integers(0, 2**31 - 1),
+    logprob=st.floats(-1e6, 0),
+    raw=st.binary(max_size=4),
+    special=st.booleans(),
+)
+_logprobs = st.builds(TokenLogprobs, chosen=_candidates, top=st.lists(_candidates, max_size=3))
 _rows = st.builds(
     Row,
     stream_id=st.sampled_from("abc"),
     token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=4),
     text=st.text(max_size=10),
     end=_ends,
+    logprobs=st.none() | st.lists(_logprobs, max_size=4),
 )
 _steps = st.builds(StepFrame, rows=st.lists(_rows, max_size=6))
 _notifications = (
@@ -151,6 +162,33 @@ def test_text_of_several_tokens_or_of_none_carries_a_list_of_ids(token_ids: list
     assert _params(Row("s", token_ids, text)) == [
         ("stream.chunk", {"stream_id": "s", "token": text, "token_ids": token_ids, "is_final": False})
     ]
+
+
+def test_log_probabilities_come_with_their_token() -> None:
+    top = [
+        Candidate(8, -0.25, b"ho", False),
+        Candidate(9, -2.0, b"\xe2\x82", False),
+        Candidate(2, -3.0, b"<end>", True),
+    ]
+    [(_, params)] = _params(Row("s", [7], "hi", None, [TokenLogprobs(Candidate(7, -1.5, b"hi", False), top)]))
+    assert params["logprob"] == -1.5
+    assert params["top_logprobs"] == [
+        {"token_id": 8, "token": "ho", "bytes": [104, 111], "logprob": -0.25},
+        {"token_id": 9, "token": r"\xe2\x82", "bytes": [226, 130], "logprob": -2.0},
+        {"token_id": 2, "token": "<end>", "bytes": None, "logprob": -3.0},
+    ]
+
+
+def test_log_probabilities_of_several_tokens_are_lists() -> None:
+    first, second = Candidate(7, -1.5, b"h", False), Candidate(8, -0.5, b"i", False)
+    [(_, params)] = _params(Row("s", [7, 8], "hi", None, [TokenLogprobs(first, [second]), TokenLogprobs(second, [])]))
+    assert params["logprobs"] == [-1.5, -0.5]
+    assert params["top_logprobs"] == [[{"token_id": 8, "token": "i", "bytes": [105], "logprob": -0.5}], []]
+
+
+def test_a_row_that_was_not_asked_for_log_probabilities_pays_one_byte_for_them() -> None:
+    without = msgspec.msgpack.encode(["s", [7], "hi", None])
+    assert len(msgspec.msgpack.encode(Row("s", [7], "hi"))) == len(without) + 1
 
 
 def test_a_row_with_nothing_new_is_no_line() -> None:

@@ -22,6 +22,7 @@ from mlx_serving.worker import loader
 from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.requests import rules_of
 from mlx_serving.worker.sequence import Ending, RunningSequence
 
 from ..tiny_models import EOS, token_ids
@@ -92,10 +93,11 @@ class Bench:
         model = model or self.model
         ids = token_ids(prompt) if isinstance(prompt, str) else list(prompt)
         sampling = sampling_defaults.resolve(params or SamplingParams(), model.generation_config, GREEDY)
-        ending = Ending(sampling.max_tokens, model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
+        rules = rules_of(sampling, model)
+        ending = Ending(sampling.max_tokens, rules.ends, sampling.stop, sampling.min_tokens)
         sequence = RunningSequence(stream_id, ids, ending, model.decode, time.monotonic())
         terms = Terms(sampling.max_tokens, priority, deadline=deadline, fork_of=fork_of)
-        self.generation.submit(model, sequence, Job(stream_id, ids, sampling, sampling.seed or 0), terms)
+        self.generation.submit(model, sequence, Job(stream_id, ids, sampling, sampling.seed or 0, rules), terms)
         return self.streams.setdefault(stream_id, Stream())
 
     def step(self, count: int = 1) -> list[Row]:

@@ -13,7 +13,7 @@ from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 from mlx_lm.utils import load_model
 
 from mlx_serving.wire.methods import ModelCapabilities
-from mlx_serving.worker.capabilities import kv_bytes_per_token, probe
+from mlx_serving.worker.capabilities import kv_bytes_and_logits, probe
 
 from ..tiny_models import make_llama
 
@@ -118,7 +118,7 @@ def test_the_bytes_of_a_token_in_the_caches_are_those_of_keys_and_values(
     model_of: Callable[[str], nn.Module], name: str, layers: int, heads: int
 ) -> None:
     """float32 keys and values of the attention layers; a recurrent state does not grow."""
-    assert kv_bytes_per_token(model_of(name)) == layers * heads * 2 * 16 * 4
+    assert kv_bytes_and_logits(model_of(name))[0] == layers * heads * 2 * 16 * 4
 
 
 def test_caches_within_caches_are_counted() -> None:
@@ -127,8 +127,9 @@ def test_caches_within_caches_are_counted() -> None:
             nested: Any = CacheList
             return [nested(KVCache(), RotatingKVCache(8))]
 
-        def __call__(self, inputs: mx.array, cache: list[Any]) -> None:
+        def __call__(self, inputs: mx.array, cache: list[Any]) -> mx.array:
             for one in cache[0].caches:
                 one.update_and_fetch(mx.zeros((1, 1, 1, 4)), mx.zeros((1, 1, 1, 4)))
+            return mx.zeros((1, 1, 9))
 
-    assert kv_bytes_per_token(Nested()) == 2 * 2 * 4 * 4
+    assert kv_bytes_and_logits(Nested()) == (2 * 2 * 4 * 4, 9)

@@ -206,7 +206,7 @@ def test_a_parked_sequence_and_one_that_is_recomputed_can_be_copied_from(trimmab
     runner.admit("parent")
     runner.run((), [PrefillChunk("parent", 0, len(ids), last=True)], ())
     runner.run(("parent",), (), ())
-    parent_has = [token for _, token in runner.drain()]
+    parent_has = [token.token_id for token in runner.drain()]
     runner.park("parent")
     assert tokens_of_a_fork(runner, "of the parked", ids) == expected
     runner.evict("parent")
@@ -222,7 +222,7 @@ def tokens_of_a_fork(runner: ModelRunner, name: str, ids: list[int]) -> list[int
     runner.run((), [PrefillChunk(name, len(ids) - 1, 1, last=True)], ())
     given = [*runner.run((name,), (), ()), *runner.run((name,), (), ()), *runner.drain()]
     runner.remove(name)
-    return [token for stream_id, token in given if stream_id == name]
+    return [token.token_id for token in given if token.stream_id == name]
 
 
 def test_a_copy_that_cannot_be_had_is_computed(llama: Path) -> None:

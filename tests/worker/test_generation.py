@@ -53,7 +53,7 @@ class ScriptedRunner(ModelRunner):
         if self.fail_stepping is not None:
             raise self.fail_stepping
         begun = [chunk.id for chunk in prefill if chunk.last]
-        return [(stream_id, self._token_id) for stream_id in (*decode, *begun) if stream_id in self.jobs]
+        return [Token(stream_id, self._token_id) for stream_id in (*decode, *begun) if stream_id in self.jobs]
 
     def drain(self) -> list[Token]:
         if self.fail_draining is not None:

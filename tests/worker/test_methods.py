@@ -132,6 +132,9 @@ def test_a_stream_without_an_id_gets_one_of_its_own(worker: WorkerProcess, spell
         pytest.param({"stop_sequences": ["€🙈"]}, "bcdefghijklmnopqrstuvwxyzé", "stop", id="stop string of characters"),
         pytest.param({"stop_sequences": ["xyzw", "789"]}, SPELLED[1:-3], "stop", id="second stop string"),
         pytest.param({"stop_token_ids": token_ids("d")}, "bc", "stop", id="stop token"),
+        pytest.param({"stop_sequences": ["c", "g"], "min_tokens": 3}, "bcdef", "stop", id="stop string in time"),
+        pytest.param({"bad_words": ["zz", "ef"], "max_tokens": 4}, "bcde", "length", id="bad words elsewhere"),
+        pytest.param({"allowed_token_ids": token_ids("bcq"), "max_tokens": 2}, "bc", "length", id="allowed tokens"),
     ],
 )
 def test_finish_reasons(
@@ -148,6 +151,16 @@ def test_a_character_of_several_tokens_arrives_whole(worker: WorkerProcess, spel
     stream = worker.generate(model_id=str(speller), prompt="y", max_tokens=12)
     pieces = [chunk["token"] for chunk in worker.notifications(stream) if chunk["method"] == "stream.chunk"]
     assert pieces == ["z", "", "é", "", "", "€", "", "", "", "🙈", "0", "1"]
+
+
+def test_log_probabilities_come_with_their_chunk(worker: WorkerProcess, speller: Path) -> None:
+    stream = worker.generate(model_id=str(speller), prompt="y", max_tokens=3, logprobs=2)
+    chunks = [chunk for chunk in worker.notifications(stream) if chunk["method"] == "stream.chunk"]
+    assert [chunk["top_logprobs"][0]["bytes"] for chunk in chunks] == [[122], [0xC3], [0xA9]]
+    for chunk in chunks:
+        best, second = chunk["top_logprobs"]
+        assert (best["token_id"], best["logprob"]) == (chunk["token_id"], chunk["logprob"])
+        assert 0 >= best["logprob"] > second["logprob"]
 
 
 def test_chat_messages_go_through_the_model_s_template(worker: WorkerProcess, speller: Path) -> None:

@@ -16,10 +16,10 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.scheduling import PrefillChunk
-from mlx_serving.worker.batch import DecodeBatch
+from mlx_serving.worker.batch import DecodeBatch, Token
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job, ModelRunner
-from mlx_serving.worker.sampler import SamplingRow
+from mlx_serving.worker.sampling_row import SamplingRow
 
 from ..tiny_models import token_ids
 from .bench import Reference, load
@@ -36,7 +36,11 @@ SEEDED = ResolvedSampling(
     top_k=0,
     min_p=0.0,
     repetition_penalty=1.1,
+    repetition_context_size=6,
     frequency_penalty=0.3,
+    typical_p=0.98,
+    xtc_probability=0.3,
+    xtc_threshold=0.05,
     logit_bias={258: -100.0},
 )
 
@@ -78,10 +82,10 @@ class Driver:
             if ending:
                 self.drain()
 
-    def _take(self, given: list[tuple[str, int]]) -> list[str]:
-        for stream_id, token in given:
-            self.tokens[stream_id].append(token)
-        return [stream_id for stream_id, _ in given]
+    def _take(self, given: list[Token]) -> list[str]:
+        for token in given:
+            self.tokens[token.stream_id].append(token.token_id)
+        return [token.stream_id for token in given]
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -260,10 +264,10 @@ def test_a_step_gives_the_tokens_of_the_one_before(llama_model: LoadedModel) -> 
     joined(llama_model.model, batch, "a", token_ids("abc"))
     assert batch.step() == []
     joined(llama_model.model, batch, "b", [7])
-    assert [stream_id for stream_id, _ in batch.step()] == ["a"]
-    assert [stream_id for stream_id, _ in batch.step(["a"])] == ["a", "b"]
+    assert [token.stream_id for token in batch.step()] == ["a"]
+    assert [token.stream_id for token in batch.step(["a"])] == ["a", "b"]
     assert len(batch) == 1
-    assert [stream_id for stream_id, _ in batch.drain()] == ["a", "b"]
+    assert [token.stream_id for token in batch.drain()] == ["a", "b"]
     assert batch.drain() == []
 
 
@@ -272,7 +276,7 @@ def test_an_empty_batch_launches_nothing(llama_model: LoadedModel) -> None:
     assert batch.step() == []
     joined(llama_model.model, batch, "a", token_ids("abc"))
     batch.step(["a"])
-    assert [stream_id for stream_id, _ in batch.step()] == ["a"]
+    assert [token.stream_id for token in batch.step()] == ["a"]
     joined(llama_model.model, batch, "b", token_ids("b"))
     batch.leave("b")
     assert (batch.step(), len(batch)) == ([], 0)

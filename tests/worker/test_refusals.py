@@ -108,6 +108,15 @@ def test_an_invalid_parameter_is_named(
         ({"logit_bias": {"-1": 1}}, "logit_bias[-1]"),
         ({"stop_sequences": [""]}, "stop[0]"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"typical_p": 0}, "typical_p"),
+        ({"xtc_probability": 2}, "xtc_probability"),
+        ({"xtc_threshold": 0.6}, "xtc_threshold"),
+        ({"repetition_context_size": -1}, "repetition_context_size"),
+        ({"min_tokens": 3, "max_tokens": 2}, "min_tokens"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"bad_words": [""]}, "bad_words[0]"),
+        ({"banned_token_ids": [-1]}, "banned_token_ids[0]"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
     ],
 )
 def test_sampling_out_of_range_is_refused_with_its_limit(
@@ -116,6 +125,23 @@ def test_sampling_out_of_range_is_refused_with_its_limit(
     refused = worker.refusal("generate", model_id=str(speller), prompt="a", **params)
     assert (refused.code, refused.details["field"]) == (-32602, field)
     assert {"limit", "given"} <= set(refused.details)
+
+
+@pytest.mark.parametrize("name", ["banned_token_ids", "allowed_token_ids"])
+def test_ids_beyond_the_vocabulary_are_refused(worker: WorkerProcess, speller: Path, name: str) -> None:
+    refused = worker.refusal("generate", model_id=str(speller), prompt="a", **{name: [VOCABULARY]})
+    assert (refused.details["field"], refused.details["limit"]) == (name, VOCABULARY - 1)
+
+
+def test_a_request_that_leaves_no_token_is_refused(worker: WorkerProcess, speller: Path) -> None:
+    refused = worker.refusal("generate", model_id=str(speller), prompt="a", allowed_token_ids=[7], banned_token_ids=[7])
+    assert (refused.code, refused.details["field"]) == (-32602, "allowed_token_ids")
+
+
+def test_min_tokens_must_fit_into_the_context(worker: WorkerProcess, speller: Path) -> None:
+    refused = worker.refusal("generate", model_id=str(speller), prompt="abc", min_tokens=600)
+    assert (refused.details["field"], refused.details["given"]) == ("min_tokens", 603)
+    assert "but the prompt has 3 and min_tokens 600" in refused.message
 
 
 def test_several_values_out_of_range_are_told_together(worker: WorkerProcess, speller: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_serving.core.generation import FinishReason
 from mlx_serving.errors import GenerationError
-from mlx_serving.wire.notifications import Completed, Failed, Row
+from mlx_serving.wire.notifications import Candidate, Completed, Failed, Row, TokenLogprobs
 from mlx_serving.worker.sequence import Ending, RunningSequence
 
 EOS = 0
@@ -20,9 +20,9 @@ def decode(token_ids: Sequence[int]) -> str:
 
 
 def sequence(
-    max_tokens: int = 100, stop: tuple[str, ...] = (), stop_token_ids: tuple[int, ...] = ()
+    max_tokens: int = 100, stop: tuple[str, ...] = (), stop_token_ids: tuple[int, ...] = (), min_tokens: int = 0
 ) -> RunningSequence:
-    ending = Ending(max_tokens, frozenset({EOS, *stop_token_ids}), stop)
+    ending = Ending(max_tokens, frozenset({EOS, *stop_token_ids}), stop, min_tokens)
     return RunningSequence("s", list(b"prompt"), ending, decode, started_at=10.0)
 
 
@@ -72,6 +72,21 @@ def test_no_part_of_a_stop_string_is_shown(stop: str) -> None:
     for row in rows:
         shown += row.text
         assert "abcdefgh".partition(stop)[0].startswith(shown)
+
+
+@pytest.mark.parametrize(("min_tokens", "shown"), [(0, "ab"), (2, "ab"), (3, "abcdab"), (6, "abcdab"), (7, "abcdabcd")])
+def test_stop_strings_count_after_min_tokens(min_tokens: int, shown: str) -> None:
+    rows = feed(sequence(max_tokens=8, stop=("c",), min_tokens=min_tokens), b"abcdabcd")
+    assert text_of(rows) == shown
+
+
+def test_log_probabilities_go_out_with_their_token_until_the_turn_ends() -> None:
+    told = TokenLogprobs(Candidate(97, -0.5, b"a", False), [])
+    running = sequence(max_tokens=2)
+    assert running.accept(97, 12.0, told).logprobs == [told]
+    assert running.accept(97, 12.0, told).logprobs == [told]
+    assert sequence(stop=("a",)).accept(97, 12.0, told).logprobs == [told]
+    assert sequence().accept(EOS, 12.0, told).logprobs is None
 
 
 def test_what_only_began_like_a_stop_string_is_shown_in_the_end() -> None:

@@ -45,6 +45,13 @@ def test_token_strings_has_one_string_an_id(tokenizer: PromptTokenizer) -> None:
     assert tokenizer.token_strings([*token_ids("a "), BOS]) == ["a", "Ġ", "<|endoftext|>"]
 
 
+def test_a_banned_word_is_written_alone_and_after_a_space(tokenizer: PromptTokenizer) -> None:
+    word, spaced = tuple(token_ids("né")), tuple(token_ids(" né"))
+    assert tokenizer.banned_sequences(["né"]) == (word, spaced)
+    assert tokenizer.banned_sequences([" né", "né", "x"]) == (word, spaced, *tokenizer.banned_sequences(["x"]))
+    assert tokenizer.banned_sequences([]) == ()
+
+
 def test_the_decoder_leaves_special_tokens_out(llama: Path) -> None:
     decode = make_decoder(load_tokenizer(llama))
     assert decode([BOS, *token_ids("a 🙂"), BOS]) == "a 🙂"

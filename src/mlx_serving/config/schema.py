@@ -88,8 +88,28 @@ class GenerationConfig(Section):
         le=1,
         description="Drop tokens that are less likely than this fraction of the likeliest one; 0 is off.",
     )
+    typical_p: float = Field(
+        default=_SAMPLING.typical_p,
+        gt=0,
+        le=1,
+        description="Sample from the tokens of this total probability whose surprise is nearest to the mean; 1 is off.",
+    )
+    xtc_probability: float = Field(
+        default=_SAMPLING.xtc_probability,
+        ge=0,
+        le=1,
+        description="How often, of the tokens above `xtc_threshold`, all but the least likely are removed; 0 is off.",
+    )
+    xtc_threshold: float = Field(
+        default=_SAMPLING.xtc_threshold, ge=0, le=0.5, description="Probability above which XTC removes tokens."
+    )
     repetition_penalty: float = Field(
         default=_SAMPLING.repetition_penalty, gt=0, description="Above 1, recent tokens become less likely; 1 is off."
+    )
+    repetition_context_size: int = Field(
+        default=_SAMPLING.repetition_context_size,
+        ge=0,
+        description="Recent tokens of prompt and answer that `repetition_penalty` looks at; 0 is all of them.",
     )
     max_tokens_limit: int | None = Field(
         default=None,
@@ -120,7 +140,11 @@ class GenerationConfig(Section):
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
+            typical_p=self.typical_p,
+            xtc_probability=self.xtc_probability,
+            xtc_threshold=self.xtc_threshold,
             repetition_penalty=self.repetition_penalty,
+            repetition_context_size=self.repetition_context_size,
         )
 
 

@@ -48,10 +48,22 @@ class SamplingParams:
     """How tokens are chosen and when to stop. None means: what the model's own generation_config says, else the
     default of `SamplingDefaults`.
 
-    temperature 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `repetition_penalty` 1 is off; it and the
-    presence and frequency penalties look at recent tokens only. `logit_bias` adds to the logits of token ids.
-    `stop` strings and `stop_token_ids` end the text and are not part of it. `logprobs` asks for the log-probability of
-    every token, and of this many of the likeliest ones in its place.
+    Logits are changed first. `logit_bias` adds to those of token ids. `repetition_penalty` divides positive and
+    multiplies negative logits of the last `repetition_context_size` tokens of prompt and answer (0: of all of them);
+    1 is off. `presence_penalty` is subtracted once, `frequency_penalty` per occurrence, from tokens of the answer.
+    `banned_token_ids` never come, nor does anything but `allowed_token_ids` if those are given. `bad_words` are banned
+    in the ways the tokenizer writes them, alone and after a space: the last token of each is impossible after the
+    others. Before the answer has `min_tokens` tokens, none that would end it is possible, and no stop string is
+    looked for.
+
+    temperature 0 is greedy. Otherwise logits are divided by it, and of the distribution that gives stays what `top_k`,
+    `top_p` and `min_p` each leave (0, 1 and 0 are off); of that, what `typical_p` leaves (1 is off); of that, with
+    probability `xtc_probability`, only the least likely of the tokens above `xtc_threshold`, if there are several, and
+    those below. Spared from that are line breaks and the end of the turn.
+
+    `stop` strings and `stop_token_ids` end the text and are not part of it. `ignore_eos`: the model's own end of the
+    turn does not. `logprobs` asks for the log-probability of every token, and of this many of the likeliest ones in
+    its place; they are the model's own, before everything above.
     """
 
     max_tokens: int | None = None
@@ -59,13 +71,22 @@ class SamplingParams:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
     repetition_penalty: float | None = None
+    repetition_context_size: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    banned_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
     seed: int | None = None
+    min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
     logprobs: int | None = None
 
 
@@ -110,6 +131,11 @@ class TokenLogprob:
     logprob: float
     raw: bytes
     special: bool = False
+
+    @property
+    def text(self) -> str:
+        """The token for people's eyes: bytes that are no character by themselves are written like `\\xe2\\x82`."""
+        return self.raw.decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,8 +84,11 @@ class StopMatcher:
         """Whether a stop string ended the text."""
         return self._stopped
 
-    def feed(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop string has ended it; then nothing more is ever shown."""
+    def feed(self, text: str, *, ignore: bool = False) -> tuple[str, bool]:
+        """The text that may be shown now, and whether a stop string has ended it; then nothing more is ever shown.
+
+        A stop string whose last character is in a text to `ignore` does not end anything.
+        """
         if self._stopped:
             return "", True
         if not self._patterns:
@@ -95,7 +98,7 @@ class StopMatcher:
         for char in text:
             self._fed += 1
             for pattern in self._patterns:
-                if pattern.completes_with(char):
+                if pattern.completes_with(char) and not ignore:
                     found = self._fed - len(pattern.text)
                     self._match = found if self._match is None else min(self._match, found)
             # A match is final once no longer stop string that began before it can still be completed.

@@ -16,14 +16,14 @@ class LimitsBackend:
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
-        """See `core.generation.Backend`. Raises `InvalidRequest` for a `max_tokens` above the limit."""
-        asked = request.sampling.max_tokens
-        if asked is not None and asked > self._max_tokens_limit:
-            raise InvalidRequest(
-                f"max_tokens must be at most {self._max_tokens_limit} here, got {asked}",
-                field="max_tokens",
-                limit=self._max_tokens_limit,
-                given=asked,
-            )
+        """See `core.generation.Backend`. Raises `InvalidRequest` for a `max_tokens` or `min_tokens` above the limit."""
+        for name, asked in (("max_tokens", request.sampling.max_tokens), ("min_tokens", request.sampling.min_tokens)):
+            if asked is not None and asked > self._max_tokens_limit:
+                raise InvalidRequest(
+                    f"{name} must be at most {self._max_tokens_limit} here, got {asked}",
+                    field=name,
+                    limit=self._max_tokens_limit,
+                    given=asked,
+                )
         async with self._inner.generate(request) as deltas:
             yield deltas

@@ -16,7 +16,9 @@ from mlx_serving.core.generation import (
     FinishReason,
     GenerationRequest,
     GenerationStats,
+    Logprobs,
     TextPrompt,
+    TokenLogprob,
     TokenPrompt,
 )
 from mlx_serving.core.inquest import Inquest
@@ -25,7 +27,7 @@ from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.errors import Aborted, EngineError, RequestCrashedWorker, WorkerDied
 from mlx_serving.wire import jsonrpc, methods
-from mlx_serving.wire.notifications import Completed, Row
+from mlx_serving.wire.notifications import Candidate, Completed, Row
 
 _MAX_ID_CHARS = 256  # of a stream on the pipe
 
@@ -173,7 +175,7 @@ class _Stream:
     def _on_row(self, row: Row) -> None:
         if row.token_ids or row.text:
             self._clear(len(row.token_ids))
-            self.dispatch(stream.Delivered(Delta(row.text, tuple(row.token_ids))))
+            self.dispatch(stream.Delivered(Delta(row.text, tuple(row.token_ids), logprobs=_logprobs(row))))
         match row.end:
             case None:
                 pass
@@ -204,6 +206,17 @@ def _blamed(error: WorkerDied, losses: float) -> RequestCrashedWorker:
     )
 
 
+def _logprobs(row: Row) -> tuple[Logprobs, ...]:
+    return tuple(
+        Logprobs(_token_logprob(each.chosen), tuple(_token_logprob(other) for other in each.top))
+        for each in row.logprobs or ()
+    )
+
+
+def _token_logprob(candidate: Candidate) -> TokenLogprob:
+    return TokenLogprob(candidate.token_id, candidate.logprob, candidate.raw, candidate.special)
+
+
 def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on_trial: bool) -> methods.GenerateParams:
     chosen = request.sampling
     params = methods.GenerateParams(
@@ -214,13 +227,23 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
         top_p=chosen.top_p,
         top_k=chosen.top_k,
         min_p=chosen.min_p,
+        typical_p=chosen.typical_p,
+        xtc_probability=chosen.xtc_probability,
+        xtc_threshold=chosen.xtc_threshold,
         repetition_penalty=chosen.repetition_penalty,
+        repetition_context_size=chosen.repetition_context_size,
         presence_penalty=chosen.presence_penalty,
         frequency_penalty=chosen.frequency_penalty,
         logit_bias=dict(chosen.logit_bias),
+        banned_token_ids=list(chosen.banned_token_ids),
+        allowed_token_ids=None if chosen.allowed_token_ids is None else list(chosen.allowed_token_ids),
+        bad_words=list(chosen.bad_words),
         seed=chosen.seed,
+        min_tokens=chosen.min_tokens,
         stop_sequences=list(chosen.stop),
         stop_token_ids=list(chosen.stop_token_ids),
+        ignore_eos=chosen.ignore_eos,
+        logprobs=chosen.logprobs,
         priority="critical" if on_trial else request.priority,  # others wait for its verdict
         caller=request.caller[:256],
         fork_of=fork_of,

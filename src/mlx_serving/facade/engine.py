@@ -236,10 +236,11 @@ class Engine:
     def _chunks(self, request: GenerationRequest, delta: Delta) -> list[GeneratorChunk]:
         chunks: list[GeneratorChunk] = []
         if delta.text or delta.token_ids:
-            only = delta.token_ids[0] if len(delta.token_ids) == 1 else None
-            chunks.append(TokenChunk(delta.text, only, delta.token_ids))
+            chunk = TokenChunk.of(delta)
+            chunks.append(chunk)
             if self._emitter.listens(GenerationToken.name):
-                self._emitter.emit(GenerationToken(stream_id=request.request_id, token=delta.text))
+                happened = GenerationToken(stream_id=request.request_id, token=delta.text, logprob=chunk.logprob)
+                self._emitter.emit(happened)
         if delta.finish_reason is not None and delta.stats is not None:
             measured = delta.stats
             stats = GenerationStats(

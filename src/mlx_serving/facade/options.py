@@ -136,13 +136,23 @@ class GeneratorParams(Options):
     top_p: float | None = Field(default=None, validation_alias=_either("top_p"))
     top_k: int | None = Field(default=None, validation_alias=_either("top_k"))
     min_p: float | None = Field(default=None, validation_alias=_either("min_p"))
+    typical_p: float | None = Field(default=None, validation_alias=_either("typical_p"))
+    xtc_probability: float | None = Field(default=None, validation_alias=_either("xtc_probability"))
+    xtc_threshold: float | None = Field(default=None, validation_alias=_either("xtc_threshold"))
     repetition_penalty: float | None = Field(default=None, validation_alias=_either("repetition_penalty"))
+    repetition_context_size: int | None = Field(default=None, validation_alias=_either("repetition_context_size"))
     presence_penalty: float = Field(default=0.0, validation_alias=_either("presence_penalty"))
     frequency_penalty: float = Field(default=0.0, validation_alias=_either("frequency_penalty"))
     logit_bias: dict[int, float] = Field(default_factory=dict, validation_alias=_either("logit_bias"))
+    banned_token_ids: Ids = Field(default=(), validation_alias=_either("banned_token_ids"))
+    allowed_token_ids: Ids | None = Field(default=None, validation_alias=_either("allowed_token_ids"))
+    bad_words: Strings = Field(default=(), validation_alias=_either("bad_words"))
     seed: int | None = None
+    min_tokens: int = Field(default=0, validation_alias=_either("min_tokens"))
     stop_sequences: Strings = Field(default=(), validation_alias=_either("stop_sequences", "stop"))
     stop_token_ids: Ids = Field(default=(), validation_alias=_either("stop_token_ids"))
+    ignore_eos: bool = Field(default=False, validation_alias=_either("ignore_eos"))
+    logprobs: int | None = None
     streaming: bool = Field(default=True, validation_alias=AliasChoices("streaming", "stream"))
     structured: Any = None
     multimodal: Any = None
@@ -161,13 +171,22 @@ class GeneratorParams(Options):
         "top_p",
         "top_k",
         "min_p",
+        "typical_p",
+        "xtc_probability",
+        "xtc_threshold",
         "repetition_penalty",
+        "repetition_context_size",
         "presence_penalty",
         "frequency_penalty",
         "logit_bias",
+        "banned_token_ids",
+        "allowed_token_ids",
+        "bad_words",
         "seed",
+        "min_tokens",
         "stop_sequences",
         "stop_token_ids",
+        "logprobs",
     )
     @classmethod
     def _within_limits(cls, value: object, info: ValidationInfo) -> object:
@@ -189,6 +208,11 @@ class GeneratorParams(Options):
             raise InvalidRequest("messages must not be empty", field="messages")
         return self
 
+    @model_validator(mode="after")
+    def _consistent(self) -> GeneratorParams:
+        sampling_defaults.validate(self.to_sampling())  # of values that are in their limits, what contradicts another
+        return self
+
     def to_prompt(self) -> Prompt:
         match self.prompt:
             case str():
@@ -207,13 +231,23 @@ class GeneratorParams(Options):
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
+            typical_p=self.typical_p,
+            xtc_probability=self.xtc_probability,
+            xtc_threshold=self.xtc_threshold,
             repetition_penalty=self.repetition_penalty,
+            repetition_context_size=self.repetition_context_size,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=self.logit_bias,
+            banned_token_ids=self.banned_token_ids,
+            allowed_token_ids=self.allowed_token_ids,
+            bad_words=self.bad_words,
             seed=self.seed,
+            min_tokens=self.min_tokens,
             stop=self.stop_sequences,
             stop_token_ids=self.stop_token_ids,
+            ignore_eos=self.ignore_eos,
+            logprobs=self.logprobs,
         )
 
 

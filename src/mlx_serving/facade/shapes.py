@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Literal, TypeAlias, cast
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Self, TypeAlias, cast
 
 import msgspec
 
-from mlx_serving.core.generation import FinishReason
+from mlx_serving.core import generation
+from mlx_serving.core.generation import Delta, FinishReason, Logprobs
 from mlx_serving.errors import EngineError
 from mlx_serving.wire.methods import LoadModelResult
 
@@ -102,14 +103,53 @@ class GenerationStats(Shape):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob(Shape):
+    """A token and the natural logarithm of its probability in the model's own distribution, before any sampling.
+
+    `bytes` is None for a special token, which is no part of the text; bytes of `token` that are no character by
+    themselves are written like `\\xe2\\x82`. `top_logprobs` are the likeliest tokens in its place, best first.
+    """
+
+    token: str
+    token_id: int
+    logprob: float
+    bytes: tuple[int, ...] | None
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+
+    @classmethod
+    def of(cls, place: Logprobs) -> Self:
+        return replace(cls._of(place.chosen), top_logprobs=tuple(map(cls._of, place.top)))
+
+    @classmethod
+    def _of(cls, token: generation.TokenLogprob) -> Self:
+        return cls(token.text, token.token_id, token.logprob, None if token.special else tuple(token.raw))
+
+
+@dataclass(frozen=True, slots=True)
 class TokenChunk(Shape):
-    """New text. `token_ids` are the ids it came from; `token_id` is set when that is one."""
+    """New text. `token_ids` are the ids it came from; `token_id` is set when that is one.
+
+    If log-probabilities were asked for, `logprobs` has one entry for each id, and `logprob` is set when that is one.
+    """
 
     type: Literal["token"] = field(default="token", init=False)
     token: str
     token_id: int | None = None
     token_ids: tuple[int, ...] = ()
     is_final: bool = False
+    logprob: float | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+    @classmethod
+    def of(cls, delta: Delta) -> Self:
+        logprobs = tuple(map(TokenLogprob.of, delta.logprobs))
+        return cls(
+            token=delta.text,
+            token_id=delta.token_ids[0] if len(delta.token_ids) == 1 else None,
+            token_ids=delta.token_ids,
+            logprob=logprobs[0].logprob if len(logprobs) == 1 else None,
+            logprobs=logprobs or None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ class StreamedResponse(Response):
             await stream.write(opening)
         ended: dict[int, GenerationStats] = {}
         async for number, delta in deltas:
-            body = choices[number].piece(delta.text) if delta.text else b""
+            body = choices[number].piece(delta.text, delta.logprobs) if delta.text or delta.logprobs else b""
             if delta.finish_reason is not None:
                 reason, ended[number] = _end(delta)
                 body += choices[number].ending(reason)

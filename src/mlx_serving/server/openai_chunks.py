@@ -1,7 +1,7 @@
 """What goes back: whole completions, and the chunks of a stream.
 
-All chunks of a choice differ in one string only, so everything around it is encoded once per choice; a token costs one
-string encoding and one concatenation.
+All chunks of a choice differ in one string only, unless log-probabilities were asked for, so everything around it is
+encoded once per choice; a token costs one string encoding and one concatenation.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Protocol
 import msgspec
 
 from mlx_serving.core.choices import Completion, Usage
-from mlx_serving.core.generation import FinishReason
+from mlx_serving.core.generation import FinishReason, Logprobs
 from mlx_serving.server import sse
+from mlx_serving.server.openai_logprobs import TextLogprobs, chat_logprobs
 
 _encode = msgspec.json.Encoder().encode
 # A mark that JSON encoding leaves as it is, and that no other part of a chunk can contain: ids are hexadecimal.
@@ -47,8 +48,8 @@ class ChoiceChunks(Protocol):
         """What the choice begins with; may be empty."""
         ...
 
-    def piece(self, text: str) -> bytes:
-        """An event with new text."""
+    def piece(self, text: str, logprobs: Sequence[Logprobs] = ()) -> bytes:
+        """An event with new text, and the log-probabilities of the tokens that came with it."""
         ...
 
     def ending(self, reason: FinishReason) -> bytes:
@@ -73,10 +74,11 @@ class Answer(Protocol):
 
 
 class ChatAnswer:
-    """`chat.completion` and `chat.completion.chunk`."""
+    """`chat.completion` and `chat.completion.chunk`. `logprobs`: whether log-probabilities were asked for."""
 
-    def __init__(self, heading: Heading, *, include_usage: bool) -> None:
+    def __init__(self, heading: Heading, *, include_usage: bool, logprobs: bool) -> None:
         self._heading = heading
+        self._logprobs = logprobs
         self._frame = _ChunkFrame(heading.document("chat.completion.chunk"), include_usage=include_usage)
 
     def whole(self, choices: Sequence[Completion], usage: Usage) -> bytes:
@@ -84,7 +86,7 @@ class ChatAnswer:
             {
                 "index": index,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": chat_logprobs(choice.logprobs) if self._logprobs else None,
                 "finish_reason": choice.finish_reason.value,
             }
             for index, choice in enumerate(choices)
@@ -99,15 +101,21 @@ class ChatAnswer:
 
 
 class TextAnswer:
-    """`text_completion`, streamed and whole."""
+    """`text_completion`, streamed and whole. `logprobs`: whether log-probabilities were asked for."""
 
-    def __init__(self, heading: Heading, *, include_usage: bool) -> None:
+    def __init__(self, heading: Heading, *, include_usage: bool, logprobs: bool) -> None:
         self._heading = heading
+        self._logprobs = logprobs
         self._frame = _ChunkFrame(heading.document("text_completion"), include_usage=include_usage)
 
     def whole(self, choices: Sequence[Completion], usage: Usage) -> bytes:
         documents = [
-            {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.finish_reason.value}
+            {
+                "index": index,
+                "text": choice.text,
+                "logprobs": TextLogprobs().document(choice.logprobs) if self._logprobs else None,
+                "finish_reason": choice.finish_reason.value,
+            }
             for index, choice in enumerate(choices)
         ]
         return _whole(self._heading.document("text_completion"), documents, usage)
@@ -128,8 +136,11 @@ class _ChatChunks:
     def opening(self) -> bytes:
         return self._frame.chunk(self._index, {"delta": {"role": "assistant", "content": ""}, "finish_reason": None})
 
-    def piece(self, text: str) -> bytes:
-        return self._before + _encode(text) + self._after
+    def piece(self, text: str, logprobs: Sequence[Logprobs] = ()) -> bytes:
+        if not logprobs:
+            return self._before + _encode(text) + self._after
+        told = chat_logprobs(logprobs)
+        return self._frame.chunk(self._index, {"delta": {"content": text}, "logprobs": told, "finish_reason": None})
 
     def ending(self, reason: FinishReason) -> bytes:
         return self._frame.chunk(self._index, {"delta": {}, "finish_reason": reason.value})
@@ -139,13 +150,17 @@ class _TextChunks:
     def __init__(self, frame: _ChunkFrame, index: int) -> None:
         self._frame = frame
         self._index = index
+        self._logprobs = TextLogprobs()
         self._before, self._after = frame.around(index, {"text": _MARK, "finish_reason": None})
 
     def opening(self) -> bytes:
         return b""
 
-    def piece(self, text: str) -> bytes:
-        return self._before + _encode(text) + self._after
+    def piece(self, text: str, logprobs: Sequence[Logprobs] = ()) -> bytes:
+        if not logprobs:
+            return self._before + _encode(text) + self._after
+        told = self._logprobs.document(logprobs)
+        return self._frame.chunk(self._index, {"text": text, "logprobs": told, "finish_reason": None})
 
     def ending(self, reason: FinishReason) -> bytes:
         return self._frame.chunk(self._index, {"text": "", "finish_reason": reason.value})

@@ -47,6 +47,32 @@ class _Heading(Document):
     system_fingerprint: str
 
 
+class TopLogprob(Document):
+    token: str = Field(description="Bytes that are no character by themselves are written as \\xe2.")
+    logprob: float = Field(description="Natural logarithm; of the model's own distribution, before any sampling.")
+    bytes: list[int] | None = Field(description="null for a special token, which is no part of the text.")
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Document):
+    """One entry for each token."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class TextLogprobs(Document):
+    """One entry for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] = Field(description="With the token itself.")
+    text_offset: list[int] = Field(description="In characters.")
+
+
 class ChatMessage(Document):
     role: Literal["assistant"]
     content: str
@@ -56,7 +82,7 @@ class ChatMessage(Document):
 class ChatChoice(Document):
     index: _Index
     message: ChatMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"]
 
 
@@ -74,7 +100,7 @@ class ChatDelta(Document):
 class ChatChunkChoice(Document):
     index: _Index
     delta: ChatDelta
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"] | None
 
 
@@ -89,7 +115,7 @@ class ChatCompletionChunk(_Heading):
 class CompletionChoice(Document):
     index: _Index
     text: str
-    logprobs: None
+    logprobs: TextLogprobs | None
     finish_reason: Literal["stop", "length"] | None
 
 

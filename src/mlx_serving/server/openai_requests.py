@@ -53,7 +53,7 @@ def parse_chat(body: Mapping[str, object]) -> Asked:
     request = _checked(ChatCompletionRequest, given, issues)
     messages = tuple(message.for_template() for message in request.messages)
     prompt = ChatPrompt(messages, request.chat_template_kwargs or {})
-    return _asked(request, (prompt,), _choices(given), _max_tokens(given))
+    return _asked(request, (prompt,), _choices(given), _max_tokens(given), _logprobs_given(given)[1])
 
 
 def parse_completion(body: Mapping[str, object]) -> Asked:
@@ -61,7 +61,7 @@ def parse_completion(body: Mapping[str, object]) -> Asked:
     given, issues = screen(body, CompletionRequest.model_fields, unsupported.COMPLETION)
     request = _checked(CompletionRequest, given, issues)
     max_tokens = _COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _asked(request, _prompts(request.prompt), _choices(given), max_tokens)
+    return _asked(request, _prompts(request.prompt), _choices(given), max_tokens, request.logprobs)
 
 
 _R = TypeVar("_R", bound=GenerationFields)
@@ -134,15 +134,15 @@ def _range_issues(given: Mapping[str, object]) -> Iterator[Issue]:
     fields = SamplingFields.model_validate(
         {name: value for name, value in given.items() if name in SamplingFields.model_fields}
     )
-    name, max_tokens = _max_tokens_given(given)
+    limit_name, max_tokens = _max_tokens_given(given)
+    top_name, logprobs = _logprobs_given(given)
+    names = {"max_tokens": limit_name, "logprobs": top_name}
     try:
-        validate(_sampling(fields, max_tokens))
+        validate(_sampling(fields, max_tokens, logprobs))
     except InvalidRequest as error:
         for issue in from_range_error(error):
-            if issue.field == "max_tokens":
-                yield replace(issue, field=name, message=issue.message.replace("max_tokens", name, 1))
-            else:
-                yield issue
+            name = names.get(issue.field, issue.field)
+            yield replace(issue, field=name, message=issue.message.replace(issue.field, name, 1))
 
 
 def _choice_issues(given: Mapping[str, object]) -> Iterator[Issue]:
@@ -162,6 +162,8 @@ def _contradictions(given: Mapping[str, object]) -> Iterator[Issue]:
         yield Issue("max_completion_tokens", f"max_completion_tokens and max_tokens mean the same, got {new} and {old}")
     if given.get("stream_options") is not None and given.get("stream") is not True:
         yield Issue("stream_options", "stream_options is only allowed when stream is true")
+    if given.get("top_logprobs") not in (None, 0) and given.get("logprobs") is not True:
+        yield Issue("top_logprobs", "top_logprobs is only allowed when logprobs is true")
 
 
 def _max_tokens_given(given: Mapping[str, object]) -> tuple[str, int | None]:
@@ -182,24 +184,39 @@ def _choices(given: Mapping[str, object]) -> Choices:
     return Choices(n, n if best_of is None else best_of)
 
 
+def _logprobs_given(given: Mapping[str, object]) -> tuple[str, int | None]:
+    """How many of the likeliest tokens are wanted, and the name that says it: chats have a switch besides."""
+    if not isinstance(switch := given.get("logprobs"), bool):
+        return "logprobs", _integer(given, "logprobs")
+    if not switch:
+        return "top_logprobs", None
+    return "top_logprobs", _integer(given, "top_logprobs") or 0
+
+
 def _integer(given: Mapping[str, object], name: str) -> int | None:
     value = given.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _asked(request: GenerationFields, prompts: tuple[Prompt, ...], choices: Choices, max_tokens: int | None) -> Asked:
+def _asked(
+    request: GenerationFields,
+    prompts: tuple[Prompt, ...],
+    choices: Choices,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> Asked:
     return Asked(
         model=request.model,
         prompts=prompts,
         choices=choices,
-        sampling=_sampling(request, max_tokens),
+        sampling=_sampling(request, max_tokens, logprobs),
         stream=request.stream or False,
         include_usage=request.stream_options is not None and (request.stream_options.include_usage or False),
         user=request.user,
     )
 
 
-def _sampling(fields: SamplingFields, max_tokens: int | None) -> SamplingParams:
+def _sampling(fields: SamplingFields, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
     stop = () if fields.stop is None else fields.stop
     return SamplingParams(
         max_tokens=max_tokens,
@@ -207,13 +224,23 @@ def _sampling(fields: SamplingFields, max_tokens: int | None) -> SamplingParams:
         top_p=fields.top_p,
         top_k=fields.top_k,
         min_p=fields.min_p,
+        typical_p=fields.typical_p,
+        xtc_probability=fields.xtc_probability,
+        xtc_threshold=fields.xtc_threshold,
         repetition_penalty=fields.repetition_penalty,
+        repetition_context_size=fields.repetition_context_size,
         presence_penalty=fields.presence_penalty or 0.0,
         frequency_penalty=fields.frequency_penalty or 0.0,
         logit_bias={int(token_id): bias for token_id, bias in (fields.logit_bias or {}).items()},
+        banned_token_ids=tuple(fields.banned_token_ids or ()),
+        allowed_token_ids=None if fields.allowed_token_ids is None else tuple(fields.allowed_token_ids),
+        bad_words=tuple(fields.bad_words or ()),
         seed=fields.seed,
+        min_tokens=fields.min_tokens or 0,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(fields.stop_token_ids or ()),
+        ignore_eos=fields.ignore_eos or False,
+        logprobs=logprobs,
     )
 
 

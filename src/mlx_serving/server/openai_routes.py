@@ -31,7 +31,7 @@ from mlx_serving.server.service import Service
 
 
 class _Wording(Protocol):
-    def __call__(self, heading: Heading, *, include_usage: bool) -> Answer: ...
+    def __call__(self, heading: Heading, *, include_usage: bool, logprobs: bool) -> Answer: ...
 
 
 def openai_routes(service: Service) -> APIRouter:
@@ -94,7 +94,7 @@ async def _generate(
         choices=asked.choices,
         backend=service.engine,
         in_flight=service.in_flight,
-        answer=wording(heading, include_usage=asked.include_usage),
+        answer=wording(heading, include_usage=asked.include_usage, logprobs=asked.sampling.logprobs is not None),
         record=record,
     )
     if asked.stream:

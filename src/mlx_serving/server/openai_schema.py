@@ -96,15 +96,37 @@ class SamplingFields(Body):
     top_p: float | None = Field(default=None, description="Sample from the likeliest tokens of this probability.")
     top_k: int | None = Field(default=None, description="Sample from this many likeliest tokens; 0 is off.")
     min_p: float | None = Field(default=None, description="Drop tokens below this fraction of the likeliest one.")
+    typical_p: float | None = Field(
+        default=None, description="Sample from the tokens of this probability whose surprise is nearest to the mean."
+    )
+    xtc_probability: float | None = Field(default=None, description="How often XTC removes the likeliest tokens.")
+    xtc_threshold: float | None = Field(
+        default=None, description="Of the tokens above this probability, XTC keeps the least likely one; at most 0.5."
+    )
     repetition_penalty: float | None = Field(default=None, description="Above 1, recent tokens become less likely.")
-    presence_penalty: float | None = Field(default=None, description="Subtracted once for recent tokens; -2 to 2.")
-    frequency_penalty: float | None = Field(default=None, description="Subtracted per recent occurrence; -2 to 2.")
+    repetition_context_size: int | None = Field(
+        default=None, description="Recent tokens of prompt and answer, for repetition_penalty; 0 is all."
+    )
+    presence_penalty: float | None = Field(
+        default=None, description="Subtracted from tokens that the answer has; -2 to 2."
+    )
+    frequency_penalty: float | None = Field(
+        default=None, description="Subtracted for every time that the answer has a token; -2 to 2."
+    )
     logit_bias: Annotated[dict[str, float], AfterValidator(_token_ids_as_keys)] | None = Field(
         default=None, description="Added to the logits of token ids; -100 to 100."
     )
+    banned_token_ids: list[int] | None = Field(default=None, description="Token ids that never come.")
+    allowed_token_ids: list[int] | None = Field(default=None, description="The only token ids that may come.")
+    bad_words: list[str] | None = Field(
+        default=None,
+        description="Banned as the tokenizer writes them, alone and after a space; other spellings are not.",
+    )
     seed: int | None = Field(default=None, description="The same seed and request give the same text.")
+    min_tokens: int | None = Field(default=None, description="Until then, nothing ends the text.")
     stop: Stop | None = Field(default=None, description="At most 16 strings that end the text and are no part of it.")
     stop_token_ids: list[int] | None = Field(default=None, description="Token ids that end the text.")
+    ignore_eos: bool | None = Field(default=None, description="Go on after the model's own end of the turn.")
 
 
 class StreamOptions(Body):
@@ -166,6 +188,10 @@ class ChatCompletionRequest(GenerationFields):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, description="Another name for max_tokens.")
+    logprobs: bool | None = Field(default=None, description="Send the log-probability of every token.")
+    top_logprobs: int | None = Field(
+        default=None, description="With logprobs: of this many of the likeliest tokens, too; at most 20."
+    )
     chat_template_kwargs: Annotated[dict[str, object], AfterValidator(_safe_template_kwargs)] | None = Field(
         default=None, description="Extra variables for the model's chat template."
     )
@@ -180,3 +206,7 @@ class CompletionRequest(GenerationFields):
         description="Generate so many answers and return the `n` best: those of the highest log-probability per token.",
     )
     max_tokens: int | None = Field(default=16, description="Tokens to generate at most.")
+    logprobs: int | None = Field(
+        default=None,
+        description="Send the log-probability of every token, and of this many of the likeliest ones; at most 20.",
+    )

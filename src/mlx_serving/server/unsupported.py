@@ -22,8 +22,6 @@ _BOTH: NeutralValues = {
     "store": (False,),
     # vLLM
     "add_special_tokens": (),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "cache_salt": (),
     "early_stopping": (False,),
     "echo": (False,),
@@ -33,12 +31,10 @@ _BOTH: NeutralValues = {
     "guided_json": (),
     "guided_regex": (),
     "guided_whitespace_pattern": (),
-    "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
     "kv_transfer_params": (),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
-    "min_tokens": (0,),
     "mm_processor_kwargs": ({},),
     "priority": (0,),
     "prompt_logprobs": (),
@@ -53,10 +49,9 @@ _BOTH: NeutralValues = {
     # mlx-lm's server
     "adapters": (),
     "draft_model": (),
+    "frequency_context_size": (),
     "num_draft_tokens": (),
-    "repetition_context_size": (),
-    "xtc_probability": (0, 0.0),
-    "xtc_threshold": (),
+    "presence_context_size": (),
 }
 
 CHAT: NeutralValues = {
@@ -70,7 +65,6 @@ CHAT: NeutralValues = {
     "enable_thinking": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
@@ -78,12 +72,11 @@ CHAT: NeutralValues = {
     "role_mapping": (),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 
-COMPLETION: NeutralValues = {**_BOTH, "logprobs": (), "suffix": ("",)}
+COMPLETION: NeutralValues = {**_BOTH, "suffix": ("",)}
 
 STREAM_OPTIONS: NeutralValues = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
 

@@ -82,6 +82,7 @@ class GenerationToken(Event):
     name = "generation:token"
     stream_id: str
     token: str
+    logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,13 +166,23 @@ class GenerateParams(Params):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
     repetition_penalty: float | None = None
+    repetition_context_size: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
+    banned_token_ids: list[int] = []
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
     seed: int | None = None
+    min_tokens: int = 0
     stop_sequences: list[str] = []
     stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    logprobs: int | None = None
     priority: Priority = "normal"
     caller: Annotated[str, msgspec.Meta(max_length=256)] = ""
     fork_of: StreamId | None = None

@@ -36,13 +36,31 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=1):
     error: jsonrpc.RpcError
 
 
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """A token and the logarithm of its probability; `raw` and `special` as in `core.generation.TokenLogprob`."""
+
+    token_id: int
+    logprob: float
+    raw: bytes
+    special: bool
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Of the token that came, and of the likeliest ones in its place, best first."""
+
+    chosen: Candidate
+    top: list[Candidate]
+
+
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """What one step did for one stream: new ids, the text they completed, and how it ended, if it did."""
+    """What one step did for one stream: new ids, the text they completed, how it ended, if it did, and the
+    log-probabilities of the ids, if they were asked for."""
 
     stream_id: str
     token_ids: list[int]
     text: str
     end: Completed | Failed | None = None
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class StepFrame(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -111,15 +129,11 @@ def _as_json(notification: Notification) -> Iterator[tuple[str, dict[str, object
 
 
 def _row_as_json(row: Row) -> Iterator[tuple[str, dict[str, object]]]:
-    if len(row.token_ids) == 1:
-        chunk: dict[str, object] = {"token": row.text, "token_id": row.token_ids[0], "is_final": False}
-        yield "stream.chunk", {"stream_id": row.stream_id, **chunk}
-    elif row.token_ids or row.text:
+    if row.token_ids or row.text:
         # Text that was held back at the end has no token of its own; several ids may share one text.
-        yield (
-            "stream.chunk",
-            {"stream_id": row.stream_id, "token": row.text, "token_ids": row.token_ids, "is_final": False},
-        )
+        ids = {"token_id": row.token_ids[0]} if len(row.token_ids) == 1 else {"token_ids": row.token_ids}
+        chunk = {"stream_id": row.stream_id, "token": row.text, **ids, "is_final": False}
+        yield "stream.chunk", {**chunk, **_logprobs_as_json(row.logprobs)}
     match row.end:
         case None:
             return
@@ -160,3 +174,24 @@ def _row_as_json(row: Row) -> Iterator[tuple[str, dict[str, object]]]:
             )
         case _:
             assert_never(row.end)
+
+
+def _logprobs_as_json(logprobs: list[TokenLogprobs] | None) -> dict[str, object]:
+    if not logprobs:
+        return {}
+    if len(logprobs) == 1:
+        [only] = logprobs
+        return {"logprob": only.chosen.logprob, "top_logprobs": [_candidate_as_json(each) for each in only.top]}
+    return {
+        "logprobs": [each.chosen.logprob for each in logprobs],
+        "top_logprobs": [[_candidate_as_json(other) for other in each.top] for each in logprobs],
+    }
+
+
+def _candidate_as_json(candidate: Candidate) -> dict[str, object]:
+    return {
+        "token_id": candidate.token_id,
+        "token": candidate.raw.decode("utf-8", "backslashreplace"),
+        "bytes": None if candidate.special else list(candidate.raw),
+        "logprob": candidate.logprob,
+    }

@@ -10,16 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_serving.worker.kv_cache import MergedCache, RowLengths, SlotKVCache, SoloCache, decode_layer
-from mlx_serving.worker.sampler import BatchSampler, SamplingRow
+from mlx_serving.worker.logprobs import RowLogprobs
+from mlx_serving.worker.sampler import BatchSampler, Launched
+from mlx_serving.worker.sampling_row import SamplingRow
 
-Token: TypeAlias = tuple[str, int]
-"""A stream id, and the token that its sequence got."""
+
+class Token(NamedTuple):
+    """The token that a sequence got, and its log-probabilities if it asked for them."""
+
+    stream_id: str
+    token_id: int
+    logprobs: RowLogprobs | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +53,7 @@ class DecodeBatch:
         self._layers: list[SlotKVCache | MergedCache | SoloCache] = []
         self._inputs = mx.array([], dtype=mx.uint32)  # [rows]: what each row is fed next
         self._sampler: BatchSampler | None = None
-        self._unread: tuple[list[_Row], mx.array] | None = None  # launched: the rows, and the tokens they get
+        self._unread: tuple[list[_Row], Launched] | None = None  # launched: the rows, and the tokens they get
 
     def __len__(self) -> int:
         return len(self._present())
@@ -126,9 +133,9 @@ class DecodeBatch:
         self._lengths.advance()
         if self._sampler is None:
             self._sampler = BatchSampler([row.sampling for row in self._rows], logits.shape[-1])
-        sampled = self._sampler(logits, self._inputs)
-        mx.async_eval(sampled)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
-        earlier, self._unread, self._inputs = self._unread, (list(self._rows), sampled), sampled
+        launched = self._sampler(logits, self._inputs)
+        launched.start()
+        earlier, self._unread, self._inputs = self._unread, (list(self._rows), launched), launched.tokens
         for stream_id in ending:
             self._drop(stream_id)
         return _read(earlier)
@@ -178,13 +185,13 @@ class DecodeBatch:
         self._sampler = None
 
 
-def _read(launched: tuple[list[_Row], mx.array] | None) -> list[Token]:
-    if launched is None:
+def _read(earlier: tuple[list[_Row], Launched] | None) -> list[Token]:
+    if earlier is None:
         return []
-    rows, sampled = launched
+    rows, launched = earlier
     tokens: list[Token] = []
-    for row, token in zip(rows, cast(list[int], sampled.tolist()), strict=True):
+    for row, (token, logprobs) in zip(rows, launched.read(), strict=True):
         if not row.gone:
             row.sampling.drawn.append(token)
-            tokens.append((row.stream_id, token))
+            tokens.append(Token(row.stream_id, token, logprobs))
     return tokens

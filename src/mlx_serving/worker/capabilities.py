@@ -51,16 +51,17 @@ def probe(model: nn.Module) -> ModelCapabilities:
     )
 
 
-def kv_bytes_per_token(model: nn.Module) -> int:
-    """Measured: what the caches allocated for one token, over the tokens they allocated it for.
+def kv_bytes_and_logits(model: nn.Module) -> tuple[int, int]:
+    """What one token takes in the caches, in bytes, and how many logits it gives. Both are measured.
 
-    Layers whose cache does not grow (recurrent ones) count nothing. Those that stop growing, at a window or a chunk,
-    count as if they did not: what a sequence needs is then overestimated, which is safe.
+    The caches are asked what they allocated, and for how many tokens. Layers whose cache does not grow (recurrent
+    ones) count nothing. Those that stop growing, at a window or a chunk, count as if they did not: what a sequence
+    needs is then overestimated, which is safe.
     """
     caches = make_prompt_cache(model)
-    cast(Any, model)(mx.array([[0]], dtype=mx.uint32), cache=caches)
+    logits = cast(mx.array, cast(Any, model)(mx.array([[0]], dtype=mx.uint32), cache=caches))
     growing = [one for one in _flat(caches) if isinstance(one, KVCache | RotatingKVCache | ChunkedKVCache)]
-    return sum(cache.nbytes // cache.keys.shape[2] for cache in growing)
+    return sum(cache.nbytes // cache.keys.shape[2] for cache in growing), logits.shape[-1]
 
 
 def _flat(caches: Iterable[Any]) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError
 from mlx_serving.wire.notifications import Row, StepFrame
 from mlx_serving.worker.batch import Token
 from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.logprobs import name
 from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.outcomes import Outcomes
 from mlx_serving.worker.sequence import RunningSequence
@@ -185,10 +186,11 @@ class Generation:
     def _accept(self, tokens: Iterable[Token]) -> list[Row]:
         now = time.monotonic()
         rows: list[Row] = []
-        for stream_id, token_id in tokens:
+        for stream_id, token_id, logprobs in tokens:
             entry = self._entries[stream_id]
             try:
-                row = entry.sequence.accept(token_id, now)
+                named = None if logprobs is None else name(token_id, logprobs, entry.model.token_bytes)
+                row = entry.sequence.accept(token_id, now, named)
             except Exception as error:  # noqa: BLE001  a token that cannot become text fails its own stream only
                 row = entry.sequence.failed(_failure(entry.model, "could not be decoded", error))
             if row.end is not None:

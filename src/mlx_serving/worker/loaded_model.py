@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlx_serving.wire.methods import LoadModelResult
 from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
+from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import Decode, PromptTokenizer
 
 
@@ -18,15 +19,18 @@ class LoadedModel:
     """`tokenizer` belongs to the tokenizer thread, everything else to the thread that owns MLX.
 
     `generation_config` is the model's own file of sampling defaults, empty when it has none. `kv_bytes_per_token` is
-    what a token takes in the caches of all layers.
+    what a token takes in the caches of all layers. XTC sampling never removes `spared_token_ids`: the end of the turn
+    and line breaks.
     """
 
     facts: LoadModelResult
     model: nn.Module
     tokenizer: PromptTokenizer
     decode: Decode
+    token_bytes: TokenBytes
     generation_config: Mapping[str, object]
     eos_token_ids: frozenset[int]
+    spared_token_ids: frozenset[int]
     make_runner: RunnerFactory
     kv_bytes_per_token: int
     runner: ModelRunner = field(init=False)

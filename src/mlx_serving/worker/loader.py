@@ -17,9 +17,10 @@ from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.errors import ModelLoadError
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
-from mlx_serving.worker.capabilities import kv_bytes_per_token, probe
+from mlx_serving.worker.capabilities import kv_bytes_and_logits, probe
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import RunnerFactory
+from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
 
 DEFAULT_CONTEXT_LENGTH = 8192
@@ -47,11 +48,14 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
         model, config = load_model(directory, lazy=True)
         _materialise(model, on_progress)
         capabilities = probe(model)
-        per_token = kv_bytes_per_token(model)
+        per_token, logits = kv_bytes_and_logits(model)
     with _blaming("its tokenizer", params.model_id, directory):
         # Said outright: left open, transformers asks on stdin whether code from the directory may run.
         tokenizer = load_tokenizer(directory, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
         decode = make_decoder(tokenizer)
+        token_bytes = TokenBytes(tokenizer)
+        prompts = PromptTokenizer(tokenizer)
+        spared = tokenizer.eos_token_ids | set(prompts.encode("\n", add_special_tokens=False))
     weights = _weights(model)
     limit = _context_length(config)
     facts = LoadModelResult(
@@ -63,7 +67,7 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
         is_vision_model=False,
         cached_path=str(directory),
         model_type=str(config.get("model_type", "")),
-        vocab_size=_vocabulary(config, tokenizer),
+        vocab_size=min(_vocabulary(config, tokenizer), logits),
         memory_bytes=sum(weight.nbytes for weight in weights),
         has_chat_template=tokenizer.has_chat_template,
         capabilities=capabilities,
@@ -73,10 +77,12 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
     return LoadedModel(
         facts=facts,
         model=model,
-        tokenizer=PromptTokenizer(tokenizer),
+        tokenizer=prompts,
         decode=decode,
+        token_bytes=token_bytes,
         generation_config=generation_config,
         eos_token_ids=frozenset(tokenizer.eos_token_ids),
+        spared_token_ids=frozenset(spared),
         make_runner=make_runner,
         kv_bytes_per_token=per_token,
     )

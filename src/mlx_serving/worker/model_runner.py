@@ -20,7 +20,7 @@ from mlx_serving.core.scheduling import PrefillChunk
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.batch import DecodeBatch, Token
 from mlx_serving.worker.prompts import Prompt, advance_all
-from mlx_serving.worker.sampler import SamplingRow
+from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Job:
     token_ids: Sequence[int]
     sampling: ResolvedSampling
     seed: int
+    rules: TokenRules = NO_RULES
     drawn: Sequence[int] = ()
 
 
@@ -60,7 +61,7 @@ class ModelRunner:
     def open(self, job: Job) -> None:
         """Take a sequence in; nothing is computed yet."""
         self._rows[job.stream_id] = SamplingRow(
-            job.sampling, job.seed, job.token_ids, drawn=list(job.drawn), position=len(job.drawn)
+            job.sampling, job.seed, job.token_ids, list(job.drawn), len(job.drawn), rules=job.rules
         )
 
     def admit(self, stream_id: str, fork_of: str | None = None) -> None:

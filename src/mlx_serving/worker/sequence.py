@@ -9,7 +9,7 @@ from mlx_serving.core.generation import FinishReason
 from mlx_serving.core.text import IncrementalDetokenizer, StopMatcher
 from mlx_serving.errors import EngineError, InvalidRequest
 from mlx_serving.wire.jsonrpc import rpc_error
-from mlx_serving.wire.notifications import Completed, Failed, Row, Stats
+from mlx_serving.wire.notifications import Completed, Failed, Row, Stats, TokenLogprobs
 from mlx_serving.worker.tokenizing import Decode
 
 _CONTEXT_TAIL = 8  # prompt tokens that the detokenizer sees, so that the first word keeps its space
@@ -17,11 +17,13 @@ _CONTEXT_TAIL = 8  # prompt tokens that the detokenizer sees, so that the first 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """When a sequence is over: after `max_tokens`, at a token of `token_ids`, at one of the strings `stop`."""
+    """When a sequence is over: after `max_tokens`, at a token of `token_ids`, at one of the strings `stop` unless that
+    ends within the first `min_tokens`."""
 
     max_tokens: int
     token_ids: Collection[int]
     stop: tuple[str, ...]
+    min_tokens: int = 0
 
 
 class RunningSequence:
@@ -38,23 +40,27 @@ class RunningSequence:
         self._started_at = started_at
         self._first_token_at: float | None = None
 
-    def accept(self, token_id: int, now: float) -> Row:
-        """Take the next token at time `now` (seconds, monotonic). A row with an `end` is the last."""
+    def accept(self, token_id: int, now: float, logprobs: TokenLogprobs | None = None) -> Row:
+        """Take the next token at time `now` (seconds, monotonic). A row with an `end` is the last.
+
+        `logprobs` are the token's, and go out with it.
+        """
         self._generated += 1
         if self._first_token_at is None:
             self._first_token_at = now
         if token_id in self._ending.token_ids:
-            text, _ = self._stops.feed(self._detokenizer.finish())
+            text, _ = self._feed(self._detokenizer.finish())
             return Row(self.stream_id, [], text + self._stops.finish(), self._completed(FinishReason.STOP, now))
-        text, stopped = self._stops.feed(self._detokenizer.add(token_id))
+        named = None if logprobs is None else [logprobs]
+        text, stopped = self._feed(self._detokenizer.add(token_id))
         if stopped:
-            return Row(self.stream_id, [token_id], text, self._completed(FinishReason.STOP, now))
+            return Row(self.stream_id, [token_id], text, self._completed(FinishReason.STOP, now), named)
         if self._generated < self._ending.max_tokens:
-            return Row(self.stream_id, [token_id], text)
-        rest, _ = self._stops.feed(self._detokenizer.finish())
+            return Row(self.stream_id, [token_id], text, None, named)
+        rest, _ = self._feed(self._detokenizer.finish())
         text += rest + self._stops.finish()
         reason = FinishReason.STOP if self._stops.stopped else FinishReason.LENGTH
-        return Row(self.stream_id, [token_id], text, self._completed(reason, now))
+        return Row(self.stream_id, [token_id], text, self._completed(reason, now), named)
 
     def replay(self, token_ids: Sequence[int]) -> None:
         """Take tokens whose text its reader has already, before any other. Raises `InvalidRequest` when they end it."""
@@ -74,6 +80,9 @@ class RunningSequence:
 
     def failed(self, error: EngineError) -> Row:
         return Row(self.stream_id, [], "", Failed(rpc_error(error)))
+
+    def _feed(self, text: str) -> tuple[str, bool]:
+        return self._stops.feed(text, ignore=self._generated <= self._ending.min_tokens)
 
     def _completed(self, reason: FinishReason, now: float) -> Completed:
         first = self._first_token_at if self._first_token_at is not None else now

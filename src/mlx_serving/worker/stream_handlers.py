@@ -17,8 +17,9 @@ from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
 from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.pipe import Outbox
-from mlx_serving.worker.requests import check_ids, prompt_of, sampling_of, tokens_that_fit
+from mlx_serving.worker.requests import check_ids, prompt_of, rules_of, sampling_of, tokens_that_fit
 from mlx_serving.worker.routes import Reply, Route
+from mlx_serving.worker.sampling_row import TokenRules
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.tokenizing import TokenizerThread
 
@@ -79,38 +80,37 @@ class StreamHandlers:
         started_at, started = time.time(), time.monotonic()
         self._opening[stream_id] = model.model_id
 
-        def admit(token_ids: list[int]) -> None:
+        def admit(tokenized: tuple[list[int], TokenRules]) -> None:
+            token_ids, rules = tokenized
             if self._opening.pop(stream_id, None) is None:
                 reply.fail(Aborted("The stream was aborted before it began", stream_id=stream_id))
                 return
             max_tokens = tokens_that_fit(
-                len(token_ids), params.max_tokens, sampling.max_tokens, model.facts.context_length
+                len(token_ids),
+                params.max_tokens,
+                sampling.max_tokens,
+                model.facts.context_length,
+                sampling.min_tokens,
             )
             terms = Terms(max_tokens, params.priority, params.caller, fork_of=params.fork_of)
-            self._submit(model, stream_id, token_ids, params.delivered, sampling, terms, started)
+            job = Job(stream_id, token_ids, sampling, _seed(sampling), rules, params.delivered)
+            self._submit(model, job, terms, started)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
 
         def refuse(error: EngineError) -> None:
             self._opening.pop(stream_id, None)
             reply.fail(error)
 
-        self._tokenizers.submit(lambda: model.tokenizer.prompt_ids(prompt), admit, refuse)
+        def work() -> tuple[list[int], TokenRules]:
+            return model.tokenizer.prompt_ids(prompt), rules_of(sampling, model)
 
-    def _submit(
-        self,
-        model: LoadedModel,
-        stream_id: str,
-        token_ids: list[int],
-        delivered: list[int],
-        sampling: ResolvedSampling,
-        terms: Terms,
-        started: float,
-    ) -> None:
-        seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
-        ending = Ending(terms.max_tokens, model.eos_token_ids.union(sampling.stop_token_ids), sampling.stop)
-        sequence = RunningSequence(stream_id, token_ids, ending, model.decode, started)
-        sequence.replay(delivered)
-        job = Job(stream_id, token_ids, sampling, seed, delivered)
+        self._tokenizers.submit(work, admit, refuse)
+
+    def _submit(self, model: LoadedModel, job: Job, terms: Terms, started: float) -> None:
+        asked = job.sampling
+        ending = Ending(terms.max_tokens, job.rules.ends, asked.stop, asked.min_tokens)
+        sequence = RunningSequence(job.stream_id, job.token_ids, ending, model.decode, started)
+        sequence.replay(job.drawn)
         self._generation.submit(model, sequence, job, terms)
 
     def abort(self, params: methods.AbortParams, reply: Reply[methods.AbortResult]) -> None:
@@ -122,3 +122,7 @@ class StreamHandlers:
     def _emit(self, rows: list[Row]) -> None:
         if rows:
             self._outbox.notify(StepFrame(rows))
+
+
+def _seed(sampling: ResolvedSampling) -> int:
+    return sampling.seed if sampling.seed is not None else secrets.randbits(64)

@@ -88,6 +88,12 @@ class PromptTokenizer:
             case ChatPrompt():
                 return self._render_chat(prompt)
 
+    def banned_sequences(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The ways to write each word, at the beginning of a text and after a space."""
+        spellings = [spelling for word in words for spelling in (word.lstrip(), " " + word.lstrip())]
+        encoded = (tuple(self.encode(spelling, add_special_tokens=False)) for spelling in spellings)
+        return tuple(dict.fromkeys(each for each in encoded if each))
+
     def _render_chat(self, prompt: ChatPrompt) -> list[int]:
         if not self._wrapper.has_chat_template:
             raise InvalidRequest(
