@@ -30,6 +30,7 @@ def imported_by(module: str) -> set[str]:
         "mlx_serving.cli.main",
         "mlx_serving.cli.serve",
         "mlx_serving.cli.generate",
+        "mlx_serving.bench.engine_target",
         "mlx_serving.server.app",
         "mlx_serving.assembly",
         "mlx_serving.facade.engine",

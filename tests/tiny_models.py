@@ -1,6 +1,7 @@
 """Models that a test makes for itself: seeded random weights, or weights that spell a text, and a byte-level tokenizer.
 
-python -m tests.tiny_models DIRECTORY       writes a random llama
+python -m tests.tiny_models DIRECTORY [--seed N]               writes a random llama
+python -m tests.tiny_models DIRECTORY --printable [--seed N]   one that only writes text, and never ends
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ CHAT_TEMPLATE = (
 # A byte's token id: its place among the printable characters that stand for bytes in byte-level vocabularies.
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
+_PRINTABLE_VOCABULARY = 512
 _WEIGHT_SCALE = 0.3
 _LLAMA: Mapping[str, Any] = {
     "model_type": "llama",
@@ -138,6 +140,31 @@ def make_llama(
     return directory
 
 
+def make_printable_llama(directory: Path, *, context_length: int = 4096, seed: int = 0) -> Path:
+    """A random llama with a vocabulary of 512 that only writes printable text and never ends its turn.
+
+    For measuring: every token is text at once, and an answer is as long as it was asked for.
+    """
+    characters = [character for character in ALPHABET if " " <= character <= "~"] + ["Ġ"]
+    letters = [character for character in characters if character.islower() and character.isascii()]
+    pairs = [(first, second) for first in ["Ġ", *letters] for second in letters]
+    pairs = pairs[: _PRINTABLE_VOCABULARY - len(SPECIAL) - len(characters)]
+    tokens = [*characters, *("".join(pair) for pair in pairs), *SPECIAL]
+    end = tokens.index(SPECIAL[2])
+
+    def fill(model: nn.Module) -> None:
+        _randomise(seed)(model)
+        # A row of zeros in the tied embedding is a logit of 0, which the likeliest of hundreds of others always beats.
+        embedding = dict(_flat(model))["model.embed_tokens.weight"]
+        special = mx.arange(len(tokens))[:, None] >= len(tokens) - len(SPECIAL)
+        model.load_weights([("model.embed_tokens.weight", mx.where(special, 0.0, embedding))], strict=False)
+
+    config = {**_LLAMA, "vocab_size": len(tokens), "max_position_embeddings": context_length}
+    _write_model(directory, {**config, "bos_token_id": end - 2, "eos_token_id": end}, fill)
+    make_tokenizer(directory, BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=pairs))
+    return directory
+
+
 def make_qwen3(directory: Path) -> Path:
     """Random; attention with normalised queries and keys, untied output."""
     return _make_random(directory, _QWEN3)
@@ -190,9 +217,10 @@ def make_speller(directory: Path, *, context_length: int = 512) -> Path:
     return directory
 
 
-def make_tokenizer(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
-    """One token a byte, then the special ones."""
-    tokenizer = Tokenizer(BPE(vocab={character: index for index, character in enumerate(ALPHABET)}, merges=[]))
+def make_tokenizer(directory: Path, model: BPE | None = None, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
+    """One token a byte, then the special ones, unless another model is given."""
+    bytewise = {character: index for index, character in enumerate(ALPHABET)}
+    tokenizer = Tokenizer(BPE(vocab=bytewise, merges=[]) if model is None else model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
@@ -263,6 +291,12 @@ def _write_json(path: Path, value: object) -> None:
 
 
 if __name__ == "__main__":
-    import sys
+    import argparse
 
-    make_llama(Path(sys.argv[1]), context_length=4096)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--printable", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    make = make_printable_llama if arguments.printable else make_llama
+    make(arguments.directory, context_length=4096, seed=arguments.seed)

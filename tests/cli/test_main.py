@@ -12,7 +12,7 @@ from ..command_line import command, environment, run
 
 HEAVY = {
     "fastapi", "httpx", "huggingface_hub", "mlx", "mlx_lm", "numpy", "psutil", "pydantic", "rich", "starlette",
-    "structlog", "tokenizers", "transformers", "uvicorn", "uvloop", "yaml",
+    "structlog", "matplotlib", "tokenizers", "transformers", "uvicorn", "uvloop", "yaml",
 }  # fmt: skip
 
 VERBS = [
@@ -25,6 +25,9 @@ VERBS = [
     ("models", "pull"),
     ("models", "rm"),
     ("models", "info"),
+    ("bench",),
+    ("bench", "throughput"),
+    ("bench", "latency"),
     ("doctor",),
     ("config",),
     ("config", "show"),
@@ -51,7 +54,7 @@ def test_help_has_an_example_and_imports_nothing_heavy(verb: tuple[str, ...], tm
 def test_without_a_verb_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert all(verb in out for verb in ("serve", "generate", "chat", "models", "doctor", "config"))
+    assert all(verb in out for verb in ("serve", "generate", "chat", "models", "bench", "doctor", "config"))
 
 
 def test_a_mistyped_verb_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +63,7 @@ def test_a_mistyped_verb_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--frobnicate"], ["serve", "--frobnicate"], ["models"], ["models", "burn"], ["generate"]]
+    "arguments", [["--frobnicate"], ["serve", "--frobnicate"], ["models"], ["models", "burn"], ["generate"], ["bench"]]
 )
 def test_wrong_usage_ends_with_2_and_says_how_it_goes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

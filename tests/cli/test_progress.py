@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mlx_serving.catalog.progress import OnProgress, Progress
 from mlx_serving.catalog.reference import Reference
@@ -61,3 +63,23 @@ async def test_a_model_that_is_here_is_not_spoken_of(
     monkeypatch.setattr(progress, "locate", here)
     assert await progress.prepare_showing("smollm2-135m") == tmp_path
     assert capsys.readouterr().err == ""
+
+
+def test_at_a_terminal_a_bar_shows_what_is_done_and_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+
+    def at_a_terminal(*, stderr: bool) -> Console:
+        assert stderr  # stdout is for the result
+        return Console(file=screen, force_terminal=True, width=100, _environ={})
+
+    monkeypatch.setattr(progress, "Console", at_a_terminal)
+    with progress.showing("measuring") as show:
+        show("engine: round 1 of 3", 7, 40)
+    assert "engine: round 1 of 3" in screen.getvalue()
+    assert "7/40" in screen.getvalue()
+
+
+def test_elsewhere_it_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.showing("measuring") as show:
+        show("engine: round 1 of 3", 7, 40)
+    assert capsys.readouterr() == ("", "")

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mlx_serving.cli.config_arguments import add_config_arguments, explain, load_from_arguments
-from mlx_serving.cli.tables import bytes_text, device_text
+from mlx_serving.cli.tables import bytes_text
 from mlx_serving.errors import EngineError, InvalidConfig
+from mlx_serving.machine.device import device_name
 
 if TYPE_CHECKING:
     from mlx_serving.config.schema import Config
@@ -73,7 +74,7 @@ def _as_json(checks: list[Check], info: RuntimeInfoResult | None, *, ok: bool) -
     return {
         "ok": ok,
         "blas": None if info is None else {"name": info.blas.name, "library": info.blas.path or None},
-        "device": None if info is None else device_text(info),
+        "device": None if info is None else device_name(info.device, metal=info.metal),
         "metal": None if info is None else info.metal,
         "versions": None
         if info is None
@@ -170,11 +171,11 @@ async def _worker(config: Config) -> tuple[RuntimeInfoResult | None, Check]:
 
 def _device(info: RuntimeInfoResult) -> Iterator[Check]:
     if info.metal:
-        yield Check("device", "ok", device_text(info))
+        yield Check("device", "ok", device_name(info.device, metal=info.metal))
     elif sys.platform == "darwin":
         yield Check("device", "warning", "Metal is not available", "use a Mac with Apple silicon")
     else:
-        yield Check("device", "ok", device_text(info))
+        yield Check("device", "ok", device_name(info.device, metal=info.metal))
     if info.blas.name.startswith("reference"):
         fix = "pip install cmeel-openblas (and set worker.blas to auto)"
         yield Check("blas", "warning", f"{info.blas.name}: much slower than a tuned one", fix)

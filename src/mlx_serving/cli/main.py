@@ -14,6 +14,7 @@ _VERBS = {
     "generate": "print one answer",
     "chat": "talk to a model in the terminal",
     "models": "list, pull, remove models; tell about one",
+    "bench": "measure throughput and latency, of ourselves and of other servers",
     "doctor": "check this machine and this installation",
     "config": "show, check, describe the configuration",
 }

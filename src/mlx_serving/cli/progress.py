@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mlx_serving.catalog.prepare import locate, prepare
 from mlx_serving.catalog.reference import parse_reference
@@ -65,6 +66,24 @@ async def prepare_showing(
             bars.update(bar, description=f"{step.stage} {step.item}", completed=step.done, total=step.total or None)
 
         return await _prepare(reference, show)
+
+
+@contextmanager
+def showing(title: str) -> Generator[Callable[[str, int, int], None]]:
+    """A bar at a terminal, nothing elsewhere. Call what this gives with what is done now, and how much of how much is
+    over."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+        bar = bars.add_task(title, total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(bar, description=what, completed=done, total=total)
+
+        yield show
 
 
 async def _prepare(reference: Reference, show: OnProgress) -> Path:

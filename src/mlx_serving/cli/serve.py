@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from mlx_serving.cli.config_arguments import add_config_arguments
 from mlx_serving.cli.model_arguments import config_from
-from mlx_serving.cli.tables import device_text
 from mlx_serving.errors import EngineError
+from mlx_serving.machine.device import device_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,12 +114,13 @@ async def _announce(core: EngineCore, config: Config, url: str, failures: list[E
         os.kill(os.getpid(), signal.SIGTERM)
         return
     info = await core.runtime_info()
+    device = device_name(info.device, metal=info.metal)
     if as_json:
         models = [model.name for model in core.served_models()]
         facts = {"url": url, "models": models, "default": config.models.default, "pid": os.getpid()}
-        print(json.dumps(facts), flush=True)
+        print(json.dumps({**facts, "device": device, "blas": info.blas.name}), flush=True)
     else:
-        print(_screen(core, config, url, f"{device_text(info)}, {info.blas.name}"), flush=True)
+        print(_screen(core, config, url, f"{device}, {info.blas.name}"), flush=True)
     _log_to_stderr(config, routine=True)
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlx_serving.wire.methods import RuntimeInfoResult
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -34,10 +30,3 @@ def bytes_text(size: object) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
-
-
-def device_text(info: RuntimeInfoResult) -> str:
-    """`CPU`, or `GPU (Metal)`, for the worker's `Device(gpu, 0)`."""
-    if "gpu" not in info.device:
-        return "CPU"
-    return "GPU (Metal)" if info.metal else "GPU (CUDA)"

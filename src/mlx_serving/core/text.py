@@ -74,6 +74,7 @@ class StopMatcher:
     def __init__(self, stops: tuple[str, ...]) -> None:
         """Raises ValueError for an empty stop string, which would match everywhere."""
         self._patterns = [_Pattern(stop) for stop in stops]
+        self._beginnings = frozenset(stop[:1] for stop in stops)
         self._held = ""
         self._fed = 0
         self._match: int | None = None
@@ -91,7 +92,8 @@ class StopMatcher:
         """
         if self._stopped:
             return "", True
-        if not self._patterns:
+        if not self._held and self._beginnings.isdisjoint(text):  # nearly always: no stop string begins in it
+            self._fed += len(text)
             return text, False
         start = self._fed - len(self._held)
         self._held += text
