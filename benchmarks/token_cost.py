@@ -25,7 +25,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from mlx_serving.catalog.store import cache_directory
@@ -89,9 +88,15 @@ class Stopwatch:
         """`cls` with these methods watched."""
         return type(cls.__name__, (cls,), {name: self.watch(getattr(cls, name), part) for name, part in parts.items()})
 
-    def replace(self, module: ModuleType, name: str, **parts: str) -> None:
-        """Let `module` make objects of a watched subclass of the class that it calls `name`."""
-        setattr(module, name, self.subclass(getattr(module, name), **parts))
+    def replace(self, cls: type, **parts: str) -> None:
+        """Let the worker's modules make objects of a watched subclass of `cls`, wherever they know it."""
+        substitute(cls, self.subclass(cls, **parts))
+
+
+def substitute(cls: type, replacement: Any) -> None:
+    for name, module in tuple(sys.modules.items()):
+        if name.startswith("mlx_serving.worker.") and vars(module).get(cls.__name__) is cls:
+            setattr(module, cls.__name__, replacement)
 
 
 class Worker:
@@ -100,27 +105,34 @@ class Worker:
     def __init__(self, model: Path) -> None:
         import mlx.core as mx
 
-        from mlx_serving.worker import assemble, batch, handlers, sequence
+        from mlx_serving.core.scheduler import Scheduler
+        from mlx_serving.core.text import IncrementalDetokenizer, StopMatcher
+        from mlx_serving.worker import assemble
+        from mlx_serving.worker.generation import Generation
+        from mlx_serving.worker.model_runner import ModelRunner
+        from mlx_serving.worker.pipe import Outbox
+        from mlx_serving.worker.sampler import BatchSampler
+        from mlx_serving.worker.sequence import RunningSequence
 
         self._model = model
-        self._assemble = assemble
+        self._assemble: Any = assemble
         self.watch = watch = Stopwatch()
         self._sequences = self._in_flight = self._steps = 0
         self._counted: list[Mapping[str, float]] = []
-        watch.replace(assemble, "Scheduler", schedule="scheduler", update="scheduler", expire="scheduler")
-        watch.replace(assemble, "Outbox", notify="frame")
-        watch.replace(batch, "BatchSampler", __init__="sampler", __call__="sampler")
-        watch.replace(handlers, "RunningSequence", accept="sequence")
-        watch.replace(sequence, "IncrementalDetokenizer", add="detokenizer", finish="detokenizer")
-        watch.replace(sequence, "StopMatcher", feed="stop matcher", finish="stop matcher")
+        watch.replace(Scheduler, schedule="scheduler", update="scheduler", expire="scheduler")
+        watch.replace(Outbox, notify="frame")
+        watch.replace(BatchSampler, __init__="sampler", __call__="sampler")
+        watch.replace(RunningSequence, accept="sequence")
+        watch.replace(IncrementalDetokenizer, add="detokenizer", finish="detokenizer")
+        watch.replace(StopMatcher, feed="stop matcher", finish="stop matcher")
         for name in ("eval", "async_eval"):
             setattr(mx, name, watch.watch(getattr(mx, name), DEVICE))
-        self._watch_runner(assemble)
-        self._watch_steps(assemble)
+        self._watch_runner(ModelRunner)
+        self._watch_steps(Generation)
 
-    def _watch_runner(self, assemble: Any) -> None:
+    def _watch_runner(self, cls: type) -> None:
         watch = self.watch
-        runner_class = watch.subclass(assemble.ModelRunner, run="batch")
+        runner_class = watch.subclass(cls, run="batch")
         watched: set[type] = set()
 
         def make(model: Any, *args: Any) -> Any:
@@ -129,10 +141,10 @@ class Worker:
                 watched.add(model.__class__)
             return runner_class(model, *args)
 
-        assemble.ModelRunner = make
+        substitute(cls, make)
 
-    def _watch_steps(self, assemble: Any) -> None:
-        generation_class: Any = self.watch.subclass(assemble.Generation, step="step")
+    def _watch_steps(self, cls: type) -> None:
+        generation_class: Any = self.watch.subclass(cls, step="step")
         worker = self
 
         class Generation(generation_class):
@@ -140,7 +152,7 @@ class Worker:
                 worker.begin_step(len(self))
                 return generation_class.step(self)
 
-        assemble.Generation = Generation
+        substitute(cls, Generation)
 
     def begin_step(self, in_flight: int) -> None:
         """Keep what the step before took, if it was one of all sequences, and not of the first."""

@@ -40,6 +40,7 @@ def build(config: Config) -> EngineCore:
         max_message_bytes=config.worker.max_message_bytes,
         scheduler=config.scheduler.policy,
         sampling=config.generation.sampling_defaults,
+        memory=config.memory,
     )
     command = WorkerCommand(settings, python=config.worker.python, blas=config.worker.blas)
     supervisor = Supervisor(command, config.worker, events)
@@ -49,7 +50,7 @@ def build(config: Config) -> EngineCore:
         models.register(ModelSpec(served.name, served.model, served.revision, served.context_length))
 
     inquest = Inquest(InquestPolicy())
-    held = ResidencyBackend(WorkerBackend(supervisor, inquest), models)
+    held = ResidencyBackend(WorkerBackend(supervisor, inquest, config.scheduler.flow), models)
     streams = RecoveryBackend(held, inquest, events)
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
     backend: Backend = DeadlineBackend(breaker, config.generation.timeout_s)

@@ -19,6 +19,7 @@
     ├── DeadlineExceeded          the time that the caller or the configuration allows is over
     ├── ModelError                the operator
     │   ├── ModelLoadError
+    │   │   └── InsufficientMemory    its weights do not fit; carries the numbers
     │   ├── GenerationError
     │   └── TokenizerError
     ├── WorkerDied                the child process is gone: signal, stderr tail, finding
@@ -186,6 +187,13 @@ class ModelError(EngineError):
 class ModelLoadError(ModelError):
     code = "ModelLoadError"
     rpc_code = -32001
+
+
+class InsufficientMemory(ModelLoadError):
+    """`details` carries `weights_bytes`, `available_bytes`, `capacity_bytes`, `loaded_bytes` and `limited_by`."""
+
+    code = "InsufficientMemory"
+    http_status = 507
 
 
 class GenerationError(ModelError):

@@ -13,12 +13,15 @@ from mlx_serving.config import policies
 from mlx_serving.config.policies import (
     BackoffConfig,
     CircuitBreakerConfig,
+    MemoryConfig,
     RetryBackoffConfig,
     RetryConfig,
     WorkerConfig,
 )
 from mlx_serving.config.schema import Config, GenerationConfig, SchedulerConfig
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy
+from mlx_serving.core.flow_control import FlowPolicy
+from mlx_serving.core.memory_budget import MemoryPolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduling import SchedulerPolicy
@@ -27,6 +30,7 @@ from mlx_serving.core.worker_lifecycle import WorkerPolicy
 SECTIONS: list[tuple[Callable[..., object], object]] = [
     (BackoffConfig, BackoffPolicy()),
     (CircuitBreakerConfig, CircuitBreakerPolicy()),
+    (MemoryConfig, MemoryPolicy()),
     (RetryBackoffConfig, RetryPolicy().backoff),
     (RetryConfig, RetryPolicy()),
     (WorkerConfig, WorkerPolicy()),
@@ -111,6 +115,17 @@ def test_a_default_that_nobody_chose_gives_way_to_the_limit() -> None:
 
 def test_a_chosen_default_beyond_the_limit_is_refused() -> None:
     assert refused({"generation": {"max_tokens_limit": 100, "max_tokens": 101}}) == [("generation", "max_tokens")]
+
+
+def test_a_lower_mark_that_nobody_chose_gives_way_to_the_upper_one() -> None:
+    config = Config.model_validate({"scheduler": {"pause_at_tokens": 10}})
+    assert config.scheduler.flow == FlowPolicy(10, 9)
+    assert Config().scheduler.flow == FlowPolicy()
+
+
+def test_a_stream_that_would_be_paused_and_resumed_at_once_is_refused() -> None:
+    given = {"scheduler": {"pause_at_tokens": 64, "resume_at_tokens": 64}}
+    assert refused(given) == [("scheduler", "resume_at_tokens")]
 
 
 def test_scalars_may_be_text() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -76,6 +76,7 @@ class Referee:
         self.untrimmable = untrimmable
         self.kept: set[str] = set()
         self.kv_bytes = kv_bytes
+        self.kv_limit: float = float("inf") if policy.kv_budget_bytes is None else policy.kv_budget_bytes
         self.requests: dict[str, Request] = {}
         self.caches: dict[str, Cache] = {}
         self.generated: dict[str, int] = {}
@@ -97,13 +98,16 @@ class Referee:
         self.caches.pop(request_id, None)
         self.kept.discard(request_id)
 
-    def check(self, step: Step, has_heirs: Callable[[str], bool]) -> list[str]:
-        """Book a step; returns those to whom it yields a token."""
-        for one in step.preempted:
+    def evict(self, preempted: Iterable[str]) -> None:
+        for one in preempted:
             assert one in self.caches
             self._drop(one)
             self.preemptions += 1
             self.requests[one].preemptions += 1
+
+    def check(self, step: Step, has_heirs: Callable[[str], bool]) -> list[str]:
+        """Book a step; returns those to whom it yields a token."""
+        self.evict(step.preempted)
         for admission in step.admitted:
             request = self.requests[admission.id]
             assert admission.id not in self.caches
@@ -149,7 +153,7 @@ class Referee:
             assert (one in step.ending) == (self.generated[one] == request.max_tokens)
         self.kept = {one for one in self.kept if has_heirs(one)}
         held = sum(cache.computed * self.kv_bytes[self.requests[one].model] for one, cache in self.caches.items())
-        assert self.policy.kv_budget_bytes is None or held <= self.policy.kv_budget_bytes
+        assert held <= self.kv_limit
         return yielded
 
 
@@ -231,25 +235,39 @@ class Simulation:
         self.scheduler.resume(request_id)
         self.referee.paused.discard(request_id)
 
+    def set_kv_budget(self, limit: int) -> None:
+        self.scheduler.memory.allow(kv_caches=limit, ceiling=max(limit, 1000), prefill=1)
+        self.referee.kv_limit = limit
+
     def run(self, until: float = float("inf")) -> None:
         """Until that time, or until nothing is left to do."""
+        lost_memory = False
         while self.now < until:
             while self._agenda and self._agenda[0][0] <= self.now:
                 heapq.heappop(self._agenda)[2]()
             for one in self.scheduler.expire(self.now):
                 self.referee.end(one, "expired", self.now)
+            for one in self.scheduler.refuse_oversized():
+                self.referee.end(one, "refused", self.now)
             step = self.scheduler.schedule(self.now)
             launched = self._launch(step) if step is not None else None
+            if step is None:
+                self.referee.evict(self.scheduler.take_preempted())
             if not self.ahead:
                 self._launched, launched = launched, None
             if self._launched is not None:
                 self._finish(*self._launched)
+            elif launched is None and not self.scheduler.is_idle:
+                # Who lost its memory just now is in the way of others until it is sorted out.
+                assert not lost_memory, "there is work, but no step"
+                lost_memory = True
+                continue
             elif launched is None:
                 wake = min((time for time in (self._next_event(), self.scheduler.next_deadline) if time), default=None)
-                assert self.scheduler.is_idle, "there is work, but no step"
                 if wake is None:
                     return
                 self.now = max(self.now, wake)
+            lost_memory = False
             self._launched = launched
             if self.check_load:
                 self._check_load()

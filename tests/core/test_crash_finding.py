@@ -89,6 +89,15 @@ def test_without_a_known_text_the_signal_speaks(signal: Signals, kind: CrashKind
     assert by_signal == by_status_of_a_shell
 
 
+def test_a_kill_that_the_system_counted_was_for_memory_whatever_the_log_says() -> None:
+    finding = diagnose("There is no Stream(gpu, 0)", None, Signals.SIGKILL, killed_for_memory=True)
+    assert finding is not None
+    assert finding.kind is CrashKind.KILLED_FOR_MEMORY
+    other = diagnose("", None, Signals.SIGSEGV, killed_for_memory=True)
+    assert other is not None
+    assert other.kind is CrashKind.SEGMENTATION_FAULT
+
+
 def test_a_text_says_more_than_a_signal() -> None:
     finding = diagnose("There is no Stream(gpu, 0) in current thread", None, Signals.SIGABRT)
     assert finding is not None

@@ -1,6 +1,7 @@
 import pytest
 
 from mlx_serving.core.prefill_chunk import PrefillAllowance, allowance, divide, in_turn
+from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.core.scheduled_sequence import Sequence, State
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.core.step_cost import StepCost
@@ -70,6 +71,7 @@ def test_unknown_costs_are_tried_with_small_chunks() -> None:
 def test_a_chunk_at_most_doubles_what_was_measured_and_keeps_its_limits() -> None:
     assert allowed(known(reach=100)).tokens == 200
     assert allowed(known(reach=4)).tokens == 16
+    assert allowed(known(reach=100), disturbs=False).tokens == 800
     assert allowed(known(reach=5000)).tokens == 2048
     assert allowed(room=10).tokens == 10
 
@@ -129,6 +131,25 @@ def test_what_is_left_must_be_worth_a_chunk_or_finish_a_prompt() -> None:
     assert chunks([prefilling("a", 90), prefilling("b", 900)], 0.1, 2048) == [("a", 90)]
     assert chunks([prefilling("a", 95), prefilling("b", 5)], 0.1, 2048) == [("a", 95), ("b", 5)]
     assert chunks([prefilling("a", 90), prefilling("b", 900)], 1.0, 90) == [("a", 90)]
+
+
+def test_a_chunk_takes_no_more_memory_than_is_allowed_unless_it_is_the_smallest() -> None:
+    def one(name: str, rest: int, computed: int = 0) -> Sequence:
+        waiting = prefilling(name, rest, computed=computed)
+        waiting.lane.prefill_memory = PrefillMemory(per_token=10, per_pair=0.1)
+        return waiting
+
+    def counts(size: float, *order: Sequence) -> list[int]:
+        return [count for _, count in divide(order, PrefillAllowance(1.0, 2048, size), known(base=1e-6), POLICY)]
+
+    assert counts(1000, one("a", 900)) == [48]
+    assert counts(1000, one("a", 900, computed=500)) == [16]
+    assert counts(1, one("a", 900)) == [16]
+    assert counts(1200, one("a", 75)) == [64]
+    assert counts(1200, one("a", 66)) == [66]
+    assert counts(1000, one("a", 30), one("b", 30), one("c", 900)) == [30, 30, 16]
+    assert counts(400, one("a", 30), one("b", 900)) == [30]
+    assert counts(320, one("a", 30), one("b", 900)) == [16]
 
 
 def test_tokens_alone_bound_what_costs_nobody_knows() -> None:

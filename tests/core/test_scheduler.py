@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from mlx_serving.core.generation import Priority
+from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import Admission, PrefillChunk, SchedulerPolicy, Step, WorkDone
 from mlx_serving.errors import ContextLengthExceeded, ModelNotLoaded, Overloaded
@@ -464,6 +465,145 @@ def test_a_prompt_is_computed_as_far_as_memory_goes() -> None:
     preempted = [one for step in bench.steps(15) for one in step.preempted]
     assert preempted in ([], ["new"])
     assert bench.scheduler.load().kv_held_bytes <= 130
+
+
+def test_a_budget_that_is_lowered_preempts_who_came_last_until_the_rest_fits() -> None:
+    bench = only(kv_budget_bytes=1000)
+    for name in "abc":
+        bench.add(name, prompt=10, max_tokens=100)
+    bench.steps(20)
+    assert (bench.scheduler.memory.held, bench.scheduler.memory.reserved) == (3 * 29, 3 * 109)
+    bench.scheduler.memory.allow(kv_caches=70, ceiling=1000, prefill=1)
+    assert bench.step().preempted == ("c",)
+    assert bench.scheduler.memory.held == 60
+    bench.scheduler.memory.allow(kv_caches=1000, ceiling=1000, prefill=1)
+    assert bench.step().admitted == (Admission("c"),)
+
+
+def test_who_does_not_fit_any_more_runs_as_far_as_it_can_and_then_waits_aside_until_there_is_memory_again() -> None:
+    bench = only(max_num_seqs=1, kv_budget_bytes=1000)
+    bench.add("runs", prompt=10, max_tokens=500)
+    bench.step()
+    bench.add("small", prompt=10, max_tokens=20)
+    bench.scheduler.memory.allow(kv_caches=100, ceiling=1000, prefill=1)
+    bench.steps(100 - bench.scheduler.memory.held)
+    assert not bench.scheduler.memory.is_awaited
+    assert bench.scheduler.schedule(bench.now) is None
+    assert bench.scheduler.refuse_oversized() == []
+    assert bench.scheduler.memory.is_awaited
+    assert bench.scheduler.load().queued == 2
+    first = bench.step()
+    assert (first.preempted, first.admitted) == (("runs",), (Admission("small"),))
+    bench.steps(19)
+    assert bench.scheduler.is_idle
+    bench.scheduler.memory.allow(kv_caches=400, ceiling=1000, prefill=1)
+    assert bench.scheduler.is_idle
+    bench.scheduler.memory.allow(kv_caches=600, ceiling=1000, prefill=1)
+    assert not bench.scheduler.memory.is_awaited
+    assert bench.step().admitted == (Admission("runs"),)
+
+
+def test_who_waits_and_does_not_fit_any_more_is_refused_when_nobody_is_left_to_make_room() -> None:
+    bench = only(max_num_seqs=1, kv_budget_bytes=1000)
+    bench.add("runs", prompt=10, max_tokens=50)
+    bench.step()
+    bench.add("large", prompt=10, max_tokens=500)
+    bench.add("small", prompt=10, max_tokens=20)
+    bench.scheduler.memory.allow(kv_caches=100, ceiling=1000, prefill=1)
+    while "runs" in bench.scheduler:
+        assert bench.scheduler.refuse_oversized() == []
+        bench.step()
+    assert bench.scheduler.refuse_oversized() == ["large"]
+    assert bench.step().admitted == (Admission("small"),)
+
+
+@pytest.mark.parametrize("how", ["abort", "expire", "pause"])
+def test_who_waits_aside_for_memory_can_be_aborted_and_paused_and_expires(how: str) -> None:
+    bench = only(kv_budget_bytes=1000)
+    bench.add("a", prompt=50, deadline=500.0)
+    bench.step()
+    bench.scheduler.memory.allow(kv_caches=10, ceiling=1000, prefill=1)
+    assert bench.scheduler.schedule(bench.now) is None
+    bench.scheduler.refuse_oversized()
+    assert bench.scheduler.memory.is_awaited
+    if how == "abort":
+        assert bench.scheduler.abort("a")
+    elif how == "expire":
+        assert bench.scheduler.expire(500.0) == ["a"]
+    else:
+        bench.scheduler.pause("a")
+        bench.scheduler.memory.allow(kv_caches=1000, ceiling=1000, prefill=1)
+        assert bench.scheduler.is_idle
+        bench.scheduler.resume("a")
+        assert bench.step().admitted == (Admission("a"),)
+        return
+    assert not bench.scheduler.memory.is_awaited
+    assert len(bench.scheduler) == 0
+
+
+def test_who_comes_back_with_its_memory_waits_for_what_those_who_end_hold() -> None:
+    bench = only(kv_budget_bytes=1000)
+    bench.add("comes back", prompt=10, max_tokens=100)
+    bench.add("ends", prompt=10, max_tokens=5)
+    bench.steps(3)
+    bench.scheduler.pause("comes back")
+    bench.step()
+    last = bench.scheduler.schedule(bench.now)
+    assert last is not None
+    assert last.ending == ("ends",)
+    bench.scheduler.memory.allow(kv_caches=bench.scheduler.memory.held, ceiling=1000, prefill=1)
+    bench.scheduler.resume("comes back")
+    assert bench.scheduler.schedule(bench.now) is None
+    bench.scheduler.update(last, 0.01)
+    assert bench.step().decode == ("comes back",)
+
+
+def test_without_any_memory_nobody_runs() -> None:
+    bench = only(kv_budget_bytes=1000)
+    bench.add("runs")
+    bench.add("is paused")
+    bench.step()
+    bench.scheduler.pause("is paused")
+    bench.add("waits")
+    bench.scheduler.memory.allow(kv_caches=0, ceiling=1000, prefill=1)
+    assert bench.scheduler.schedule(bench.now) is None
+    assert bench.scheduler.refuse_oversized() == ["waits"]
+    assert bench.scheduler.is_idle
+    assert (bench.scheduler.memory.held, len(bench.scheduler)) == (0, 2)
+
+
+def test_what_does_not_fit_for_now_is_to_come_again_and_what_never_does_is_wrong() -> None:
+    bench = Bench(kv=10)
+    bench.scheduler.memory.allow(kv_caches=500, ceiling=1000, prefill=1)
+    bench.add("fits", prompt=26, max_tokens=25)
+    with pytest.raises(Overloaded, match="Memory is short") as later:
+        bench.add("a", prompt=27, max_tokens=25)
+    assert (later.value.details["limit"], later.value.details["given"]) == (51, 52)
+    with pytest.raises(ContextLengthExceeded) as never:
+        bench.add("a", prompt=52, max_tokens=50)
+    assert never.value.details["limit"] == 101
+
+
+def test_the_demand_counts_who_waits_but_not_who_is_paused() -> None:
+    bench = only(max_num_seqs=1, kv_budget_bytes=1000)
+    for name in ("runs", "waits", "is paused"):
+        bench.add(name, prompt=10, max_tokens=91)
+    bench.scheduler.pause("is paused")
+    bench.step()
+    assert (bench.scheduler.memory.reserved, bench.scheduler.memory.demand) == (100, 200)
+
+
+def test_prompts_are_computed_in_chunks_that_memory_allows() -> None:
+    bench = Bench(SchedulerPolicy(min_prefill_chunk=4))
+    bench.scheduler.remove_model("m")
+    per_pair = PrefillMemory(per_token=10, per_pair=1)
+    bench.scheduler.add_model("m", kv_bytes_per_token=1, batchable=True, prefill_memory=per_pair)
+    bench.scheduler.memory.allow(kv_caches=1000, ceiling=1000, prefill=1000)
+    bench.add("a", prompt=200)
+    chunks = [chunk for _ in range(60) for chunk in bench.step().prefill]
+    assert sum(chunk.count for chunk in chunks) == 200
+    assert max(chunk.count for chunk in chunks) > 8
+    assert all(chunk.count <= 4 or per_pair.size(chunk.start, chunk.count) <= 1000 for chunk in chunks)
 
 
 # --- pausing ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ POLICIES = st.builds(
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "add", "add", "fork", "abort", "pause", "pause", "resume", "hiccup"]),
+        st.sampled_from(["add", "add", "add", "fork", "abort", "pause", "pause", "resume", "hiccup", "memory"]),
         st.floats(0, 0.2),  # seconds since the event before
         st.integers(1, 60),  # tokens of the prompt
         st.integers(1, 40),  # tokens of the reply
@@ -50,6 +50,8 @@ class Story:
         if kind in ("add", "fork"):
             parent = accepted[who % len(accepted)] if kind == "fork" and accepted else None
             self.submit(parent, prompt, reply, who)
+        elif kind == "memory":
+            self.simulation.set_kv_budget(who % 500)
         elif kind == "hiccup":
             self.simulation.slow_steps[len(self.simulation.steps) + who % 3] = 1.0
         elif accepted:
@@ -104,6 +106,7 @@ def test_any_history_ends_every_sequence_once_within_all_budgets(
         time += delay
         simulation.at(time, partial(story.act, kind, prompt, reply, who))
     simulation.at(time + 1.0, story.resume_all)
+    simulation.at(time + 1.0, partial(simulation.set_kv_budget, 100_000))
     simulation.run()
     assert all(request.ended is not None for request in simulation.accepted)
     for request in simulation.accepted:

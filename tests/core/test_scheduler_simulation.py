@@ -101,6 +101,16 @@ def test_a_slow_device_that_cannot_keep_the_target_still_computes_prompts() -> N
     assert stalled < 0.15 * alone
 
 
+def test_a_burst_of_first_requests_is_not_computed_in_smallest_chunks() -> None:
+    """Nothing is known of the device, and no step decodes alone before the last prompt is done."""
+    cost = DeviceCost(fixed=0.05, row=0.003, token=0.002, token_context=0.0)
+    simulation = Simulation(SchedulerPolicy(), {"m": cost}, seed=12)
+    for number in range(8):
+        simulation.submit_at(0.0, Request(str(number), 64, 100, max_tokens=100))
+    simulation.run()
+    assert max(request.ttft for request in simulation.accepted) < 2 * 8 * 64 * cost.token
+
+
 def test_a_short_prompt_beside_a_long_one_waits_for_few_chunks_only() -> None:
     simulation = Simulation(SchedulerPolicy(), {"m": DeviceCost()}, seed=3)
     simulation.submit_at(0.0, Request("stream", 10, 4000, max_tokens=4000))

@@ -21,6 +21,24 @@ def test_base_and_slope_are_found_from_noisy_measurements() -> None:
     assert cost.slope_s == pytest.approx(1e-6, rel=0.1)
 
 
+@pytest.mark.parametrize(("base", "slope"), [(2e-5, 8e-8), (2e-3, 1e-6), (1e-3, 3e-8)])
+def test_a_first_long_prompt_tells_what_context_costs(base: float, slope: float) -> None:
+    """A small model, whose attention soon costs more than its weights, and larger ones, whose does not."""
+    cost = StepCost(4)
+
+    def seconds(start: int, count: int) -> float:
+        return count * (base + slope * (start + count / 2))
+
+    for start, count in ((0, 64), (64, 512), (576, 1424)):
+        cost.learn_prefill(0, count, start + count / 2, seconds(start, count))
+    for start, count in ((0, 1000), (500, 500), (1900, 100)):
+        assert cost.prefill_s(start, count) == pytest.approx(seconds(start, count), rel=0.4)
+    cost.learn_prefill(0, 200, 15, seconds(0, 30) / 30 * 200)
+    cost.learn_prefill(0, 1000, 500, seconds(0, 1000))
+    for start, count in ((0, 1000), (500, 500), (1900, 100)):
+        assert cost.prefill_s(start, count) == pytest.approx(seconds(start, count), rel=0.15)
+
+
 def test_a_flat_cost_gets_no_slope() -> None:
     assert taught(slope=0.0).slope_s == pytest.approx(0.0, abs=2e-8)
 
@@ -98,6 +116,31 @@ def test_the_decode_beside_a_prefill_is_taken_off() -> None:
     cost.learn_decode(4, 0.05)
     cost.learn_prefill(4, 100, 50, 0.15)
     assert cost.prefill_s(0, 100) == pytest.approx(0.1)
+
+
+def test_a_first_decode_beside_a_prefill_is_what_the_prefill_leaves() -> None:
+    cost = StepCost(4)
+    cost.learn_prefill(0, 100, 50, 0.1)
+    cost.learn_prefill(1, 50, 25, 0.09)
+    assert cost.decode_s(1) == pytest.approx(0.04)
+    assert cost.prefill_s(0, 100) == pytest.approx(0.1)
+
+
+def test_a_first_decode_took_some_time_beside_a_prefill_that_was_thought_to_take_it_all() -> None:
+    cost = StepCost(4)
+    cost.learn_prefill(0, 64, 32, 5.0)
+    cost.learn_prefill(1, 64, 32, 0.1)
+    assert cost.decode_s(1) == pytest.approx(0.01)
+    assert cost.prefill_s(0, 64) == pytest.approx(0.09)
+
+
+def test_a_number_of_rows_that_was_guessed_is_as_wrong_as_the_prefill_beside_it() -> None:
+    cost = StepCost(8)
+    cost.learn_decode(4, 0.04)
+    cost.learn_prefill(0, 40, 20, 0.04)
+    cost.learn_prefill(8, 40, 20, 0.09)
+    assert cost.decode_s(8) == pytest.approx(0.06)
+    assert 0.03 < cost.prefill_s(0, 40) < 0.04
 
 
 def test_a_mixed_step_shorter_than_its_decode_still_took_prefill_some_time() -> None:

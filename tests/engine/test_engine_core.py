@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.errors import (
     CircuitOpen,
     DeadlineExceeded,
+    InsufficientMemory,
     InvalidConfig,
     InvalidRequest,
     WorkerGaveUp,
@@ -136,6 +138,31 @@ async def test_the_breaker_opens_when_requests_keep_killing_workers(tmp_path: Pa
         assert health.status == "degraded"
         assert "the circuit breaker is open" in health.reasons
         assert [event.current for event in log.of(CircuitChanged)] == ["open"]
+
+
+async def test_health_tells_of_a_worker_that_died_for_want_of_memory(tmp_path: Path, tiny_model: Path) -> None:
+    body = "handshake()\nif start == 0: sys.exit('std::bad_alloc')\nobey()\n"
+    worker = {"python": stand_in(tmp_path, body), "blas": "none"}
+    async with running(serving(tiny_model, worker=worker)) as core:
+        log = EventLog(core.events)
+        await core.start()
+        await log.wait_for_state("ready", 2)
+        health = await core.health()
+        assert (health.status, health.worker.kv_share) == ("degraded", 0.75)
+        assert health.reasons == ("KV caches get 75% of their memory: a worker has died for want of it",)
+
+
+async def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served(tiny_model: Path, tmp_path: Path) -> None:
+    huge = shutil.copytree(tiny_model, tmp_path / "huge")
+    with (huge / "model-00002.safetensors").open("wb") as file:
+        file.truncate(8 << 40)
+    async with running(serving(tiny_model)) as core:
+        assert len(await complete(core, request())) > 0
+        with pytest.raises(InsufficientMemory) as refusal:
+            await core.load_served(str(huge), name="huge", revision=None)
+        assert refusal.value.details["weights_bytes"] >= 8 << 40  # pyright: ignore[reportOperatorIssue]  a number
+        assert len(await complete(core, request())) > 0
+        assert [model.name for model in core.served_models()] == ["tiny"]
 
 
 async def test_health_tells_of_a_worker_that_was_given_up(tmp_path: Path, tiny_model: Path) -> None:

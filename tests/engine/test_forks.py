@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_serving.core.flow_control import FlowPolicy
 from mlx_serving.core.generation import GenerationRequest
 from mlx_serving.core.inquest import Inquest, InquestPolicy
 from mlx_serving.engine.engine_core import EngineCore
@@ -39,7 +40,7 @@ for message in messages:
 @asynccontextmanager
 async def telltale(directory: Path) -> AsyncGenerator[WorkerBackend]:
     async with supervised(stand_in(directory, _TELLTALE)) as (supervisor, _):
-        yield WorkerBackend(supervisor, Inquest(InquestPolicy()))
+        yield WorkerBackend(supervisor, Inquest(InquestPolicy()), FlowPolicy())
 
 
 async def _told(streams: WorkerBackend, asked: GenerationRequest) -> str:

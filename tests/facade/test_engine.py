@@ -133,6 +133,13 @@ async def test_models_are_loaded_listed_and_unloaded(engine: Engine, tiny_model:
     assert (handle.id, handle.state, handle.context_length) == (str(tiny_model), "ready", 4096)
     assert handle.descriptor.source == "local"
     assert handle.metadata["model_type"] == "llama"
+    assert handle.metadata["capabilities"] == {
+        "batch": True,
+        "batch_prefill": True,
+        "trim": True,
+        "quantise_cache": False,
+        "draft": True,
+    }
     assert engine.get_model_info(str(tiny_model)) == handle
     assert {model.id for model in engine.list_models()} == {"tiny", str(tiny_model)}
     assert engine.get_cache_stats().loaded_models == 2
@@ -261,3 +268,16 @@ async def test_a_loaded_model_is_not_quietly_kept_when_it_is_asked_for_with_othe
         await engine.unload_model(str(tiny_model))
         assert (await engine.load_model({"model": str(tiny_model), "context_length": 64})).context_length == 64
         assert (await engine.load_model(str(tiny_model))).context_length == 64
+
+
+async def test_a_generator_that_is_not_asked_for_more_is_paused(engine: Engine) -> None:
+    async def is_paused() -> bool:
+        return (await engine.core.runtime_state()).paused_streams == 1
+
+    expected = await engine.generate(params(max_tokens=600))
+    chunks = engine.create_generator(params(max_tokens=600))
+    text = [await anext(chunks)]
+    await until(is_paused)
+    assert await engine.generate(params(max_tokens=600)) == expected
+    text += [chunk async for chunk in chunks]
+    assert "".join(chunk.token for chunk in text if isinstance(chunk, TokenChunk)) == expected

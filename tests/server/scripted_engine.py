@@ -35,7 +35,7 @@ class Script:
     hang_at_entry: bool = False
     end_silently: bool = False
     without_stats: bool = False
-    logprob: float = -0.5
+    logprob: float = -1.0
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Run:
     delivered: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     finished: bool = False
+    taken: int = 0  # pieces that were asked for
 
     @property
     def aborted(self) -> bool:
@@ -99,6 +100,7 @@ class ScriptedEngine:
     async def _deltas(self, script: Script, run: Run) -> AsyncIterator[Delta]:
         for index, piece in enumerate(script.pieces):
             await asyncio.sleep(0)
+            run.taken = index + 1
             yield Delta(piece, (index,), logprobs=_logprobs(run.request, index, piece, script.logprob))
         run.delivered.set()
         if script.hang:
@@ -146,9 +148,9 @@ class ScriptedEngine:
 
 
 def _logprobs(request: GenerationRequest, token_id: int, piece: str, logprob: float) -> tuple[Logprobs, ...]:
-    """If they are asked for: the piece at -0.5, and other tokens at -1, -2, ..."""
+    """If they are asked for: the piece's, and each other token's is 1 less than the one before."""
     count = request.sampling.logprobs
     if count is None:
         return ()
-    top = tuple(TokenLogprob(100 + place, -1.0 - place, b"other%d" % place) for place in range(count))
+    top = tuple(TokenLogprob(100 + place, logprob - 1 - place, b"other%d" % place) for place in range(count))
     return (Logprobs(TokenLogprob(token_id, logprob, piece.encode()), top),)

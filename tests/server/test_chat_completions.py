@@ -205,8 +205,8 @@ async def test_log_probabilities_of_a_whole_answer(client: AsyncOpenAI) -> None:
     assert logprobs is not None
     assert logprobs.content is not None
     first, second = logprobs.content
-    assert (first.token, first.logprob, first.bytes) == ("Hello", -0.5, list(b"Hello"))
-    assert [(other.token, other.logprob) for other in first.top_logprobs] == [("other0", -1.0), ("other1", -2.0)]
+    assert (first.token, first.logprob, first.bytes) == ("Hello", -1.0, list(b"Hello"))
+    assert [(other.token, other.logprob) for other in first.top_logprobs] == [("other0", -2.0), ("other1", -3.0)]
     assert second.token == " world"
 
 

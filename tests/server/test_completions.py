@@ -55,8 +55,8 @@ async def test_log_probabilities_whole_and_streamed(client: AsyncOpenAI) -> None
     whole = await client.completions.create(model="tiny", prompt="Once", logprobs=1)
     told = whole.choices[0].logprobs
     assert told is not None
-    assert (told.tokens, told.token_logprobs, told.text_offset) == (["Hello", " world"], [-0.5, -0.5], [0, 5])
-    assert told.top_logprobs == [{"other0": -1.0, "Hello": -0.5}, {"other0": -1.0, " world": -0.5}]
+    assert (told.tokens, told.token_logprobs, told.text_offset) == (["Hello", " world"], [-1.0, -1.0], [0, 5])
+    assert told.top_logprobs == [{"other0": -2.0, "Hello": -1.0}, {"other0": -2.0, " world": -1.0}]
 
     stream = await client.completions.create(model="tiny", prompt="Once", logprobs=0, stream=True)
     pieces = [chunk.choices[0].logprobs async for chunk in stream]

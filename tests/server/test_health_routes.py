@@ -70,7 +70,12 @@ async def test_health_tells_everything() -> None:
         1_700_000_000.5, "killed", None, "SIGKILL", "out of memory", "use a smaller model", "last words"
     )
     engine.report = HealthReport(
-        "degraded", 60.0, 2, ("tiny",), WorkerHealth("backing_off", 1_700_000_001.0, None, 3, crash), ("restarting",)
+        "degraded",
+        60.0,
+        2,
+        ("tiny",),
+        WorkerHealth("backing_off", 1_700_000_001.0, None, 3, crash, 0.75),
+        ("restarting",),
     )
     async with in_process(engine, QUIET) as http:
         response = await http.get("/health")
@@ -86,6 +91,7 @@ async def test_health_tells_everything() -> None:
             "since": 1_700_000_001.0,
             "pid": None,
             "restarts": 3,
+            "kv_share": 0.75,
             "last_crash": {
                 "at": 1_700_000_000.5,
                 "cause": "killed",

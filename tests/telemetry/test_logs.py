@@ -20,6 +20,7 @@ from mlx_serving.telemetry.events import (
     GenerationCompleted,
     GenerationStarted,
     GenerationToken,
+    MemoryShareChanged,
     ModelInvalidated,
     ModelLoaded,
     ModelProgressed,
@@ -41,6 +42,11 @@ EVENTS: list[tuple[Event, str, dict[str, object]]] = [
     (ModelUnloaded(model_id="m"), "info", {"event": "model:unloaded", "model_id": "m"}),
     (ModelInvalidated(model_id="m", reason="worker_restart"), "info", {"reason": "worker_restart"}),
     (CircuitChanged(previous="closed", current="open"), "warning", {"previous": "closed", "current": "open"}),
+    (
+        MemoryShareChanged(previous=1.0, current=0.75, reason="killed"),
+        "warning",
+        {"event": "memory:share", "previous": 1.0, "current": 0.75, "reason": "killed"},
+    ),
     (
         ErrorOccurred(error=ModelLoadError("no", path="p"), context="loading m"),
         "error",
@@ -80,7 +86,7 @@ def test_every_event_is_one_line_of_json(
     assert "timestamp" in line
 
 
-@pytest.mark.parametrize(("least", "expected"), [("debug", len(EVENTS)), ("info", 6), ("warning", 2), ("error", 1)])
+@pytest.mark.parametrize(("least", "expected"), [("debug", len(EVENTS)), ("info", 7), ("warning", 3), ("error", 1)])
 def test_the_level_decides_what_is_written(least: logs.Level, expected: int, capsys: Capture) -> None:
     logs.configure(least, "auto")
     for event, _, _ in EVENTS:

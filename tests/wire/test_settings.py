@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlx_serving.core.memory_budget import MemoryPolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.errors import InvalidConfig
@@ -17,6 +18,8 @@ def test_settings_cross_a_command_line_unchanged() -> None:
             max_num_seqs=2, max_queue=1, kv_budget_bytes=1 << 30, target_gap_s=0.25, max_prefill_chunk=64
         ),
         sampling=SamplingDefaults(temperature=0.25),
+        memory=MemoryPolicy(share=0.5, limit_bytes=1 << 34, buffer_cache_bytes=0),
+        kv_share=0.75,
         restart_count=3,
     )
     text = settings.encode(given)
@@ -43,6 +46,8 @@ def test_a_worker_started_by_hand_needs_no_settings() -> None:
         ('{"scheduler": {"target_gap_s": 0}}', "target_gap_s"),
         ('{"scheduler": {"max_num_seqs": "2"}}', r"scheduler\.max_num_seqs"),
         ('{"sampling": {"temperature": -1}}', "temperature"),
+        ('{"memory": {"share": 2}}', "share must be between 0.1 and 1, got 2"),
+        ('{"kv_share": 0}', "kv_share"),
     ],
 )
 def test_wrong_settings_say_what_is_wrong(text: str, named: str) -> None:

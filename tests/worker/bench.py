@@ -63,17 +63,24 @@ class Stream:
         return self.end
 
 
-def load(directory: Path, *, context_length: int | None = None) -> LoadedModel:
+def load(
+    directory: Path,
+    *,
+    context_length: int | None = None,
+    require_memory: loader.RequireMemory = lambda weights: None,
+) -> LoadedModel:
     params = LoadModelParams(model_id=str(directory), context_length=context_length)
-    return loader.load(params, ModelRunner, lambda stage, done, total: None)
+    return loader.load(params, ModelRunner, lambda stage, done, total: None, require_memory)
 
 
 class Bench:
     """`model` and those that are added are served; sequences are of `model` unless another is named."""
 
-    def __init__(self, model: LoadedModel, policy: SchedulerPolicy = POLICY) -> None:
+    def __init__(
+        self, model: LoadedModel, policy: SchedulerPolicy = POLICY, *, scheduler: Scheduler | None = None
+    ) -> None:
         self.model = model
-        self.scheduler = Scheduler(policy)
+        self.scheduler = Scheduler(policy) if scheduler is None else scheduler
         self.generation = Generation(self.scheduler)
         self.generation.add_model(model)
         self.streams: dict[str, Stream] = {}
@@ -97,7 +104,7 @@ class Bench:
         ending = Ending(sampling.max_tokens, rules.ends, sampling.stop, sampling.min_tokens)
         sequence = RunningSequence(stream_id, ids, ending, model.decode, time.monotonic())
         terms = Terms(sampling.max_tokens, priority, deadline=deadline, fork_of=fork_of)
-        self.generation.submit(model, sequence, Job(stream_id, ids, sampling, sampling.seed or 0, rules), terms)
+        self.generation.submit(model, sequence, Job(stream_id, ids, sampling, sampling.seed or 0, rules=rules), terms)
         return self.streams.setdefault(stream_id, Stream())
 
     def step(self, count: int = 1) -> list[Row]:
@@ -105,13 +112,10 @@ class Bench:
         for _ in range(count):
             frame = self.generation.step()
             rows += frame.rows if frame is not None else []
-        for row in rows:
-            stream = self.streams[row.stream_id]
-            assert stream.end is None, f"{row.stream_id} goes on after its end"
-            stream.pieces.append(row.text)
-            stream.tokens += row.token_ids
-            stream.end = row.end
-        return rows
+        return self._take(rows)
+
+    def pause(self, stream_id: str) -> list[Row]:
+        return self._take(self.generation.pause(stream_id))
 
     @property
     def prefilled(self) -> int:
@@ -119,7 +123,8 @@ class Bench:
         return sum(load.done.prefilled_tokens for load in self.scheduler.load().models.values())
 
     def finish(self) -> None:
-        while len(self.generation):
+        """Until all have ended but those that are paused."""
+        while not self.generation.is_idle:
             self.step()
 
     def run(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Stream:
@@ -128,6 +133,15 @@ class Bench:
         self.finish()
         del self.streams["alone"]
         return stream
+
+    def _take(self, rows: list[Row]) -> list[Row]:
+        for row in rows:
+            stream = self.streams[row.stream_id]
+            assert stream.end is None, f"{row.stream_id} goes on after its end"
+            stream.pieces.append(row.text)
+            stream.tokens += row.token_ids
+            stream.end = row.end
+        return rows
 
 
 class Reference:

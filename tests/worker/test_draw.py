@@ -27,7 +27,7 @@ def test_shares_need_not_add_up_to_1() -> None:
     assert drawn([1.0, 1.0, 2.0], [0.1, 0.3, 0.7]) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("size", [1, 63, 64, 65, 500, 4096])
+@pytest.mark.parametrize("size", [1, 5, 500, 4096, 4097, 9000])
 def test_the_only_token_with_a_share_always_comes(size: int) -> None:
     for token in {0, size // 2, size - 1}:
         shares = [0.0] * size
@@ -38,7 +38,7 @@ def test_the_only_token_with_a_share_always_comes(size: int) -> None:
 @settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    size=st.sampled_from([1, 5, 64, 259, 3000]),
+    size=st.sampled_from([1, 5, 259, 4096, 4097, 9000]),
     number=st.floats(0, 1, exclude_min=True, exclude_max=True, width=32),
     holes=st.floats(0, 0.99),
 )
@@ -55,7 +55,9 @@ def test_a_token_without_a_share_never_comes_and_the_others_do_in_the_order_of_t
     assert token == 0 or ends[token - 1] <= number + 1e-5
 
 
-@pytest.mark.parametrize("shares", [[0.0] * 100, [math.nan] * 100, [1.0, math.nan, 1.0]])
+@pytest.mark.parametrize(
+    "shares", [[0.0] * 100, [math.nan] * 100, [1.0, math.nan, 1.0], [0.0] * 5000, [math.nan] * 5000]
+)
 def test_a_row_without_a_choice_gives_token_0_and_leaves_the_others_alone(shares: list[float]) -> None:
     good = [0.0] * (len(shares) - 1) + [1.0]
     rows = mx.array([good, shares, good])

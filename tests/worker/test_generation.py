@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,9 @@ class ScriptedRunner(ModelRunner):
         if self.fail_draining is not None:
             raise self.fail_draining
         return []
+
+    def park(self, stream_id: str) -> None:
+        pass
 
     def evict(self, stream_id: str) -> None:
         self.admitted.remove(stream_id)
@@ -314,3 +318,104 @@ def test_a_model_without_sequences_can_be_removed_and_added_again(model: LoadedM
     bench.generation.remove_model(model.model_id)
     bench.generation.add_model(model)
     assert bench.run("b", SamplingParams(max_tokens=2)).text == "cd"
+
+
+def test_a_paused_sequence_gets_nothing_more_and_goes_on_where_it_was(model: LoadedModel) -> None:
+    bench = Bench(model)
+    slow, quick = bench.start("slow", "a"), bench.start("quick", "n", SamplingParams(max_tokens=12))
+    bench.step(5)
+    bench.pause("slow")
+    text = slow.text
+    assert len(text) >= 3
+    bench.step(3)
+    assert (slow.text, bench.generation.paused) == (text, 1)
+    while quick.end is None:
+        bench.step()
+    assert quick.text == "opqrstuvwxyz"
+    bench.generation.resume("slow")
+    bench.finish()
+    assert slow.text == SPELLED[1:25]
+
+
+def test_a_paused_sequence_gives_its_slot_to_another(model: LoadedModel) -> None:
+    bench = Bench(model, replace(POLICY, max_num_seqs=1))
+    slow = bench.start("slow", "a")
+    bench.step(3)
+    bench.pause("slow")
+    following = bench.start("next", "n", SamplingParams(max_tokens=4))
+    bench.finish()
+    assert (following.text, slow.end) == ("opqr", None)
+    bench.generation.resume("slow")
+    bench.finish()
+    assert slow.text == SPELLED[1:25]
+
+
+def test_nothing_is_to_be_done_while_all_that_are_left_are_paused(model: LoadedModel, llama: Path) -> None:
+    other = load(llama)
+    bench = Bench(model)
+    bench.generation.add_model(other)
+    assert bench.generation.is_idle
+    bench.start("slow", "a")
+    bench.start("last token under way", "a", SamplingParams(max_tokens=2), model=other)
+    bench.step(4)
+    bench.pause("slow")
+    while bench.streams["last token under way"].end is None:
+        assert not bench.generation.is_idle
+        bench.step()
+    assert bench.generation.is_idle
+    assert bench.step(3) == []
+    bench.generation.resume("slow")
+    assert not bench.generation.is_idle
+
+
+def test_a_sequence_whose_end_was_under_way_when_it_was_paused_has_ended(model: LoadedModel) -> None:
+    bench = Bench(model)
+    stream = bench.start("a", "8")  # gives 9 and then ends its turn
+    while not stream.tokens:
+        bench.step()
+    bench.pause("a")
+    assert (stream.text, stream.completed.finish_reason) == ("9", "stop")
+    assert bench.generation.is_idle
+    bench.pause("a")
+    bench.generation.resume("a")
+
+
+def test_a_paused_sequence_loses_its_memory_to_another_and_its_text_is_the_same(model: LoadedModel) -> None:
+    budget = 40 * model.kv_bytes_per_token
+    bench = Bench(model, replace(POLICY, kv_budget_bytes=budget))
+    slow = bench.start("slow", "abcd", SamplingParams(max_tokens=20))
+    bench.step(4)
+    bench.pause("slow")
+    quick = bench.start("quick", "n", SamplingParams(max_tokens=30))
+    bench.finish()
+    assert quick.end is not None
+    assert bench.scheduler.load().preemptions == 1
+    bench.generation.resume("slow")
+    bench.finish()
+    assert slow.text == SPELLED[4:24]
+
+
+def test_a_paused_sequence_can_be_aborted_and_its_deadline_holds(model: LoadedModel) -> None:
+    bench = Bench(model)
+    for name in ("aborted", "late"):
+        bench.start(name, "a", deadline=time.monotonic() + 3600 if name == "late" else None)
+    bench.step(3)
+    for name in ("aborted", "late"):
+        bench.pause(name)
+    assert bench.generation.abort("aborted") is not None
+    assert bench.generation.is_idle
+    due = bench.generation.next_deadline
+    assert due is not None
+    assert due > time.monotonic() + 3000
+
+
+def test_resuming_all_lets_everybody_go_on(model: LoadedModel) -> None:
+    bench = Bench(model)
+    for name in "abc":
+        bench.start(name, name, SamplingParams(max_tokens=5))
+    bench.step(3)
+    for name in "ac":
+        bench.pause(name)
+    bench.generation.resume_all()
+    bench.finish()
+    assert [stream.text for stream in bench.streams.values()] == ["bcdef", "cdefg", "defgh"]

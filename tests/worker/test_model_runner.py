@@ -169,6 +169,72 @@ def test_a_sequence_that_was_evicted_goes_on_with_the_same_tokens(
     assert driver.tokens["evicted"][:count] == driver.tokens["undisturbed"][:count]
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded and penalised"])
+@pytest.mark.parametrize("others", [(), ("before",), ("after",), ("before", "after")], ids="-".join)
+def test_a_sequence_that_was_parked_goes_on_with_the_same_tokens(
+    driver: Driver, sampling: ResolvedSampling, others: tuple[str, ...]
+) -> None:
+    """Its batch goes on meanwhile, and nobody in it notices."""
+    expected: dict[str, list[int]] = {}
+    for name in ("parked", *others):
+        driver.open(name, PROMPT + name, sampling, seed=5)
+        driver.admit(name)
+        driver.decode(name, 12)
+        expected[name] = driver.tokens[name]
+        driver.runner.remove(name)
+
+    present: list[str] = []
+    for name in sorted(("parked", *others), key=("before", "parked", "after").index):
+        driver.open(name, PROMPT + name, sampling, seed=5)
+        driver.admit(name, beside=present)
+        present.append(name)
+    for _ in range(2):
+        driver.step(present)
+    driver.drain()
+    driver.runner.park("parked")
+    count = len(driver.tokens["parked"])
+    for _ in range(2):
+        driver.step(others)
+    assert len(driver.tokens["parked"]) == count
+    while min(len(driver.tokens[name]) for name in present) < 12:
+        driver.step(present)
+    for name in present:
+        assert driver.tokens[name][:12] == expected[name][:12]
+
+
+def test_what_is_parked_can_be_removed_and_evicted(driver: Driver) -> None:
+    for name in ("removed", "evicted"):
+        driver.open(name, name)
+        driver.admit(name)
+    driver.step(["removed", "evicted"])
+    driver.drain()
+    for name in ("removed", "evicted", "never there"):
+        driver.runner.park(name)
+    driver.runner.remove("removed")
+    driver.runner.evict("evicted")
+    before = len(driver.tokens["evicted"])
+    assert driver.step(["removed", "evicted"]) + driver.drain() == []
+    driver.admit("evicted")
+    driver.step(["evicted"])
+    assert len(driver.tokens["evicted"]) > before
+
+
+def test_a_prompt_that_is_parked_goes_on_where_it_stopped(driver: Driver) -> None:
+    for name in ("whole", "parked"):
+        driver.open(name, PROMPT)
+    driver.admit("whole")
+    driver.runner.admit("parked")
+    driver.step([], [PrefillChunk("parked", 0, 10, last=False)])
+    driver.runner.park("parked")
+    driver.step(["whole"])
+    driver.step(["whole"], [PrefillChunk("parked", 10, len(PROMPT) - 10, last=True)])
+    for _ in range(4):
+        driver.step(["whole", "parked"])
+    count = len(driver.tokens["parked"])
+    assert count >= 4
+    assert driver.tokens["parked"] == driver.tokens["whole"][:count]
+
+
 def test_an_ending_row_leaves_at_once_and_gets_its_last_token(driver: Driver) -> None:
     driver.open("ends", "abc")
     driver.open("stays", "defgh")

@@ -34,6 +34,10 @@ class Pipe:
         return bytes(data)
 
 
+def nobody() -> None:
+    """Waits for no outbox to be clear."""
+
+
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
     pipe = Pipe()
@@ -53,7 +57,7 @@ def test_the_reader_delivers_messages_then_the_end(pipe: Pipe) -> None:
 
 
 def test_the_outbox_writes_in_order(pipe: Pipe) -> None:
-    outbox = Outbox(pipe.write_fd)
+    outbox = Outbox(pipe.write_fd, nobody)
     for index in range(1000):
         outbox.send(b"%03d" % index)
     assert pipe.read(3000) == b"".join(b"%03d" % index for index in range(1000))
@@ -61,7 +65,7 @@ def test_the_outbox_writes_in_order(pipe: Pipe) -> None:
 
 
 def test_the_outbox_waits_for_a_reader_that_fell_far_behind(pipe: Pipe) -> None:
-    outbox = Outbox(pipe.write_fd)
+    outbox = Outbox(pipe.write_fd, nobody)
     piece = b"x" * (1 << 20)
     sent = threading.Semaphore(0)
 
@@ -81,8 +85,35 @@ def test_the_outbox_waits_for_a_reader_that_fell_far_behind(pipe: Pipe) -> None:
     assert outbox.flush(TIMEOUT_S) is True
 
 
+def test_the_outbox_is_congested_until_its_reader_has_caught_up_and_then_says_so(pipe: Pipe) -> None:
+    cleared: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    outbox = Outbox(pipe.write_fd, lambda: cleared.put(outbox.is_congested))
+    for _ in range(9):
+        outbox.send(b"x" * (128 << 10))
+        if outbox.is_congested:
+            break
+    assert outbox.is_congested
+    assert cleared.empty()
+    pipe.read(9 * (128 << 10))
+    assert cleared.get(timeout=TIMEOUT_S) is False
+    outbox.send(b"x")
+    assert outbox.flush(TIMEOUT_S)
+    assert not outbox.is_congested
+    assert cleared.empty()
+
+
+def test_an_outbox_whose_reader_is_gone_is_clear(pipe: Pipe) -> None:
+    cleared = threading.Event()
+    outbox = Outbox(pipe.write_fd, cleared.set)
+    while not outbox.is_congested:
+        outbox.send(b"x" * (1 << 20))
+    pipe.close(pipe.read_fd)
+    assert cleared.wait(TIMEOUT_S)
+    assert not outbox.is_congested
+
+
 def test_a_broken_pipe_blocks_nobody(pipe: Pipe) -> None:
-    outbox = Outbox(pipe.write_fd)
+    outbox = Outbox(pipe.write_fd, nobody)
     pipe.close(pipe.read_fd)
     for _ in range(20):
         outbox.send(b"x" * (1 << 20))
@@ -91,7 +122,7 @@ def test_a_broken_pipe_blocks_nobody(pipe: Pipe) -> None:
 
 
 def test_notifications_are_lines_until_frames_are_negotiated(pipe: Pipe) -> None:
-    outbox = Outbox(pipe.write_fd)
+    outbox = Outbox(pipe.write_fd, nobody)
     outbox.notify(Heartbeat(1, busy=False))
     line = b'{"jsonrpc":"2.0","method":"runtime/heartbeat","params":{"progress":1,"busy":false}}\n'
     assert not outbox.is_binary

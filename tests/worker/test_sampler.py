@@ -243,7 +243,7 @@ def test_penalties_do_not_see_membership_change(rebuilt: list[bool], kind: str) 
 
 
 SMALL = 12
-LARGE = 2050
+LARGE = 4200
 TOKENS = st.integers(0, SMALL - 1)
 
 

@@ -135,3 +135,13 @@ def test_a_forced_unload_aborts_streams_that_run_and_that_open(worker: WorkerPro
     worker.start_endless(endless, "elsewhere")
     worker.call("abort", stream_id="elsewhere")
     assert finish_reason(worker, "elsewhere") == "abort"
+
+
+def test_streams_may_share_the_prompt_of_one_that_is_just_opening(worker: WorkerProcess, speller: Path) -> None:
+    """All are sent at once: whether the first has its prompt tokenized by then is nobody's business."""
+    prompt = SPELLED[:5]
+    for stream, fork_of in (("first", None), ("second", "first"), ("third", "first"), ("orphan", "nobody")):
+        hint = {} if fork_of is None else {"fork_of": fork_of}
+        worker.send("generate", {"model_id": str(speller), "prompt": prompt, "stream_id": stream, **hint})
+    for stream in ("orphan", "third", "second", "first"):
+        assert worker.text(stream) == SPELLED[5:]

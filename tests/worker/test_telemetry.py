@@ -110,10 +110,10 @@ def test_on_metal_the_device_is_described(monkeypatch: pytest.MonkeyPatch) -> No
     }
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda: facts)
-    outbox = Outbox(os.open(os.devnull, os.O_WRONLY))
+    outbox = Outbox(os.open(os.devnull, os.O_WRONLY), lambda: None)
     generation = Generation(Scheduler(SchedulerPolicy()))
     tokenizers = TokenizerThread(lambda _: None)
-    told = Telemetry(generation, tokenizers, outbox, cache_limit_bytes=7).read(opening=3)
+    told = Telemetry(generation, tokenizers, outbox, cache_limit_bytes=lambda: 7).read(opening=3)
     assert told.metal == MetalDevice("Apple M4", 16 << 30, 12 << 30, 8 << 30, 499_000)
     assert (told.memory.cache_limit_bytes, told.opening) == (7, 3)
 

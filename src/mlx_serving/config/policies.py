@@ -14,12 +14,14 @@ from pydantic import Field
 
 from mlx_serving.core.batch_queue import BatchQueuePolicy
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy
+from mlx_serving.core.memory_budget import MemoryPolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
 
 _BACKOFF = BackoffPolicy()
 _BATCH_QUEUE = BatchQueuePolicy()
 _BREAKER = CircuitBreakerPolicy()
+_MEMORY = MemoryPolicy()
 _RETRY = RetryPolicy()
 _WORKER = WorkerPolicy()
 
@@ -97,6 +99,45 @@ class BatchQueueConfig(BatchQueuePolicy):
     max_text_chars: Annotated[
         int, Field(ge=0, description="A longer text goes alone and at once, so that others need not wait for it.")
     ] = _BATCH_QUEUE.max_text_chars
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConfig(MemoryPolicy):
+    """How much memory the worker plans with."""
+
+    share: Annotated[
+        float,
+        Field(
+            ge=0.1,
+            le=1,
+            description="Part that is planned with of what the machine, its GPU, a cgroup or a resource limit allows; "
+            "the rest is for what nobody foresees.",
+        ),
+    ] = _MEMORY.share
+    limit_bytes: Annotated[
+        int | None,
+        Field(ge=1, description="Memory for weights, caches and steps together at most, in bytes; null: see `share`."),
+    ] = _MEMORY.limit_bytes
+    kv_cache_bytes: Annotated[
+        int | None,
+        Field(ge=1, description="Memory for the KV caches of all requests at most, in bytes; null: what is left."),
+    ] = _MEMORY.kv_cache_bytes
+    buffer_cache_bytes: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="Memory of freed buffers that MLX keeps for reuse at most, in bytes; null is a sixteenth of "
+            "all, but no more than 2 GiB.",
+        ),
+    ] = _MEMORY.buffer_cache_bytes
+    prefill_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Memory that computing prompts may take besides their KV caches, in bytes; they are computed "
+            "in smaller pieces if need be. Null is a sixteenth of all, but no more than 1 GiB.",
+        ),
+    ] = _MEMORY.prefill_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,19 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
-from mlx_serving.config.policies import BatchQueueConfig, CircuitBreakerConfig, RetryConfig, WorkerConfig
+from mlx_serving.config.policies import (
+    BatchQueueConfig,
+    CircuitBreakerConfig,
+    MemoryConfig,
+    RetryConfig,
+    WorkerConfig,
+)
 from mlx_serving.config.served_models import NO_SPACES, ModelsConfig
+from mlx_serving.core.flow_control import FlowPolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduling import SchedulerPolicy
 
+_FLOW = FlowPolicy()
 _SAMPLING = SamplingDefaults()
 _SCHEDULER = SchedulerPolicy()
 
@@ -172,6 +180,34 @@ class SchedulerConfig(Section):
         description="Requests that may wait; further ones are refused with a time to retry.",
     )
 
+    pause_at_tokens: int = Field(
+        default=_FLOW.pause_at_tokens,
+        ge=1,
+        le=1_000_000,
+        description="A stream is paused when so many of its tokens wait for a client that reads too slowly.",
+    )
+    resume_at_tokens: int = Field(
+        default=_FLOW.resume_at_tokens,
+        ge=0,
+        le=1_000_000,
+        description="A paused stream goes on when no more of its tokens wait; less than `pause_at_tokens`.",
+    )
+
+    @model_validator(mode="after")
+    def _resumes_below_the_pause(self) -> Self:
+        if "resume_at_tokens" in self.model_fields_set and self.resume_at_tokens >= self.pause_at_tokens:
+            raise PydanticCustomError(
+                "resume_at_tokens",
+                "must be less than pause_at_tokens ({limit}), got {given}",
+                {"limit": self.pause_at_tokens, "given": self.resume_at_tokens, "at": ["resume_at_tokens"]},
+            )
+        return self
+
+    @property
+    def flow(self) -> FlowPolicy:
+        """When streams are paused and go on; a lower mark that nobody chose gives way to the upper one."""
+        return FlowPolicy(self.pause_at_tokens, min(self.resume_at_tokens, self.pause_at_tokens - 1))
+
     @property
     def policy(self) -> SchedulerPolicy:
         """What the scheduler obeys."""
@@ -206,6 +242,7 @@ class Config(Section):
         description="Defaults for what a request and its model leave open, and limits no request may exceed.",
     )
     scheduler: SchedulerConfig = Field(default=SchedulerConfig(), description="How requests share the device.")
+    memory: MemoryConfig = Field(default=MemoryConfig(), description="How much memory the worker plans with.")
     worker: WorkerConfig = Field(default=WorkerConfig(), description="The worker process and how it is kept alive.")
     circuit_breaker: CircuitBreakerConfig = Field(
         default=CircuitBreakerConfig(), description="When calls to a failing worker are answered at once with an error."

@@ -66,7 +66,8 @@ def _make_place(pool: SequencePool, policy: SchedulerPolicy, newcomer: Sequence)
         newcomer,
         reversed(pool.residents.values()),  # of equals, who got its place last goes first
         slots_short=pool.slots + 1 - policy.max_num_seqs,
-        bytes_short=pool.kv.reserved + needed - pool.kv.limit,
+        # Who has its KV still takes no more than it has, however much more is reserved than there is.
+        bytes_short=0 if newcomer.resident else pool.kv.reserved + needed - pool.kv.limit,
         pinned={admission.fork_of for admission in pool.admitted.values() if admission.fork_of is not None},
     )
     if victims is None:

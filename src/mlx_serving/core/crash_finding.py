@@ -25,6 +25,7 @@ class CrashKind(StrEnum):
     WIRED_MEMORY = "wired memory"
     CUDA_OUT_OF_MEMORY = "cuda out of memory"
     OUT_OF_MEMORY = "out of memory"
+    KILLED_FOR_MEMORY = "killed for memory"
     MLX_MISSING = "mlx missing"
     LIBRARY_MISSING = "library missing"
     DISK_FULL = "disk full"
@@ -186,14 +187,26 @@ _SIGNALS: dict[int, Finding] = {
 }
 
 
-def diagnose(stderr_tail: str, exit_code: int | None, signal: int | None) -> Finding | None:
+_KILLED_FOR_MEMORY = Finding(
+    CrashKind.KILLED_FOR_MEMORY,
+    "The system killed the worker because memory ran out.",
+    f"{_LESS_MEMORY} Raise the limit that it runs under, or lower memory.share or memory.limit_bytes.",
+)
+
+
+def diagnose(
+    stderr_tail: str, exit_code: int | None, signal: int | None, *, killed_for_memory: bool = False
+) -> Finding | None:
     """What is known about a crash, or None.
 
     `signal` is the number of the signal that ended the process, else `exit_code` is its status; a status over 128 is
-    a shell's word for a signal. Status 0 is no crash. Do not ask about a worker that was killed on purpose.
+    a shell's word for a signal. Status 0 is no crash. `killed_for_memory`: the system counted such a kill meanwhile.
+    Do not ask about a worker that was killed on purpose.
     """
     if signal is None and exit_code == 0:
         return None
+    if killed_for_memory and signal == Signals.SIGKILL:
+        return _KILLED_FOR_MEMORY
     for sign in _SIGNS:
         match = sign.pattern.search(stderr_tail)
         if match is not None:

@@ -6,13 +6,19 @@ sequence reserves its prompt and a reply of the model's mean length: over severa
 is known at first, and then max_tokens are reserved. A reply that outgrows its reservation takes more, if need be from a
 budget that has no more; then nobody is admitted until the reservations fit again, and only if the caches themselves run
 into the budget is a sequence preempted. That one reserves its max_tokens when it comes back.
+
+A budget that is lowered below what is held makes room by preempting, too. Who is preempted and needs more than there
+is any more waits aside; who has not begun cannot be told when, and is refused.
 """
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf
+
+from mlx_serving.errors import ContextLengthExceeded, Overloaded
 
 _GAIN = 1 / 8
+MEMORY_RETRY_S = 10.0  # others give memory back when they do: nothing here tells when
 _MIN_EXTENSION = 64  # tokens
 
 
@@ -36,12 +42,38 @@ def extension(generated: int) -> int:
 
 
 class KvBudget:
-    """Bytes of KV caches: `held` by computed tokens, `reserved` for what is expected."""
+    """Bytes of KV caches: `held` by computed tokens, `reserved` for what is expected. `limit` may change at any time;
+    `ceiling` is what it can come to at best. `largest` is the most that any sequence was accepted with."""
 
     def __init__(self, limit: int | None) -> None:
-        self.limit = float("inf") if limit is None else limit
+        self.limit = self.ceiling = inf if limit is None else limit
         self.held = 0
         self.reserved = 0
+        self.largest = 0
+
+    def require(self, prompt_tokens: int, max_tokens: int, bytes_per_token: int) -> None:
+        """Accept a sequence of that length. Raises `ContextLengthExceeded` when it can never fit, `Overloaded` when it
+        cannot now."""
+        needed = (prompt_tokens + max_tokens - 1) * bytes_per_token
+        if needed > self.ceiling:
+            limit = int(self.ceiling // bytes_per_token) + 1
+            raise ContextLengthExceeded(
+                f"The prompt of {prompt_tokens} tokens and max_tokens ({max_tokens}) exceed the {limit} tokens that "
+                f"the memory for KV caches can hold",
+                field="max_tokens",
+                limit=limit,
+                given=prompt_tokens + max_tokens,
+            )
+        if needed > self.limit:
+            limit = int(self.limit // bytes_per_token) + 1
+            raise Overloaded(
+                f"Memory is short: its KV caches can hold {limit} tokens for now, the prompt of {prompt_tokens} tokens "
+                f"and max_tokens ({max_tokens}) need more",
+                retry_after=MEMORY_RETRY_S,
+                limit=limit,
+                given=prompt_tokens + max_tokens,
+            )
+        self.largest = max(self.largest, needed)
 
     @property
     def room(self) -> float:

@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.kv_budget import ReplyLength
+from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.core.scheduling import Step
 from mlx_serving.core.step_cost import StepCost
 from mlx_serving.core.work_done import WorkMeter
@@ -17,9 +18,10 @@ RANKS: dict[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3, "
 class State(Enum):
     """
     Held ──▶ Queued ──▶ Prefilling ──▶ Running ──▶ Ending
-               ▲ ▲           └──────┬──────┘
-               │ └──── preempt ─────┤ pause
-               └────── resume ─── Paused
+             ▲ ▲ ▲           └──────┬──────┘
+             │ │ └──── preempt ─────┤ pause
+             │ └────── resume ─── Paused
+             └── memory is back ── Shelved ◀── Queued, preempted before, and the KV budget has become too small
 
     Held: a fork whose parent's prompt is being computed. Prefilling, Running and Ending have a slot. Ending: every
     token it may have is on its way. Queued and Paused ones have KV if they were paused and not preempted since.
@@ -31,6 +33,7 @@ class State(Enum):
     RUNNING = auto()
     ENDING = auto()
     PAUSED = auto()
+    SHELVED = auto()
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +59,7 @@ class Lane:
     trimmable: bool
     weight: float
     cost: StepCost
+    prefill_memory: PrefillMemory = field(default_factory=PrefillMemory)
     replies: ReplyLength = field(default_factory=ReplyLength)
     running: dict[str, Sequence] = field(default_factory=dict[str, "Sequence"])
     prefilling: dict[str, Sequence] = field(default_factory=dict[str, "Sequence"])
@@ -133,6 +137,11 @@ class Sequence:
     def replied(self) -> int:
         """Tokens generated so far."""
         return self.generated if self.computed < self.target else self.computed - self.prompt_tokens + 1
+
+    @property
+    def most_bytes(self) -> int:
+        """What its KV takes when its last token is out."""
+        return self.final * self.lane.kv_bytes_per_token
 
     @property
     def awaits_prompt(self) -> bool:

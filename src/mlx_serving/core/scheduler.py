@@ -2,13 +2,14 @@
 
     scheduler.add(...)                              a request is accepted, or refused with Overloaded
     expired = scheduler.expire(now)                 their deadlines are over: tell their readers, drop their KV
+    refused = scheduler.refuse_oversized()          they wait for memory that is not there any more: tell their readers
     step = scheduler.schedule(now)                  one step of one model, to be launched
     scheduler.update(step, duration_s, finished)    what came of it
 
 Every step decodes one token for each running sequence of its model and computes a bounded piece of prompts beside it; a
 model that cannot be batched computes one sequence a step, in turns. New work is looked at on every call. Every accepted
 sequence ends exactly once: it was named as finished, or a step in whose `ending` it stands was updated, or `abort` said
-true, or `expire` or `remove_model` returned it. Later mentions of it are ignored.
+true, or `expire`, `refuse_oversized` or `remove_model` returned it. Later mentions of it are ignored.
 
 `schedule` counts what it orders as done, so the next step may be scheduled and launched before the last one is updated;
 a sequence that turns out to have finished has then computed one token too many, which the caller throws away. Steps are
@@ -33,13 +34,15 @@ from mlx_serving.core.bounds import at_least, greater_than
 from mlx_serving.core.deadlines import Deadlines
 from mlx_serving.core.fair_turns import Callers
 from mlx_serving.core.generation import Priority
+from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.core.scheduled_sequence import RANKS, Lane, Sequence, State
+from mlx_serving.core.scheduler_memory import SchedulerMemory
 from mlx_serving.core.scheduling import ModelLoad, SchedulerLoad, SchedulerPolicy, Step
 from mlx_serving.core.sequence_pool import SequencePool
 from mlx_serving.core.step_composition import compose
 from mlx_serving.core.step_cost import StepCost, Throughput
 from mlx_serving.core.work_done import WorkMeter
-from mlx_serving.errors import ContextLengthExceeded, ModelNotLoaded, Overloaded
+from mlx_serving.errors import ModelNotLoaded, Overloaded
 
 _MIN_RETRY_S = 1.0
 _MAX_RETRY_S = 60.0
@@ -56,6 +59,7 @@ class Scheduler:
         self._arrivals = ArrivalWindow(policy.admission_window_s)
         self._throughput = Throughput()
         self._work = WorkMeter()
+        self.memory = SchedulerMemory(self._pool, self._sequences)
 
     def __len__(self) -> int:
         """Sequences that have not ended."""
@@ -83,6 +87,7 @@ class Scheduler:
         batchable: bool,
         trimmable: bool = True,
         weight: float = 1.0,
+        prefill_memory: PrefillMemory | None = None,
     ) -> None:
         """`kv_bytes_per_token` of all layers together. `trimmable`: the KV of a sequence can be cut back to its prompt
         at any time. A model of twice the `weight` gets twice the device time."""
@@ -91,7 +96,13 @@ class Scheduler:
         at_least("kv_bytes_per_token", kv_bytes_per_token, 0)
         greater_than("weight", weight, 0)
         self._lanes[model] = Lane(
-            model, kv_bytes_per_token, batchable, trimmable, weight, StepCost(self.policy.max_num_seqs)
+            model,
+            kv_bytes_per_token,
+            batchable,
+            trimmable,
+            weight,
+            StepCost(self.policy.max_num_seqs),
+            prefill_memory or PrefillMemory(),
         )
 
     def remove_model(self, model: str) -> list[str]:
@@ -125,8 +136,9 @@ class Scheduler:
         with a copy of its KV, or computes the prompt itself if the other one is gone by then. So does it if the model
         is not trimmable and the other one was beyond its prompt already when this one came.
 
-        Raises `Overloaded` when the queue is full, `ContextLengthExceeded` when the KV of prompt and max_tokens can
-        never fit into the budget, `ModelNotLoaded` for an unknown model, ValueError for an id that is in use.
+        Raises `Overloaded` when the queue is full, or when the KV of prompt and max_tokens does not fit into the budget
+        as it is now, `ContextLengthExceeded` when it never can, `ModelNotLoaded` for an unknown model, ValueError for
+        an id that is in use.
         """
         lane = self._lanes.get(model)
         if lane is None:
@@ -135,7 +147,7 @@ class Scheduler:
             raise ValueError(f"{id} is in use")
         at_least("prompt_tokens", prompt_tokens, 1)
         at_least("max_tokens", max_tokens, 1)
-        self._refuse_what_never_fits(lane, prompt_tokens, max_tokens)
+        self._pool.kv.require(prompt_tokens, max_tokens, lane.kv_bytes_per_token)
         self._refuse_when_full(priority)
         parent = self._sequences.get(fork_of) if fork_of is not None else None
         sequence = Sequence(
@@ -193,6 +205,14 @@ class Scheduler:
             self._end(self._sequences[sequence_id])
         return expired
 
+    def refuse_oversized(self) -> list[str]:
+        """End those who wait for more KV than the budget has become, and name them: they are in the way of others. To
+        be asked before every `schedule`. Who has begun is not refused: it goes on when there is memory again."""
+        oversized = self.memory.sort_out()
+        for sequence in oversized:
+            self._end(sequence)
+        return [one.id for one in oversized]
+
     def schedule(self, now: float) -> Step | None:
         """The next step. None when nobody can go on, or not before the steps under way were updated."""
         pool = self._pool
@@ -200,6 +220,9 @@ class Scheduler:
             return None
         if pool.changed and pool.queue.depth and self._may_admit(now):
             admit(pool, self.policy, now)
+            # Who has come back with its KV needs room to grow now.
+            if pool.kv.overcommitted and not make_room(pool, self.policy):
+                return None
         lane = pool.turns.next()
         if lane is None:
             return None
@@ -213,6 +236,12 @@ class Scheduler:
             step = compose(pool, lane, self.policy)
         lane.virtual_s += step.expected_s / lane.weight
         return step
+
+    def take_preempted(self) -> list[str]:
+        """Who lost its KV since the last step, for when there is no next one to tell it."""
+        preempted = self._pool.preempted
+        self._pool.preempted = []
+        return preempted
 
     def update(self, step: Step, duration_s: float, finished: Collection[str] = ()) -> None:
         """Learn from a step that took `duration_s` of the device, and end its `ending` and those who `finished`.
@@ -255,19 +284,6 @@ class Scheduler:
         pool = self._pool
         free = self.policy.max_num_seqs - pool.slots
         return self._arrivals.is_open(now) or not pool.turns.busy or pool.queue.depth >= free
-
-    def _refuse_what_never_fits(self, lane: Lane, prompt_tokens: int, max_tokens: int) -> None:
-        budget = self.policy.kv_budget_bytes
-        needed = (prompt_tokens + max_tokens - 1) * lane.kv_bytes_per_token
-        if budget is not None and needed > budget:
-            limit = budget // lane.kv_bytes_per_token + 1
-            raise ContextLengthExceeded(
-                f"The prompt of {prompt_tokens} tokens and max_tokens ({max_tokens}) exceed the {limit} tokens that "
-                f"the memory for KV caches can hold",
-                field="max_tokens",
-                limit=limit,
-                given=prompt_tokens + max_tokens,
-            )
 
     def _refuse_when_full(self, priority: Priority) -> None:
         policy = self.policy
@@ -318,11 +334,13 @@ class Scheduler:
         del self._sequences[sequence.id]
         self._pool.remove(sequence)
         self._callers.leave(sequence.caller)
+        if not self._sequences:
+            self._pool.kv.largest = 0
 
 
 def _load_of(lane: Lane, states: Counter[State]) -> ModelLoad:
     return ModelLoad(
-        queued=states[State.QUEUED] + states[State.HELD],
+        queued=states[State.QUEUED] + states[State.HELD] + states[State.SHELVED],
         running=states[State.RUNNING] + states[State.ENDING],
         prefilling=states[State.PREFILLING],
         paused=states[State.PAUSED],

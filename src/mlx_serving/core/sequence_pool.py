@@ -14,15 +14,17 @@ from mlx_serving.core.scheduling import Admission, SchedulerPolicy
 class SequencePool:
     """`residents` have KV and tokens to come. `slots` are taken by those who prefill, run or are `ending`.
 
-    `changed`: somebody came, or a place may have become free, since admission was last tried. `admitted` and
-    `preempted` are to be told with the next step.
+    `prefill_bytes` is what computing prompts may take in one step, besides KV. `changed`: somebody came, or a place may
+    have become free, since admission was last tried. `admitted` and `preempted` are to be told with the next step.
     """
 
     def __init__(self, policy: SchedulerPolicy) -> None:
         self.queue = RequestQueue(policy.ageing_s)
         self.turns = FairTurns()
         self.kv = KvBudget(policy.kv_budget_bytes)
+        self.prefill_bytes = float("inf")
         self.residents: dict[str, Sequence] = {}
+        self.shelved: dict[str, Sequence] = {}
         self.slots = 0
         self.ending = 0
         self.preemptions = 0
@@ -85,6 +87,18 @@ class SequencePool:
         sequence.state = State.PAUSED
         self._release_forks(sequence)
 
+    def shelve(self, sequence: Sequence) -> None:
+        """Let it wait, in nobody's way, until there is more memory."""
+        self._withdraw(sequence)
+        sequence.state = State.SHELVED
+        self.shelved[sequence.id] = sequence
+
+    def unshelve(self) -> None:
+        """Queue those again that fit into the KV budget, before those who wait now."""
+        for sequence in [one for one in self.shelved.values() if one.most_bytes <= self.kv.limit]:
+            del self.shelved[sequence.id]
+            self.requeue(sequence)
+
     def preempt(self, sequence: Sequence) -> None:
         """Take its slot and its KV. It waits for both, before those who came after it, and one priority higher."""
         was = sequence.state
@@ -115,6 +129,8 @@ class SequencePool:
         self.admitted.pop(sequence.id, None)
         self._disinherit(sequence)
         sequence.heirs.clear()
+        if sequence.id in self.preempted:
+            self.preempted.remove(sequence.id)
         self._release_forks(sequence)
 
     def _withdraw(self, sequence: Sequence) -> None:
@@ -133,6 +149,8 @@ class SequencePool:
                 self.slots -= 1
             case State.PAUSED:
                 pass
+            case State.SHELVED:
+                del self.shelved[sequence.id]
             case _:
                 assert_never(sequence.state)
         self.changed = True

@@ -48,13 +48,15 @@ class CrashReport:
 
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
-    """The worker process: the name of its lifecycle state, since when (Unix seconds), and what it went through."""
+    """The worker process: the name of its lifecycle state, since when (Unix seconds), and what it went through.
+    `kv_share` below 1 is the part of its memory for KV caches that it uses, after others died for want of memory."""
 
     state: str
     since: float
     pid: int | None = None
     restarts: int = 0
     last_crash: CrashReport | None = None
+    kv_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

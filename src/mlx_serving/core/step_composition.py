@@ -70,6 +70,7 @@ def _pieces(pool: SequencePool, lane: Lane, policy: SchedulerPolicy, decode_s: f
         disturbs=any(busy.running for busy in pool.turns.busy),
         share=pool.turns.share(lane),
         room=room,
+        size=pool.prefill_bytes,
     )
     order = in_turn(lane.prefilling.values(), lane.prefill_turns, policy)
     lane.prefill_turns += 1

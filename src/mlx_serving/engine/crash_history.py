@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import assert_never
 
-from mlx_serving.core.crash_finding import diagnose
+from mlx_serving.core.crash_finding import Finding, diagnose
 from mlx_serving.core.serving import CrashReport
 from mlx_serving.core.worker_lifecycle import Cause, GaveUp, WorkerPolicy
 from mlx_serving.engine.worker_process import Exit
@@ -29,10 +29,16 @@ class CrashHistory:
     def last(self) -> CrashReport | None:
         return self._reports[-1] if self._reports else None
 
-    def record(self, end: Exit, cause: Cause, fault: str | None) -> None:
-        """Keep and log how a worker ended. `fault` is what we know beyond that: why it was of no use to us."""
+    def record(self, end: Exit, cause: Cause, fault: str | None, *, killed_for_memory: bool) -> Finding | None:
+        """Keep and log how a worker ended; returns what it means. `fault` is what we know beyond that: why it was of no
+        use to us. `killed_for_memory`: the system counted such a kill while the worker lived."""
         by_itself = cause is Cause.EXITED and fault is None  # else the signal was ours and tells nothing
-        finding = diagnose(end.stderr_tail, end.exit_code, end.signal if by_itself else None)
+        finding = diagnose(
+            end.stderr_tail,
+            end.exit_code,
+            end.signal if by_itself else None,
+            killed_for_memory=killed_for_memory,
+        )
         report = CrashReport(
             at=time.time(),
             cause=fault if fault is not None else str(cause),
@@ -51,6 +57,7 @@ class CrashHistory:
             signal=report.signal,
             finding=report.finding,
         )
+        return finding
 
     def loss(self, cause: Cause) -> WorkerDied:
         """The error for what was under way in a worker that had to go for `cause`, or that exited just now."""

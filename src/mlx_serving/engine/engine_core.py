@@ -237,6 +237,9 @@ class EngineCore:
         if failed:
             status = "degraded"
             reasons += [f"model {model.name} failed to load: {model.error}" for model in failed]
+        if worker.kv_share < 1:
+            status = "degraded"
+            reasons.append(f"KV caches get {worker.kv_share:.0%} of their memory: a worker has died for want of it")
         if worker.state in ("gave up", "stopped"):
             status = "unhealthy"
         return HealthReport(

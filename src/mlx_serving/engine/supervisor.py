@@ -9,7 +9,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Protocol, assert_never
 
@@ -17,13 +17,16 @@ import msgspec
 
 from mlx_serving.core import worker_lifecycle as lifecycle
 from mlx_serving.core import worker_states
+from mlx_serving.core.crash_finding import Finding
 from mlx_serving.core.serving import WorkerHealth
 from mlx_serving.core.worker_lifecycle import Cause, WorkerEvent, WorkerPolicy, WorkerState
 from mlx_serving.core.worker_progress import WorkerProgress
 from mlx_serving.engine.crash_history import CrashHistory
+from mlx_serving.engine.memory_history import MemoryHistory
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.engine.worker_process import Exit, WorkerCommand, WorkerProcess
 from mlx_serving.errors import EngineClosed, EngineError, InvalidConfig, ProtocolError, WorkerDied
+from mlx_serving.machine import cgroup
 from mlx_serving.telemetry.events import EventBus, ModelProgressed, RuntimeStatus, RuntimeStatusChanged
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import Heartbeat, ModelProgress
@@ -38,7 +41,15 @@ class WorkerListener(Protocol):
 
 
 class Supervisor:
-    def __init__(self, command: WorkerCommand, policy: WorkerPolicy, events: EventBus) -> None:
+    def __init__(
+        self,
+        command: WorkerCommand,
+        policy: WorkerPolicy,
+        events: EventBus,
+        memory_kills: Callable[[], int | None] = cgroup.memory_kills,
+    ) -> None:
+        """`memory_kills` counts whom the system killed for want of memory; None where it does not count."""
+        self._memory = MemoryHistory(events, memory_kills)
         self._command = command
         self._policy = policy
         self._events = events
@@ -119,6 +130,7 @@ class Supervisor:
             since=self._since,
             restarts=self._restarts,
             last_crash=self._crashes.last,
+            kv_share=self._memory.kv_share,
         )
 
     # -- the machine
@@ -180,10 +192,12 @@ class Supervisor:
     async def _spawn(self) -> None:
         self._fault = None
         settings = self._command.settings
-        command = replace(self._command, settings=msgspec.structs.replace(settings, restart_count=self._spawned))
+        given = msgspec.structs.replace(settings, restart_count=self._spawned, kv_share=self._memory.kv_share)
+        command = replace(self._command, settings=given)
         self._restarts = self._spawned
         self._progress.worker_started()
         self._spawned += 1
+        self._memory.spawned()
         try:
             process = await WorkerProcess.spawn(command)
         except (OSError, InvalidConfig) as error:
@@ -233,8 +247,10 @@ class Supervisor:
 
     def _exited(self, end: Exit) -> None:
         cause = self._state.cause if isinstance(self._state, lifecycle.Draining) else Cause.EXITED
+        finding: Finding | None = None
         if cause not in (Cause.STOP, Cause.RESTART):
-            self._crashes.record(end, cause, self._fault)
+            finding = self._crashes.record(end, cause, self._fault, killed_for_memory=self._memory.has_killed())
+        self._memory.exited(finding)
         self._process = None
         served = self._client is not None and self._client.has_served
         origin = self._crashes.origin(cause)

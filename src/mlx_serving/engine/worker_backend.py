@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import assert_never
 
 from mlx_serving.core import stream
+from mlx_serving.core.flow_control import FlowControl, FlowPolicy, FlowSignal
 from mlx_serving.core.generation import (
     ChatPrompt,
     Delta,
@@ -35,9 +36,10 @@ _MAX_ID_CHARS = 256  # of a stream on the pipe
 class WorkerBackend:
     """`inquest` finds the requests that kill workers, over all attempts to serve them."""
 
-    def __init__(self, supervisor: Supervisor, inquest: Inquest) -> None:
+    def __init__(self, supervisor: Supervisor, inquest: Inquest, flow_policy: FlowPolicy) -> None:
         self._supervisor = supervisor
         self._inquest = inquest
+        self._flow_policy = flow_policy
         self._streams: dict[str, _Stream] = {}
         self._numbers = itertools.count(1)
         self._left = asyncio.Event()  # whoever waits to enter looks again
@@ -53,7 +55,7 @@ class WorkerBackend:
         # An id may come again while the abort of its last stream is still on its way: on the pipe each is its own.
         pipe_id = f"{next(self._numbers)}-{request.request_id}"[:_MAX_ID_CHARS]
         fork_of = self._pipe_id_of(request.fork_of)
-        flow = _Stream(request, pipe_id, client, self._inquest, self._look_again)
+        flow = _Stream(request, pipe_id, client, self._inquest, self._look_again, FlowControl(self._flow_policy))
         self._streams[request.request_id] = flow
         try:
             await flow.open(fork_of)
@@ -102,6 +104,7 @@ class _Stream:
         client: WorkerClient,
         inquest: Inquest,
         on_cleared: Callable[[], None],
+        flow: FlowControl,
     ) -> None:
         self.pipe_id = pipe_id
         self._request = request
@@ -109,6 +112,7 @@ class _Stream:
         self._inquest = inquest
         self._on_cleared = on_cleared
         self._cleared = False
+        self._flow = flow
         self._state: stream.StreamState = stream.Opening()
         self._ready: deque[Delta] = deque()
         self._error: EngineError | None = None
@@ -136,7 +140,9 @@ class _Stream:
     async def deltas(self) -> AsyncIterator[Delta]:
         while True:
             while self._ready:
-                yield self._ready.popleft()
+                delta = self._ready.popleft()
+                self._signal(self._flow.on_consumed(len(delta.token_ids)))
+                yield delta
             if self._error is not None:
                 raise self._error
             if self._ended:
@@ -154,6 +160,7 @@ class _Stream:
         match effect:
             case stream.Deliver():
                 self._ready.append(effect.delta)
+                self._signal(self._flow.on_buffered(len(effect.delta.token_ids)))
             case stream.EndWith():
                 self._end(effect.reason, effect.stats)
             case stream.Raise():
@@ -164,6 +171,18 @@ class _Stream:
                 pass  # entering and leaving the context manager are these
             case _:
                 assert_never(effect)
+
+    def _signal(self, signal: FlowSignal | None) -> None:
+        """Tell the worker that the consumer has fallen behind, or caught up. It ignores streams that have ended."""
+        match signal:
+            case None:
+                pass
+            case FlowSignal.PAUSE:
+                self._client.post(methods.PAUSE, methods.StreamParams(stream_id=self.pipe_id))
+            case FlowSignal.RESUME:
+                self._client.post(methods.RESUME, methods.StreamParams(stream_id=self.pipe_id))
+            case _:
+                assert_never(signal)
 
     def _end(self, reason: FinishReason, stats: GenerationStats | None) -> None:
         self._ended = True
@@ -248,6 +267,7 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
         caller=request.caller[:256],
         fork_of=fork_of,
         delivered=list(request.delivered),
+        timeout_s=request.timeout_s,
     )
     match request.prompt:
         case TextPrompt():

@@ -50,6 +50,7 @@ _CODE_BY_CLASS: Mapping[type[EngineError], str] = {
     errors.Aborted: "aborted",
     errors.DeadlineExceeded: "timeout",
     errors.ModelLoadError: "model_load_failed",
+    errors.InsufficientMemory: "insufficient_memory",
     errors.GenerationError: "generation_failed",
     errors.TokenizerError: "tokenizer_failed",
     errors.WorkerDied: "worker_died",

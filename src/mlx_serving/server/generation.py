@@ -5,6 +5,8 @@ It may have several choices: each is a stream of the backend.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from mlx_serving.server.openai_chunks import Answer
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.server")
+_LAST_WORDS_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,10 @@ class StreamedResponse(Response):
                 _log.exception("stream failed", request_id=self._generation.record.request_id)
                 failure, code = DEFECT, "internal_error"
             self._generation.record.error = code
-            await stream.close(sse.event(failure))
+            # A client that reads nothing is not waited for: leaving the answer unfinished closes its connection.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await stream.close(sse.event(failure))
 
     async def _write_events(self, deltas: AsyncIterator[NumberedDelta], stream: EventStream) -> bytes:
         """Returns the closing ones, which are not sent yet."""

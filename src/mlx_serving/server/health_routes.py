@@ -37,6 +37,9 @@ class WorkerDocument(Document):
     since: float = Field(description="Unix seconds.")
     pid: int | None
     restarts: int
+    kv_share: float = Field(
+        description="Part of its memory for KV caches that it uses: below 1 after workers died for want of memory."
+    )
     last_crash: CrashDocument | None
 
 
@@ -112,6 +115,7 @@ def _document(report: HealthReport, *, draining: bool) -> HealthDocument:
             since=worker.since,
             pid=worker.pid,
             restarts=worker.restarts,
+            kv_share=worker.kv_share,
             last_crash=None
             if crash is None
             else CrashDocument(

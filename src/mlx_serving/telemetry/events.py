@@ -71,6 +71,16 @@ class CircuitChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryShareChanged(Event):
+    """The next worker may use another part of its memory for KV caches: less when the last one died for want of it."""
+
+    name = "memory:share"
+    previous: float
+    current: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationStarted(Event):
     name = "generation:started"
     stream_id: str

@@ -18,6 +18,7 @@ from mlx_serving.telemetry.events import (
     GenerationCompleted,
     GenerationStarted,
     GenerationToken,
+    MemoryShareChanged,
     ModelProgressed,
 )
 from mlx_serving.telemetry.logger import LIBRARY, get_logger
@@ -61,6 +62,8 @@ def log_event(event: Event) -> None:
             _log.error(event.name, code=event.error.code, message=event.error.message, context=event.context)
         case CircuitChanged():
             _log.warning(event.name, previous=event.previous, current=event.current)
+        case MemoryShareChanged():
+            _log.warning(event.name, previous=event.previous, current=event.current, reason=event.reason)
         case _:
             write = _log.debug if isinstance(event, _QUIET) else _log.info
             write(event.name, **{item.name: getattr(event, item.name) for item in fields(event) if item.name != "at"})

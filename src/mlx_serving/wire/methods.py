@@ -44,13 +44,19 @@ class RuntimeInfoParams(Params):
 
 
 class MemoryInfo(msgspec.Struct, frozen=True):
-    """Bytes. `rss` and `vms` of the process; `active`, `cache` and `peak` of MLX's allocator."""
+    """Bytes. `rss` and `vms` of the process; `active`, `cache` and `peak` of MLX's allocator. `capacity` is what models
+    may take as things are, and `limited_by` what allows no more; `weights` take their part of it, `kv_budget` is what
+    KV caches may hold now."""
 
     rss: int
     vms: int
     active: int
     cache: int
     peak: int
+    capacity: int = 0
+    limited_by: str = ""
+    weights: int = 0
+    kv_budget: int = 0
 
 
 class BlasInfo(msgspec.Struct, frozen=True):
@@ -84,11 +90,13 @@ class LoadedModelState(msgspec.Struct, frozen=True):
 
 
 class RuntimeStateResult(msgspec.Struct, frozen=True):
-    """`restart_count` is what the supervisor passed in: how often this worker was restarted."""
+    """`active_streams` wait, run or are paused; `paused_streams` are those of them that `pause` holds. `restart_count`
+    is what the supervisor passed in: how often this worker was restarted."""
 
     loaded_models: list[LoadedModelState]
     active_streams: int
     restart_count: int
+    paused_streams: int = 0
 
 
 class LoadModelParams(Params):
@@ -152,7 +160,8 @@ class GenerateParams(Params):
     """One of `prompt`, `prompt_tokens` and `messages` is required. `messages` go through the model's chat template.
     Higher priorities go first; requests of one priority take fair turns by `caller`. `fork_of` is a stream with the
     same prompt, whose computation of it may be shared. `delivered` are the first tokens of the answer, which the caller
-    has: the stream goes on behind them, and counts them in `max_tokens`. `streaming` is accepted for the ancestor's
+    has: the stream goes on behind them, and counts them in `max_tokens`. A stream that has not ended after `timeout_s`
+    fails with a timeout, whether it waits, runs or is paused. `streaming` is accepted for the ancestor's
     sake: the worker always streams."""
 
     model_id: ModelId
@@ -187,6 +196,7 @@ class GenerateParams(Params):
     caller: Annotated[str, msgspec.Meta(max_length=256)] = ""
     fork_of: StreamId | None = None
     delivered: Annotated[list[TokenId], msgspec.Meta(max_length=1_000_000)] = []
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
     streaming: bool = True
     guidance: Any = None
 
@@ -207,6 +217,19 @@ class AbortResult(msgspec.Struct, frozen=True):
     """`aborted` is false when the stream had already ended or never was."""
 
     aborted: bool
+
+
+class StreamParams(Params):
+    """Of `pause` and `resume`. A paused stream takes no steps and no slot, and keeps its KV cache while memory lasts;
+    what was under way when it was paused still comes."""
+
+    stream_id: StreamId
+
+
+class StreamResult(msgspec.Struct, frozen=True):
+    """`found` is false when the stream has ended or never was."""
+
+    found: bool
 
 
 class TokenizeParams(Params):
@@ -270,6 +293,8 @@ LOAD_MODEL = Method("load_model", LoadModelParams, LoadModelResult)
 UNLOAD_MODEL = Method("unload_model", UnloadModelParams, SuccessResult)
 GENERATE = Method("generate", GenerateParams, GenerateResult)
 ABORT = Method("abort", AbortParams, AbortResult)
+PAUSE = Method("pause", StreamParams, StreamResult)
+RESUME = Method("resume", StreamParams, StreamResult)
 TOKENIZE = Method("tokenize", TokenizeParams, TokenizeResult)
 DETOKENIZE = Method("detokenize", DetokenizeParams, DetokenizeResult)
 BATCH_TOKENIZE = Method("batch_tokenize", BatchTokenizeParams, BatchTokenizeResult)
@@ -283,6 +308,8 @@ METHODS: tuple[Method[Any, Any], ...] = (
     UNLOAD_MODEL,
     GENERATE,
     ABORT,
+    PAUSE,
+    RESUME,
     TOKENIZE,
     DETOKENIZE,
     BATCH_TOKENIZE,

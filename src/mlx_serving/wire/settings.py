@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from mlx_serving.core.memory_budget import MemoryPolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.errors import InvalidConfig
@@ -15,11 +16,14 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`restart_count` is how often the supervisor has replaced this worker."""
+    """`restart_count` is how often the supervisor has replaced this worker; `kv_share` is the part of its memory for KV
+    caches that it may use, after others have died for want of memory."""
 
     max_message_bytes: Positive = DEFAULT_MAX_MESSAGE_BYTES
     scheduler: SchedulerPolicy = SchedulerPolicy()
     sampling: SamplingDefaults = SamplingDefaults()
+    memory: MemoryPolicy = MemoryPolicy()
+    kv_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     restart_count: int = 0
 
 

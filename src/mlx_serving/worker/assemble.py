@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mlx.core as mx
-
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire.settings import WorkerSettings
@@ -13,13 +11,12 @@ from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress, Pulse
 from mlx_serving.worker.loop import Inbox, Loop
+from mlx_serving.worker.memory import MemoryGuard
+from mlx_serving.worker.memory_bounds import MemoryBounds
 from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.tokenizing import TokenizerThread
-
-# Without a bound the allocator keeps a buffer of every size it ever saw, until Metal runs out of them.
-_CACHE_LIMIT_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +29,23 @@ class Worker:
 
 def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: bool) -> Worker:
     """Call on the thread that will run the loop: MLX belongs to the thread that first uses it."""
-    mx.set_cache_limit(_CACHE_LIMIT_BYTES)
+    bounds = MemoryBounds()
     inbox = Inbox()
-    outbox = Outbox(write_fd)
+    outbox = Outbox(write_fd, on_clear=inbox.wake)
     progress = Progress()
-    generation = Generation(Scheduler(settings.scheduler))
+    scheduler = Scheduler(settings.scheduler)
+    generation = Generation(scheduler)
+    memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read)
     tokenizers = TokenizerThread(inbox.put)
-    loop = Loop(inbox, outbox, generation, progress, linger=linger)
+    loop = Loop(inbox, outbox, generation, memory, progress, linger=linger)
     handlers = Handlers(
         outbox,
         generation,
+        memory,
         tokenizers,
         progress,
         Pulse(progress, outbox.notify),
-        Telemetry(generation, tokenizers, outbox, cache_limit_bytes=_CACHE_LIMIT_BYTES),
+        Telemetry(generation, tokenizers, outbox, cache_limit_bytes=lambda: memory.plan.buffer_cache),
         ModelRunner,
         blas=blas,
         restart_count=settings.restart_count,

@@ -9,10 +9,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_serving.worker.logits import Rows, add_at
-from mlx_serving.worker.penalties import NOTHING, RecentTokens
+from mlx_serving.worker.penalties import RecentTokens
 from mlx_serving.worker.sampling_row import SamplingRow
 
-_ANYTHING = -2  # in a banned sequence, before its first token
+_NOTHING = -1  # before the first token of an answer
+_ANYTHING = -2  # before the first token of a banned sequence
 
 
 class Bias:
@@ -83,7 +84,7 @@ class BannedSequences:
         for entry, (_, banned) in enumerate(entries):
             before[entry, width - len(banned) + 1 :] = banned[:-1]
         self._index = mx.array([index for index, _ in rows])
-        self._recent = RecentTokens([row.answered() for row in self._rows], width)
+        self._recent = RecentTokens([row.answered() for row in self._rows], width, [_NOTHING] * len(rows))
         self._place = mx.array([place for place, _ in entries])
         self._before = mx.array(before)
         self._last = mx.array([banned[-1] for _, banned in entries])
@@ -94,7 +95,8 @@ class BannedSequences:
 
     def apply(self, logits: mx.array, inputs: mx.array) -> mx.array:
         answers = mx.array([row.position > 0 for row in self._rows])
-        recent = self._recent.push(mx.where(answers, inputs[self._index].astype(mx.int32), NOTHING))
+        newest = mx.where(answers, inputs[self._index].astype(mx.int32), _NOTHING)
+        recent = self._recent.push(newest[:, None])
         matches = ((self._before == _ANYTHING) | (self._before == recent[self._place])).all(axis=1)
         return add_at(logits, self._index[self._place], self._last, mx.where(matches, -mx.inf, 0.0))
 

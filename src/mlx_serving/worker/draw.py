@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 _BLOCK = 64
+_SUMMED_AT_ONCE = _BLOCK**2
 
 
 def draw(shares: mx.array, uniforms: mx.array) -> mx.array:
@@ -12,16 +13,19 @@ def draw(shares: mx.array, uniforms: mx.array) -> mx.array:
 
     Inverse transform sampling: the first token whose share of the cumulative sum reaches the number. Shares stand in
     the order of the vocabulary whether filtered or not. A token without a share never comes; a row without any, or with
-    a NaN, gives token 0. The sum goes by blocks, which is cheaper than one over the vocabulary, and more exact.
+    a NaN, gives token 0. Over a large vocabulary the sum goes by blocks, which is cheaper than one, and more exact.
     """
+    if shares.shape[-1] <= _SUMMED_AT_ONCE:
+        token, _ = _first_reaching(shares, uniforms * mx.sum(shares, axis=-1, keepdims=True))
+        return token[:, 0]
     padding = -shares.shape[-1] % _BLOCK
     if padding:
         shares = mx.pad(shares, [(0, 0), (0, padding)])
     blocks = mx.unflatten(shares, -1, (-1, _BLOCK))
     sums = mx.sum(blocks, axis=-1)
-    block, before = _first_reaching(sums, uniforms * mx.sum(sums, axis=-1, keepdims=True))
-    chosen = mx.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0]
-    place, _ = _first_reaching(chosen, uniforms * mx.sum(sums, axis=-1, keepdims=True) - before)
+    target = uniforms * mx.sum(sums, axis=-1, keepdims=True)
+    block, before = _first_reaching(sums, target)
+    place, _ = _first_reaching(mx.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0], target - before)
     return (block * _BLOCK + place)[:, 0]
 
 

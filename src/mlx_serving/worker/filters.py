@@ -1,7 +1,7 @@
 """Which tokens a row may draw: top-k, top-p and min-p, typical-p, XTC.
 
 A filter takes shares, [rows, vocabulary] float32 that are not negative, and returns them with zeros for what it
-removes. Shares need not add up to 1.
+removes. They need not add up to 1, but for the first filter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ the bits of numbers that are not negative order as the numbers do, and give NaN 
 
 
 class LikeliestFilter:
-    """Top-k, top-p and min-p. Each looks at all shares, and what all of them keep is kept."""
+    """Top-k, top-p and min-p. Each looks at all shares, and what all of them keep is kept. They must add up to 1."""
 
     def __init__(self, rows: Sequence[SamplingRow], vocabulary: int) -> None:
         chosen = [row.sampling for row in rows]
@@ -36,18 +36,22 @@ class LikeliestFilter:
         self._top_k = mx.array(top_k)[:, None]
         # Rounding may bring the sum of all shares above 1, and 1 is to keep them all.
         self._top_p = column([one.top_p if one.top_p < 1 else math.inf for one in chosen])
-        self._min_p = column([one.min_p for one in chosen])
+        self._min_p = column([one.min_p for one in chosen]) if any(one.min_p > 0 for one in chosen) else None
 
     @staticmethod
     def is_asked(row: SamplingRow) -> bool:
         return _limits_the_likeliest(row) or row.sampling.min_p > 0
 
     def apply(self, shares: mx.array) -> mx.array:
-        least = self._min_p * mx.max(shares, axis=-1, keepdims=True)
+        if self._min_p is not None:
+            least = self._min_p * mx.max(shares, axis=-1, keepdims=True)
+            kept = shares * (shares >= least)
+        else:
+            kept = shares
         if self._searches:
-            last = last_kept([_bits(shares)], self._top_k, self._top_p * _sum(shares), bound=self._bound)
-            least = mx.maximum(least, last.view(mx.float32))
-        return shares * (shares >= least)
+            last = last_kept([_bits(shares)], self._top_k, self._top_p, bound=self._bound)
+            kept = kept * (shares >= last.view(mx.float32))
+        return kept
 
 
 class TypicalFilter:
@@ -112,7 +116,8 @@ def last_kept(entries: Entries, most: mx.array, mass: mx.array, *, bound: int) -
     if bound < size:
         entries = [each[:, size - bound :] for each in _parted(entries, size - bound)]
         size = bound
-    count, weight = mx.zeros(most.shape, dtype=mx.int32), mx.zeros(mass.shape)
+    count: int | mx.array = 0  # before the part, and what they weigh
+    weight: float | mx.array = 0.0
     sorted_at_once = _SORTED_AT_ONCE if mx.default_device() == mx.Device(mx.cpu) else size
     while size > sorted_at_once:
         if size % 2:
@@ -125,8 +130,8 @@ def last_kept(entries: Entries, most: mx.array, mass: mx.array, *, bound: int) -
         entries = [mx.where(in_upper, each[:, size:], each[:, :size]) for each in entries]
         count, weight = mx.where(in_upper, count, counted), mx.where(in_upper, weight, weighed)
     entries = _sorted(entries)
-    before = weight + mx.cumsum(entries[-1].view(mx.float32), axis=-1, reverse=True, inclusive=False)
-    taken = (count + mx.arange(size - 1, -1, -1) < most) & (before < mass)
+    before = mx.cumsum(entries[-1].view(mx.float32), axis=-1, reverse=True, inclusive=False)
+    taken = (mx.arange(size - 1, -1, -1) < most - count) & (before < mass - weight)
     last = size - mx.maximum(taken.sum(axis=-1, keepdims=True), 1)
     return mx.take_along_axis(entries[0], last, axis=-1)
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlx_serving.core.generation import Priority
+from mlx_serving.core.kv_budget import MEMORY_RETRY_S
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import SchedulerLoad, Step
-from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError
+from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError, Overloaded
 from mlx_serving.wire.notifications import Row, StepFrame
 from mlx_serving.worker.batch import Token
 from mlx_serving.worker.loaded_model import LoadedModel
@@ -58,6 +59,21 @@ class Generation:
     def __contains__(self, stream_id: object) -> bool:
         return stream_id in self._entries
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to do before a command comes or `next_deadline` is reached: all sequences that are left are paused.
+        One that the scheduler has done with may still have its last token to read."""
+        return self._scheduler.is_idle and len(self._scheduler) == len(self._entries)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """Monotonic seconds; no sequence expires before."""
+        return self._scheduler.next_deadline
+
+    @property
+    def paused(self) -> int:
+        return self._scheduler.load().paused
+
     def stream_ids(self, model_id: str) -> list[str]:
         """The sequences of a model, waiting or running."""
         return [stream_id for stream_id, entry in self._entries.items() if entry.model.model_id == model_id]
@@ -78,6 +94,7 @@ class Generation:
             kv_bytes_per_token=model.kv_bytes_per_token,
             batchable=capabilities.batch,
             trimmable=capabilities.trim,
+            prefill_memory=model.prefill_memory,
         )
 
     def remove_model(self, model_id: str) -> None:
@@ -117,13 +134,35 @@ class Generation:
         self.outcomes.note([row])
         return row
 
+    def pause(self, stream_id: str) -> list[Row]:
+        """Give a sequence no steps until it is resumed; it keeps what was computed while memory lasts. Unknown ids are
+        ignored. Returns what was under way in its model."""
+        entry = self._entries.get(stream_id)
+        if entry is None:
+            return []
+        rows = self._read(entry.model)
+        if stream_id in self._entries:  # else one of those tokens ended it
+            self._scheduler.pause(stream_id)
+            entry.model.runner.park(stream_id)
+        return rows
+
+    def resume(self, stream_id: str) -> None:
+        """Let a paused sequence go on. Unknown ids and those that are not paused are ignored."""
+        self._scheduler.resume(stream_id)
+
+    def resume_all(self) -> None:
+        for stream_id in self._entries:
+            self._scheduler.resume(stream_id)
+
     def step(self) -> StepFrame | None:
         """One step of one model, and what became known of any: None when that is nothing."""
         began = time.monotonic()
         rows = [self._end(stream_id, _expired()) for stream_id in self._scheduler.expire(began)]
+        rows += [self._end(stream_id, _too_large()) for stream_id in self._scheduler.refuse_oversized()]
         step = self._scheduler.schedule(began)
         if step is None:
             rows += self._drain(besides=None)
+            rows += self._evict(self._scheduler.take_preempted())
         else:
             rows += self._carry_out(step, began)
         self._release()
@@ -132,7 +171,7 @@ class Generation:
 
     def _carry_out(self, step: Step, began: float) -> list[Row]:
         model = self._models[step.model]
-        rows = [*self._preempt(step), *self._admit(step)]
+        rows = [*self._evict(step.preempted), *self._admit(step)]
         for chunk in step.prefill:
             if chunk.last and self._scheduler.has_heirs(chunk.id):
                 model.runner.keep(chunk.id)
@@ -146,9 +185,9 @@ class Generation:
         self._scheduler.update(step, time.monotonic() - began, finished)
         return rows
 
-    def _preempt(self, step: Step) -> list[Row]:
+    def _evict(self, preempted: Iterable[str]) -> list[Row]:
         rows: list[Row] = []
-        for stream_id in step.preempted:
+        for stream_id in preempted:
             entry = self._entries.get(stream_id)
             if entry is not None:  # else a token that was read for another one ended it
                 rows += self._read(entry.model)  # what was launched for it counts
@@ -224,6 +263,13 @@ class Generation:
 
 def _expired() -> DeadlineExceeded:
     return DeadlineExceeded("The time for this request was over before it was done")
+
+
+def _too_large() -> Overloaded:
+    return Overloaded(
+        "Memory has become short while this request waited, and it needs more than there is",
+        retry_after=MEMORY_RETRY_S,
+    )
 
 
 def _failure(model: LoadedModel, what: str, cause: Exception) -> GenerationError:

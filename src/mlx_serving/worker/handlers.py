@@ -14,6 +14,7 @@ from mlx_serving.wire.methods import METHODS
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress, Pulse
 from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.model_handlers import ModelHandlers
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.pipe import Outbox
@@ -33,6 +34,7 @@ class Handlers:
         self,
         outbox: Outbox,
         generation: Generation,
+        memory: MemoryGuard,
         tokenizers: TokenizerThread,
         progress: Progress,
         pulse: Pulse,
@@ -47,13 +49,15 @@ class Handlers:
         self._tokenizers = tokenizers
         models = LoadedModels()
         streams = StreamHandlers(outbox, models, generation, tokenizers, defaults)
-        self._models = ModelHandlers(outbox, models, generation, streams, progress, make_runner)
+        self._models = ModelHandlers(outbox, models, generation, memory, streams, progress, make_runner)
         tokens = TokenHandlers(models, tokenizers)
         runtime = RuntimeHandlers(
             outbox,
             models,
             streams,
             self._models,
+            generation,
+            memory,
             pulse,
             telemetry,
             blas=blas,

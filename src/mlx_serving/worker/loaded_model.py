@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import mlx.nn as nn
 
+from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.wire.methods import LoadModelResult
 from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
 from mlx_serving.worker.token_bytes import TokenBytes
@@ -19,8 +20,8 @@ class LoadedModel:
     """`tokenizer` belongs to the tokenizer thread, everything else to the thread that owns MLX.
 
     `generation_config` is the model's own file of sampling defaults, empty when it has none. `kv_bytes_per_token` is
-    what a token takes in the caches of all layers. XTC sampling never removes `spared_token_ids`: the end of the turn
-    and line breaks.
+    what a token takes in the caches of all layers, `prefill_memory` what computing a prompt takes besides. XTC sampling
+    never removes `spared_token_ids`: the end of the turn and line breaks.
     """
 
     facts: LoadModelResult
@@ -33,6 +34,7 @@ class LoadedModel:
     spared_token_ids: frozenset[int]
     make_runner: RunnerFactory
     kv_bytes_per_token: int
+    prefill_memory: PrefillMemory
     runner: ModelRunner = field(init=False)
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
 from mlx_serving.worker.capabilities import kv_bytes_and_logits, probe
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import RunnerFactory
+from mlx_serving.worker.model_shape import prefill_memory_of
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
 
@@ -30,14 +31,23 @@ _EVAL_BYTES = 256 << 20
 OnProgress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on, at least once a piece of work."""
 
+RequireMemory = Callable[[int], None]
+"""Called with the bytes of a model's weights before they are read; raises `InsufficientMemory` if they do not fit."""
 
-def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnProgress) -> LoadedModel:
+
+def load(
+    params: LoadModelParams,
+    make_runner: RunnerFactory,
+    on_progress: OnProgress,
+    require_memory: RequireMemory = lambda weights: None,
+) -> LoadedModel:
     """Find, prepare and load a model. Blocks; `on_progress` tells that it lives.
 
     Raises `ModelNotFound` for a name that leads nowhere, `ModelLoadError` for a model that cannot be loaded,
-    `InvalidRequest` for a name that cannot be one.
+    `InvalidRequest` for a name that cannot be one, and what `require_memory` raises.
     """
     directory = _directory(params, on_progress)
+    require_memory(sum(file.stat().st_size for file in directory.glob("*.safetensors")))
     on_progress("reading", 0, 1)
     with _blaming("its config.json", params.model_id, directory):
         _read_object(directory / "config.json")
@@ -57,13 +67,14 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
         prompts = PromptTokenizer(tokenizer)
         spared = tokenizer.eos_token_ids | set(prompts.encode("\n", add_special_tokens=False))
     weights = _weights(model)
+    dtype = _dtype(weights)
     limit = _context_length(config)
     facts = LoadModelResult(
         model_id=params.model_id,
         state="ready",
         context_length=min(params.context_length, limit) if params.context_length else limit,
         parameter_count=get_total_parameters(model),
-        dtype=_dtype(weights),
+        dtype=dtype,
         is_vision_model=False,
         cached_path=str(directory),
         model_type=str(config.get("model_type", "")),
@@ -85,6 +96,7 @@ def load(params: LoadModelParams, make_runner: RunnerFactory, on_progress: OnPro
         spared_token_ids=frozenset(spared),
         make_runner=make_runner,
         kv_bytes_per_token=per_token,
+        prefill_memory=prefill_memory_of(_text_config(config), 4 if dtype == "float32" else 2),
     )
 
 

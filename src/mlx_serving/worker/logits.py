@@ -37,10 +37,3 @@ def add_at(matrix: mx.array, rows: mx.array, columns: mx.array | None, values: m
     """`matrix` with `values` added at `[rows, columns]`, or to whole rows; the same place may occur more than once."""
     place: Any = matrix.at[rows] if columns is None else matrix.at[rows, columns]
     return cast(mx.array, place.add(values))
-
-
-def put_at(matrix: mx.array, rows: mx.array, columns: mx.array, values: mx.array) -> mx.array:
-    """`matrix` with `values` at `[rows, columns]`; what is put at one place twice must be the same."""
-    flat = mx.flatten(rows * matrix.shape[-1] + columns)
-    put = mx.put_along_axis(mx.flatten(matrix), flat, mx.flatten(values), axis=0)
-    return mx.unflatten(put, 0, matrix.shape)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import queue
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -13,6 +15,7 @@ from mlx_serving.wire.framing import Frame, Line, Message, Oversized
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress
+from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.pipe import EndOfInput, Outbox
 from mlx_serving.worker.routes import Reply, Route
 
@@ -28,10 +31,15 @@ class Inbox:
     def put(self, command: Command) -> None:
         self._queue.put(command)
 
-    def take(self, *, block: bool) -> Iterator[Command]:
-        """Everything that is there; waits for the first one if `block`."""
+    def wake(self) -> None:
+        """End a wait in `take`."""
+        self.put(_nothing)
+
+    def take(self, patience_s: float | None) -> Iterator[Command]:
+        """Everything that is there; waits up to `patience_s` seconds for the first one, for ever if that is None."""
         try:
-            yield self._queue.get(block=block)
+            bounded = None if patience_s is None else min(patience_s, threading.TIMEOUT_MAX)
+            yield self._queue.get(block=patience_s != 0, timeout=bounded)
             while True:
                 yield self._queue.get(block=False)
         except queue.Empty:
@@ -39,14 +47,25 @@ class Inbox:
 
 
 class Loop:
-    """`linger`: at the end of input finish what was accepted (a person pipes commands in); else stop at once."""
+    """`linger`: at the end of input finish what was accepted (a person pipes commands in); else stop at once.
+
+    No step is made while the other end leaves too much unread: then commands are all that can be done for it.
+    """
 
     def __init__(
-        self, inbox: Inbox, outbox: Outbox, generation: Generation, progress: Progress, *, linger: bool
+        self,
+        inbox: Inbox,
+        outbox: Outbox,
+        generation: Generation,
+        memory: MemoryGuard,
+        progress: Progress,
+        *,
+        linger: bool,
     ) -> None:
         self._inbox = inbox
         self._outbox = outbox
         self._generation = generation
+        self._memory = memory
         self._progress = progress
         self._linger = linger
         self._stopping = False
@@ -57,21 +76,35 @@ class Loop:
 
     def run(self, handlers: Handlers) -> None:
         while not self._stopping:
-            idle = len(self._generation) == 0
-            if self._ended and idle and not handlers.owes_answers:
+            if self._ended and len(self._generation) == 0 and not handlers.owes_answers:
                 return
-            self._progress.busy = not idle
-            for command in self._inbox.take(block=idle):
+            patience_s = self._patience_s()
+            self._progress.busy = patience_s == 0
+            for command in self._inbox.take(patience_s):
                 self._progress.busy = True
                 self._handle(command, handlers.routes)
                 self._progress.advance()
                 if self._stopping:
                     return
+            if self._outbox.is_congested:
+                continue
+            self._memory.refresh()
             frame = self._generation.step()
             self._progress.advance()
             if frame is not None:
                 self._outbox.notify(frame)
             handlers.finish_unloading()  # a stream may have ended in the step, by an abort or by a refusal
+
+    def _patience_s(self) -> float | None:
+        """How long to wait for a command: not at all while there is work that can be done, for ever if there is none
+        before one comes."""
+        if self._outbox.is_congested:
+            return None
+        if not self._generation.is_idle:
+            return 0
+        now = time.monotonic()
+        due = [time for time in (self._generation.next_deadline, self._memory.next_look) if time is not None]
+        return max(0.0, min(due) - now) if due else None
 
     def _handle(self, command: Command, routes: dict[str, Route[Any, Any]]) -> None:
         match command:
@@ -90,6 +123,7 @@ class Loop:
             case EndOfInput():
                 if self._linger:
                     self._ended = True
+                    self._generation.resume_all()  # nobody is left who could
                 else:
                     self._stopping = True
             case _:
@@ -115,3 +149,7 @@ class Loop:
             reply.fail(error)
         except Exception as error:  # noqa: BLE001  a defect in one handler must not end every stream
             reply.fail(ProtocolError(f"{request.method} failed inside the worker: {type(error).__name__}: {error}"))
+
+
+def _nothing() -> None:
+    pass

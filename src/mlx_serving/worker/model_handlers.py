@@ -14,6 +14,7 @@ from mlx_serving.worker import loader
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress
 from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.routes import Reply, Route
@@ -26,6 +27,7 @@ class ModelHandlers:
         outbox: Outbox,
         models: LoadedModels,
         generation: Generation,
+        memory: MemoryGuard,
         streams: StreamHandlers,
         progress: Progress,
         make_runner: RunnerFactory,
@@ -33,6 +35,7 @@ class ModelHandlers:
         self._outbox = outbox
         self._models = models
         self._generation = generation
+        self._memory = memory
         self._streams = streams
         self._progress = progress
         self._make_runner = make_runner
@@ -55,9 +58,15 @@ class ModelHandlers:
             raise InvalidRequest(f"{params.model_id} is being unloaded", field="model_id", given=params.model_id)
         loaded = self._models.find(params.model_id)
         if loaded is None:
-            loaded = loader.load(params, self._make_runner, self._progress_reporter(params.model_id))
+            loaded = loader.load(
+                params,
+                self._make_runner,
+                self._progress_reporter(params.model_id),
+                lambda weights: self._memory.require(params.model_id, weights),
+            )
             self._models.add(loaded)
             self._generation.add_model(loaded)
+            self._memory.add_model(params.model_id, loaded.facts.memory_bytes)
         reply.send(loaded.facts)
 
     def _progress_reporter(self, model_id: str) -> loader.OnProgress:
@@ -87,5 +96,6 @@ class ModelHandlers:
             gc.collect()
             mx.synchronize()  # buffers in flight must not be freed
             mx.clear_cache()
+            self._memory.remove_model(model_id)
             for reply in self._unloading.pop(model_id):
                 reply.send(methods.SuccessResult())

@@ -96,7 +96,7 @@ class ModelRunner:
         """
         for stream_id in [stream_id for stream_id in self._parked if stream_id in decode]:
             self._unpark(stream_id)
-        begun = self._compute([chunk for chunk in prefill if chunk.id in self._prompts])
+        begun = self._compute([chunk for chunk in prefill if chunk.id in self._prompts]) if prefill else []
         # All who run are named, unless the model cannot be batched: then one is, and the others wait for their turns.
         named = {*decode, *begun}
         turn = [batch for batch in self._batches if not batch.isdisjoint(named)]

@@ -11,26 +11,24 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from mlx_serving.worker.logits import Rows, add_at, column, put_at
+from mlx_serving.worker.logits import Rows, add_at, column
 from mlx_serving.worker.sampling_row import SamplingRow
-
-NOTHING = -1
-"""Stands where there is no token."""
 
 
 class RecentTokens:
-    """The last `width` tokens of some sequences, the newest last."""
+    """The last `width` tokens of some sequences, the newest last; where there were none, what `fillers` says."""
 
-    def __init__(self, histories: Sequence[Sequence[int]], width: int) -> None:
-        recent = np.full((len(histories), width), NOTHING, dtype=np.int32)
-        for row, history in enumerate(histories):
+    def __init__(self, histories: Sequence[Sequence[int]], width: int, fillers: Sequence[int]) -> None:
+        recent = np.empty((len(histories), width), dtype=np.int32)
+        for row, (history, filler) in enumerate(zip(histories, fillers, strict=True)):
             kept = history[-width:]
+            recent[row, : width - len(kept)] = filler
             recent[row, width - len(kept) :] = kept
         self._recent = mx.array(recent)
 
     def push(self, tokens: mx.array) -> mx.array:
-        """Add the tokens [rows] and return all, [rows, width]."""
-        self._recent = mx.concatenate([self._recent[:, 1:], tokens.astype(mx.int32)[:, None]], axis=1)
+        """Add the tokens, [rows, 1] int32, and return all, [rows, width]."""
+        self._recent = mx.concatenate([self._recent[:, 1:], tokens], axis=1)
         return self._recent
 
 
@@ -41,9 +39,14 @@ class RepetitionPenalty:
     def __init__(self, rows: Rows, vocabulary: int) -> None:
         windows = [_window(row) for _, row in rows]
         width = max(windows)
+        histories = [row.history(width) for _, row in rows]
         self._index = mx.array([index for index, _ in rows])
-        self._recent = RecentTokens([row.history(width) for _, row in rows], width)
-        self._within = mx.arange(width - 1, -1, -1) < mx.array(windows)[:, None]
+        self._first = self._index[:, None] * vocabulary
+        # Before the first token of a sequence stands one that came later: it is in the window as long as they are.
+        fillers = [(history or row.prompt)[-1] for history, (_, row) in zip(histories, rows, strict=True)]
+        self._recent = RecentTokens(histories, width, fillers)
+        within = mx.arange(width - 1, -1, -1) < mx.array(windows)[:, None]
+        self._within = within if min(windows) < width else None
         self._penalty = column([row.sampling.repetition_penalty for _, row in rows])
 
     @staticmethod
@@ -51,14 +54,14 @@ class RepetitionPenalty:
         return row.sampling.repetition_penalty != 1.0
 
     def apply(self, logits: mx.array, inputs: mx.array) -> mx.array:
-        newest = inputs[self._index]
+        newest = inputs[self._index].astype(mx.int32)[:, None]
         recent = self._recent.push(newest)
         # A token that counts stands for those that do not: what is written twice must be written the same.
-        tokens = mx.where(self._within & (recent != NOTHING), recent, newest[:, None].astype(mx.int32))
-        rows = self._index[:, None]
-        chosen = logits[rows, tokens]
+        tokens = recent if self._within is None else mx.where(self._within, recent, newest)
+        places, flat = mx.flatten(self._first + tokens), mx.flatten(logits)
+        chosen = mx.unflatten(flat[places], 0, tokens.shape)
         penalised = mx.where(chosen > 0, chosen / self._penalty, chosen * self._penalty)
-        return put_at(logits, rows, tokens, penalised)
+        return mx.unflatten(mx.put_along_axis(flat, places, mx.flatten(penalised), axis=0), 0, logits.shape)
 
 
 class AnswerPenalties:

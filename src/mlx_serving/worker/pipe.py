@@ -1,6 +1,7 @@
 """The two threads that own the pipe: one reads messages into the inbox, one writes what the outbox holds.
 
-The thread that owns MLX never waits for the pipe, unless the other end stopped reading and too much is unwritten.
+The thread that owns MLX never waits for the pipe. While the other end leaves too much unread it makes no steps, so what
+is unwritten stays bounded; only answers to commands may add to it, up to a bound where whoever sends must wait.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from mlx_serving.wire.framing import Message, MessageReader
 from mlx_serving.wire.notifications import Notification, encode_binary, encode_json
 
 _READ_BYTES = 1 << 16
-_HIGH_WATER_BYTES = 8 << 20
+_CONGESTED_BYTES = 1 << 20
+_CLEAR_BYTES = 256 << 10
+_FULL_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,18 @@ def start_reader(fd: int, max_message_bytes: int, deliver: Callable[[Message | E
 
 
 class Outbox:
-    """What is to be written, in order. Any thread may send."""
+    """What is to be written, in order. Any thread may send.
 
-    def __init__(self, fd: int) -> None:
+    With 1 MiB unwritten it is congested, until the other end has read all but 256 KiB: then `on_clear` is called, from
+    the thread that writes.
+    """
+
+    def __init__(self, fd: int, on_clear: Callable[[], None]) -> None:
         self._fd = fd
+        self._on_clear = on_clear
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
+        self._congested = False
         self._changed = threading.Condition()
         self._broken = False
         self._encode = encode_json
@@ -65,17 +74,23 @@ class Outbox:
         """What was sent and is not written yet."""
         return self._pending_bytes
 
+    @property
+    def is_congested(self) -> bool:
+        """The other end does not keep up: nothing should be made for it that can wait."""
+        return self._congested
+
     def notify(self, notification: Notification) -> None:
         self.send(self._encode(notification))
 
     def send(self, data: bytes) -> None:
         """Queue `data`. Blocks while more than 8 MiB are unwritten: the reader sets the pace."""
         with self._changed:
-            while self._pending_bytes > _HIGH_WATER_BYTES and not self._broken:
+            while self._pending_bytes > _FULL_BYTES and not self._broken:
                 self._changed.wait()
             if not self._broken:
                 self._pending.append(data)
                 self._pending_bytes += len(data)
+                self._congested = self._congested or self._pending_bytes > _CONGESTED_BYTES
                 self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
@@ -97,12 +112,20 @@ class Outbox:
                 with self._changed:
                     self._broken = True
                     self._pending.clear()
-                    self._pending_bytes = 0
-                    self._changed.notify_all()
+                self._settle(self._pending_bytes)  # nothing is added to a broken pipe
                 return
-            with self._changed:
-                self._pending_bytes -= len(data)
-                self._changed.notify_all()
+            self._settle(len(data))
+
+    def _settle(self, count: int) -> None:
+        """So many bytes are not pending any more."""
+        with self._changed:
+            self._pending_bytes -= count
+            cleared = self._congested and self._pending_bytes <= _CLEAR_BYTES
+            if cleared:
+                self._congested = False
+            self._changed.notify_all()
+        if cleared:
+            self._on_clear()
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)

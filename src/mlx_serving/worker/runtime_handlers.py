@@ -13,8 +13,10 @@ import psutil
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire import methods
+from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Pulse
 from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.model_handlers import ModelHandlers
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.routes import Reply, Route
@@ -31,6 +33,8 @@ class RuntimeHandlers:
         models: LoadedModels,
         streams: StreamHandlers,
         model_handlers: ModelHandlers,
+        generation: Generation,
+        memory: MemoryGuard,
         pulse: Pulse,
         telemetry: Telemetry,
         *,
@@ -42,6 +46,8 @@ class RuntimeHandlers:
         self._models = models
         self._streams = streams
         self._model_handlers = model_handlers
+        self._generation = generation
+        self._memory = memory
         self._pulse = pulse
         self._telemetry = telemetry
         self._blas = blas
@@ -78,6 +84,10 @@ class RuntimeHandlers:
                     active=mx.get_active_memory(),
                     cache=mx.get_cache_memory(),
                     peak=mx.get_peak_memory(),
+                    capacity=self._memory.plan.capacity.size,
+                    limited_by=self._memory.plan.capacity.limited_by,
+                    weights=self._memory.plan.weights,
+                    kv_budget=self._memory.plan.kv_caches,
                 ),
                 pid=os.getpid(),
             )
@@ -95,6 +105,7 @@ class RuntimeHandlers:
                     for model_id in self._models
                 ],
                 active_streams=len(self._streams),
+                paused_streams=self._generation.paused,
                 restart_count=self._restart_count,
             )
         )

@@ -2,8 +2,8 @@
 
 The order is the field's: bias, penalties and bans, temperature, then top-k, top-p and min-p, typical-p, XTC, then one
 draw. Parameters are arrays, made anew only when the membership of the batch changes. Rows that go through the same
-stages go through them together, and no row goes through a stage that it does not ask for: what a row gets, and what it
-costs, does not depend on what the others ask.
+stages go through them together, and no row goes through a stage that it does not ask for: what a row gets does not
+depend on what the others ask.
 """
 
 from __future__ import annotations

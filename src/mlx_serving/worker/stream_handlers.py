@@ -41,7 +41,12 @@ class StreamHandlers:
         self._opening: dict[str, str] = {}  # stream id -> model id, while the prompt is tokenized
 
     def routes(self) -> tuple[Route[Any, Any], ...]:
-        return (Route(methods.GENERATE, self.generate), Route(methods.ABORT, self.abort))
+        return (
+            Route(methods.GENERATE, self.generate),
+            Route(methods.ABORT, self.abort),
+            Route(methods.PAUSE, self.pause),
+            Route(methods.RESUME, self.resume),
+        )
 
     @property
     def opening(self) -> int:
@@ -92,7 +97,8 @@ class StreamHandlers:
                 model.facts.context_length,
                 sampling.min_tokens,
             )
-            terms = Terms(max_tokens, params.priority, params.caller, fork_of=params.fork_of)
+            deadline = None if params.timeout_s is None else started + params.timeout_s
+            terms = Terms(max_tokens, params.priority, params.caller, deadline, params.fork_of)
             job = Job(stream_id, token_ids, sampling, _seed(sampling), rules, params.delivered)
             self._submit(model, job, terms, started)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
@@ -118,6 +124,15 @@ class StreamHandlers:
         was_opening = self._opening.pop(params.stream_id, None) is not None
         self._emit([row] if row is not None else [])
         reply.send(methods.AbortResult(row is not None or was_opening))
+
+    def pause(self, params: methods.StreamParams, reply: Reply[methods.StreamResult]) -> None:
+        found = params.stream_id in self._generation
+        self._emit(self._generation.pause(params.stream_id))
+        reply.send(methods.StreamResult(found))
+
+    def resume(self, params: methods.StreamParams, reply: Reply[methods.StreamResult]) -> None:
+        self._generation.resume(params.stream_id)
+        reply.send(methods.StreamResult(params.stream_id in self._generation))
 
     def _emit(self, rows: list[Row]) -> None:
         if rows:

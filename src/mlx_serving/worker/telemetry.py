@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import mlx.core as mx
 import psutil
@@ -20,11 +21,16 @@ from mlx_serving.worker.tokenizing import TokenizerThread
 
 
 class Telemetry:
-    """Belongs to the thread that owns MLX. `cache_limit_bytes` is what MLX was told to keep for reuse at most, which it
-    does not tell itself."""
+    """Belongs to the thread that owns MLX. `cache_limit_bytes` says what MLX was told to keep for reuse at most, which
+    it does not tell itself."""
 
     def __init__(
-        self, generation: Generation, tokenizers: TokenizerThread, outbox: Outbox, *, cache_limit_bytes: int
+        self,
+        generation: Generation,
+        tokenizers: TokenizerThread,
+        outbox: Outbox,
+        *,
+        cache_limit_bytes: Callable[[], int],
     ) -> None:
         self._generation = generation
         self._tokenizers = tokenizers
@@ -57,7 +63,7 @@ class Telemetry:
             cache_bytes=mx.get_cache_memory(),
             peak_bytes=mx.get_peak_memory(),
             limit_bytes=mx.get_memory_limit(),
-            cache_limit_bytes=self._cache_limit_bytes,
+            cache_limit_bytes=self._cache_limit_bytes(),
         )
 
     def _process_telemetry(self) -> ProcessTelemetry:

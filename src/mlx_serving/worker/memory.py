@@ -1,0 +1,116 @@
+"""Keeps the worker below what would end it: the shell around `core.memory_budget`.
+
+What can be given up goes in this order: buffers kept for reuse, then sequences of the lowest priority (the scheduler
+preempts them, and they wait), then requests that wait for more than there is. Nothing here is exact: what others do on
+the machine is seen some time later, which is what the part that is not planned with is for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from mlx_serving.core import buffer_squeeze
+from mlx_serving.core.buffer_squeeze import Lent, SqueezeState
+from mlx_serving.core.memory_budget import Bound, MemoryPlan, MemoryPolicy, capacity, plan, require_room, undisturbed
+from mlx_serving.core.scheduler_memory import SchedulerMemory
+from mlx_serving.worker.memory_bounds import working_set_bytes
+
+_INTERVAL_S = 0.5
+_HOLD_S = 10.0
+
+
+class MemoryGuard:
+    """Belongs to the thread that owns MLX; make it before any model is loaded. `kv_share` of what is left for KV caches
+    may be used. `bounds` are read anew every `interval_s`."""
+
+    def __init__(
+        self,
+        policy: MemoryPolicy,
+        kv_share: float,
+        scheduler: SchedulerMemory,
+        bounds: Callable[[], Sequence[Bound]],
+        *,
+        interval_s: float = _INTERVAL_S,
+    ) -> None:
+        self._policy = policy
+        self._kv_share = kv_share
+        self._scheduler = scheduler
+        self._read_bounds = bounds
+        self._bounds = bounds()
+        self._interval_s = interval_s
+        self._weights: dict[str, int] = {}
+        self._squeeze: SqueezeState = buffer_squeeze.Apart()
+        self._base = mx.get_active_memory()
+        self._due = 0.0
+        self.plan = self._replan()
+        room = self.plan.capacity.size
+        mx.set_memory_limit(room)
+        working_set = working_set_bytes()
+        if working_set is not None:
+            mx.set_wired_limit(min(room, working_set))
+
+    def require(self, model_id: str, weights: int) -> None:
+        """Make room for a model of `weights` bytes, of which nothing has been read. Raises `InsufficientMemory`."""
+        room = capacity(self._read_bounds(), self._policy)
+        require_room(room, self._policy, model=model_id, weights=weights, loaded=sum(self._weights.values()))
+        if mx.get_active_memory() + mx.get_cache_memory() + weights > room.size:
+            _drop_buffers()
+
+    def add_model(self, model_id: str, weights: int) -> None:
+        self._weights[model_id] = weights
+        self.plan = self._replan()
+
+    def remove_model(self, model_id: str) -> None:
+        del self._weights[model_id]
+        self.plan = self._replan()
+
+    @property
+    def next_look(self) -> float | None:
+        """Monotonic seconds; None while nobody waits for what a look at the machine might bring."""
+        return self._due if self._scheduler.is_awaited else None
+
+    def refresh(self) -> None:
+        """Follow what has changed. To be called before every step: while there is enough, most calls do nothing."""
+        if self._scheduler.is_short or time.monotonic() >= self._due:
+            self.plan = self._replan()
+
+    def _replan(self) -> MemoryPlan:
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + self._interval_s
+            self._bounds = self._read_bounds()
+        taken = mx.get_active_memory() - self._base
+        surplus = max(0, taken - sum(self._weights.values()) - self._scheduler.reserved)
+        own = self._plan(self._bounds, surplus=surplus, squeezed=False)
+        was_lent = isinstance(self._squeeze, Lent)
+        self._squeeze = buffer_squeeze.step(
+            self._squeeze, demand=self._scheduler.demand, own=own.kv_caches, now=now, hold_s=_HOLD_S
+        )
+        is_lent = isinstance(self._squeeze, Lent)
+        chosen = self._plan(self._bounds, surplus=surplus, squeezed=True) if is_lent else own
+        mx.set_cache_limit(chosen.buffer_cache)
+        if is_lent and not was_lent:
+            _drop_buffers()
+        at_best = self._plan(undisturbed(self._bounds), surplus=0, squeezed=True)
+        self._scheduler.allow(
+            kv_caches=chosen.kv_caches, ceiling=max(chosen.kv_caches, at_best.kv_caches), prefill=chosen.prefill
+        )
+        return chosen
+
+    def _plan(self, bounds: Sequence[Bound], *, surplus: int, squeezed: bool) -> MemoryPlan:
+        return plan(
+            capacity(bounds, self._policy),
+            self._policy,
+            weights=sum(self._weights.values()),
+            surplus=surplus,
+            kv_share=self._kv_share,
+            squeezed=squeezed,
+        )
+
+
+def _drop_buffers() -> None:
+    mx.synchronize()  # freeing what work in flight still uses can take the machine down
+    mx.clear_cache()
