@@ -49,9 +49,8 @@ def build(config: Config) -> EngineCore:
     for served in config.models.served:
         models.register(ModelSpec(served.name, served.model, served.revision, served.context_length))
 
-    inquest = Inquest(InquestPolicy())
-    held = ResidencyBackend(WorkerBackend(supervisor, inquest, config.scheduler.flow), models)
-    streams = RecoveryBackend(held, inquest, events)
+    worker = WorkerBackend(supervisor, Inquest(InquestPolicy()), config.scheduler.flow)
+    streams = RecoveryBackend(ResidencyBackend(worker, models), worker.forget, events)
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
     backend: Backend = DeadlineBackend(breaker, config.generation.timeout_s)
     if config.generation.max_tokens_limit is not None:

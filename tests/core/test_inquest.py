@@ -89,16 +89,60 @@ def test_a_suspect_that_leaves_its_trial_for_a_while_stays_one() -> None:
     assert inquest.enter("a")
 
 
-def test_a_death_in_a_trial_condemns_the_suspect_and_nobody_else() -> None:
+def test_a_death_in_a_trial_condemns_the_suspect_that_was_alone() -> None:
+    inquest = after(INSIDE, INSIDE)
+    inquest.enter("a")
+    assert inquest.died(INSIDE) == "a"
+    assert (inquest.losses("a"), inquest.losses("b")) == (3, 2)
+    inquest.forget("a")
+    assert inquest.enter("b")
+    inquest.forget("b")
+    assert inquest.enter("other")
+
+
+def test_who_was_cleared_may_kill_during_the_trial_of_another() -> None:
     inquest = after(INSIDE, INSIDE)
     inquest.enter("b")
     inquest.deliver("b", POLICY.clearing_tokens)
     inquest.enter("a")
+    assert inquest.died(INSIDE) is None
+    assert (inquest.losses("a"), inquest.losses("b")) == (3, 1)
+    assert not inquest.enter("b")
+    assert inquest.enter("a")
     assert inquest.died(INSIDE) == "a"
-    assert (inquest.losses("a"), inquest.losses("b")) == (3, 0)
+
+
+def test_who_left_before_it_was_done_may_kill_during_the_trial_of_another() -> None:
+    inquest = after(INSIDE, INSIDE)
+    inquest.enter("b")
+    inquest.leave("b", aborting=True)
+    inquest.forget("b")
+    inquest.enter("a")
+    assert inquest.died(INSIDE) is None
+    assert inquest.enter("a")
+    assert inquest.died(INSIDE) == "a"
+
+
+def test_who_left_an_earlier_worker_excuses_nobody_in_this_one() -> None:
+    inquest = after(INSIDE, INSIDE)
+    inquest.leave("b", aborting=True)
+    inquest.enter("a")
+    assert inquest.died(INSIDE) == "a"
+
+
+def test_who_has_most_losses_is_tried_first() -> None:
+    inquest = after(INSIDE, INSIDE)
+    assert inquest.enter("a")
+    assert inquest.died(OUTSIDE) is None
+    assert not inquest.enter("b")
+    assert inquest.enter("a")
+
+
+def test_it_counts_those_of_whom_something_is_known() -> None:
+    inquest = after(INSIDE)
+    assert len(inquest) == 2
     inquest.forget("a")
-    assert inquest.enter("b")
-    assert inquest.enter("other")
+    assert len(inquest) == 1
 
 
 def test_a_death_from_outside_condemns_only_when_it_comes_again_and_again() -> None:
@@ -232,10 +276,9 @@ def test_any_history_keeps_the_invariants(events: list[tuple[str, int]]) -> None
                 tried = [each for each in in_flight if inquest.is_on_trial(each)]
                 before = {each: inquest.losses(each) for each in in_flight}
                 condemned = inquest.died(origin)
-                assert condemned is None or [condemned] == tried
+                assert condemned is None or [condemned] == tried == list(in_flight)
                 for each in in_flight:
-                    accused = not tried or [each] == tried
-                    assert inquest.losses(each) == before[each] + (LOSS[origin] if accused else 0)
+                    assert inquest.losses(each) == before[each] + LOSS[origin]
                 in_flight.clear()
             case _:
                 pass

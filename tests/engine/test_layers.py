@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from mlx_serving.core.inquest import Inquest, InquestPolicy
 from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.limits import LimitsBackend
 from mlx_serving.engine.recovery import RecoveryBackend
@@ -88,7 +87,7 @@ async def test_the_time_that_the_caller_spends_between_deltas_is_not_interrupted
 
 
 def recovering(inner: ScriptedBackend) -> RecoveryBackend:
-    return RecoveryBackend(inner, Inquest(InquestPolicy()), EventBus())
+    return RecoveryBackend(inner, lambda _: None, EventBus())
 
 
 async def test_a_request_goes_to_the_next_worker_as_often_as_one_dies_under_it() -> None:

@@ -8,9 +8,12 @@
 A death counts for every request in flight: a whole loss if the worker brought it about itself, a quarter if it came
 from outside, nothing if it was planned. What was delivered since a request entered speaks for it: after
 `clearing_tokens` tokens its losses are forgotten, because it is not stuck at the place where the last worker died.
-After `suspected_after` losses a request is a suspect. While there are suspects, one of them is admitted at a time and
-nobody else is: a death is then its doing alone. It is condemned when its losses reach `condemned_after`, and cleared by
-tokens or by its end. The others go on.
+After `suspected_after` losses a request is a suspect. While there are suspects, one of them is admitted at a time, who
+has most losses first, and nobody else is. It is condemned when its losses reach `condemned_after` with a death that is
+its doing alone; it is cleared by tokens or by its end. A death is not its doing alone if anybody was in flight beside
+it, which those are who were cleared, or if anybody had left this worker before it was done, for the abort may have come
+too late: then all who were there lose again, and the suspect is tried first, and alone, the next time. The others go
+on.
 """
 
 from __future__ import annotations
@@ -58,6 +61,11 @@ class Inquest:
         self._in_flight: set[str] = set()
         self._suspects: set[str] = set()
         self._on_trial: str | None = None
+        self._unsettled = False
+
+    def __len__(self) -> int:
+        """Requests that something is known of."""
+        return len(self._cases)
 
     def losses(self, id: str) -> float:  # noqa: A002
         """The losses that count against a request."""
@@ -70,7 +78,7 @@ class Inquest:
     def enter(self, id: str) -> bool:  # noqa: A002
         """Whether a request may be given to the worker now; it is in flight then. Else ask again after a change."""
         if self._suspects:
-            if self._on_trial is not None or id not in self._suspects:
+            if self._on_trial is not None or id not in self._suspects or not self._is_most_suspected(id):
                 return False
             self._on_trial = id
         self._cases.setdefault(id, _Case()).tokens = 0
@@ -87,9 +95,12 @@ class Inquest:
         self._acquit(id)
         return True
 
-    def leave(self, id: str) -> None:  # noqa: A002
-        """A request is no longer in flight: it ended, or its worker did."""
-        self._in_flight.discard(id)
+    def leave(self, id: str, *, aborting: bool = False) -> None:  # noqa: A002
+        """A request is no longer in flight: it ended, or its worker did. `aborting`: the worker has not heard that it
+        is to end, and may yet die of it."""
+        if id in self._in_flight:
+            self._in_flight.discard(id)
+            self._unsettled = self._unsettled or aborting
         if self._on_trial == id:
             self._on_trial = None
 
@@ -104,14 +115,18 @@ class Inquest:
         loss = LOSS[origin]
         tried, self._on_trial = self._on_trial, None
         accused, self._in_flight = self._in_flight, set()
-        for id in accused if tried is None else (tried,):  # noqa: A001
+        for id in accused:  # noqa: A001
             case = self._cases[id]
             case.losses += loss
             if case.losses >= self._policy.suspected_after:
                 self._suspects.add(id)
-        if tried is None or not loss or self._cases[tried].losses < self._policy.condemned_after:
+        alone, self._unsettled = len(accused) == 1 and not self._unsettled, False
+        if tried is None or not alone or not loss or self._cases[tried].losses < self._policy.condemned_after:
             return None
         return tried
+
+    def _is_most_suspected(self, id: str) -> bool:  # noqa: A002
+        return all(self._cases[other].losses <= self._cases[id].losses for other in self._suspects)
 
     def _acquit(self, id: str) -> None:  # noqa: A002
         self._suspects.discard(id)

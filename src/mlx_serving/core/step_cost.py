@@ -4,8 +4,8 @@
 
 `decode` is a table by number of rows, since batching scales in jumps. `base` (seconds per prompt token) and `slope`
 (seconds per prompt token and token of context) are followed by a Kalman filter: a measurement moves the two by how
-uncertain each of them is, so that a few chunks of a first long prompt tell them apart, and by how much it can be trusted
-itself. Both drift a little from step to step, since devices do.
+uncertain each of them is, so that a few chunks of a first long prompt tell them apart, and by how much it can be
+trusted itself. Both drift a little from step to step, since devices do.
 
 A measurement can be too long by accident (a kernel is compiled, another process takes the machine) and never too short.
 So one far below the prediction is believed at once, and one far above it counts no more than three times the

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Self
 
 from mlx_serving.core.generation import Backend, Delta, GenerationRequest, GenerationStats
-from mlx_serving.core.inquest import Inquest
 from mlx_serving.core.recovery import Recovery
 from mlx_serving.errors import Aborted, EngineError, InvalidRequest
 from mlx_serving.telemetry.events import (
@@ -27,11 +26,11 @@ from mlx_serving.telemetry.events import (
 
 
 class RecoveryBackend:
-    """`inquest` is told when a request has ended for good."""
+    """`forget` is called with the id of a request that has ended for good."""
 
-    def __init__(self, inner: Backend, inquest: Inquest, events: EventBus) -> None:
+    def __init__(self, inner: Backend, forget: Callable[[str], None], events: EventBus) -> None:
         self._inner = inner
-        self._inquest = inquest
+        self._forget = forget
         self._events = events
         self._active: set[str] = set()
 
@@ -53,9 +52,11 @@ class RecoveryBackend:
             self._events.publish(GenerationStarted(stream_id=stream_id, model_id=request.model))
             yield stream
         finally:
-            self._active.discard(stream_id)
-            self._inquest.forget(stream_id)
-            await stream.leave()
+            try:
+                await stream.leave()
+            finally:
+                self._active.discard(stream_id)
+                self._forget(stream_id)
             if stream.error is not None and not isinstance(stream.error, Aborted):
                 self._events.publish(ErrorOccurred(error=stream.error, context=f"stream {stream_id}"))
         if stream.stats is not None:

@@ -63,8 +63,13 @@ class WorkerBackend:
         finally:
             flow.leave()
             del self._streams[request.request_id]
-            self._inquest.leave(request.request_id)
+            self._inquest.leave(request.request_id, aborting=flow.is_aborting)
             self._look_again()
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended for good, wherever it was: who was not let in because of it may be now."""
+        self._inquest.forget(request_id)
+        self._look_again()
 
     async def _enter(self, request_id: str) -> WorkerClient:
         """Wait for a worker that the request may be given to."""
@@ -118,6 +123,11 @@ class _Stream:
         self._error: EngineError | None = None
         self._ended = False
         self._wake = asyncio.Event()
+
+    @property
+    def is_aborting(self) -> bool:
+        """Whether the worker has not confirmed that it ended."""
+        return isinstance(self._state, stream.Aborting)
 
     async def open(self, fork_of: str | None) -> None:
         """Submit the request; returns when the worker has accepted it. Raises what the worker answered."""
