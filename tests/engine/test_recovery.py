@@ -170,11 +170,11 @@ async def test_a_poisonous_request_fails_alone(tmp_path: Path, tiny_model: Path)
         error = results.pop()
         assert isinstance(error, RequestCrashedWorker)
         assert error.details["signal"] == "SIGABRT"
-        assert error.details["losses"] == 3
+        assert error.details["losses"] in (3, 4)  # one more if it was tried while somebody else was still there
         assert error.details["finding"]
         assert [text_of(deltas) for deltas in results if not isinstance(deltas, BaseException)] == expected
         health = await core.health()
-        assert (health.status, health.worker.restarts) == ("healthy", 3)
+        assert (health.status, health.worker.restarts) == ("healthy", error.details["losses"])
         assert [event.context for event in log.of(ErrorOccurred)] in ([], ["stream poison"])
 
 

@@ -320,3 +320,25 @@ def test_rows_are_moved_in_place_while_their_batch_computes() -> None:
     cache.arrange([15, 14, *range(2, 14)])
     cast(Any, mx).eval(cache.state)
     assert mx.get_peak_memory() - held < cache.nbytes / 4
+
+
+@pytest.mark.parametrize("lengths", [[200] * 16, [200, *range(180, 195)], [200, *range(180, 191)]])
+def test_tokens_are_added_in_place(lengths: list[int]) -> None:
+    """To rows of one length and of different ones, whether or not all slots are taken."""
+    rows = RowLengths()
+    cache = SlotKVCache(rows)
+    for index, length in enumerate(lengths):
+        cache.put(index, key_values(length, dim=64))
+        rows.put(index, length)
+    cast(Any, mx).eval(cache.state)
+    mx.reset_peak_memory()
+    held = mx.get_active_memory()
+    token = mx.ones((len(lengths), 2, 1, 64))
+    keys = mx.array([])
+    for _ in range(3):
+        keys, _ = cache.update_and_fetch(token, token)
+        rows.advance()
+        cast(Any, mx).eval(cache.state)
+    assert mx.get_peak_memory() - held < cache.nbytes / 4
+    sums = cast(list[float], cast(Any, keys[:, 0, :, 0].sum(axis=1)).tolist())
+    assert sums == [length + 3.0 for length in lengths]

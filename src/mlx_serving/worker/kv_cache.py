@@ -26,10 +26,11 @@ class RowLengths:
     def __init__(self) -> None:
         self.lengths: list[int] = []
         self._offsets: mx.array | None = None
+        self._places: mx.array | None = None
         self._mask: mx.array | None = None
 
     def changed(self) -> None:
-        self._offsets = self._mask = None
+        self._offsets = self._places = self._mask = None
 
     def put(self, index: int, length: int) -> None:
         """A row of this length takes the place of another one, or the next one."""
@@ -60,6 +61,13 @@ class RowLengths:
         if self._offsets is None:
             self._offsets = mx.array(self.lengths, dtype=mx.int32)
         return self._offsets
+
+    def places(self, slots: int) -> mx.array:
+        """[slots, 1, 1, 1] int32: where each row's next token goes; 0 in slots without a row."""
+        if self._places is None or self._places.shape[0] != slots:
+            free = [0] * (slots - len(self.lengths))
+            self._places = mx.array(self.lengths + free, dtype=mx.int32)[:, None, None, None]
+        return self._places
 
     def mask(self, window: int | None) -> mx.array:
         """[rows, 1, 1, longest + 1] bool: which positions the next token of each row may look at."""
@@ -175,10 +183,17 @@ class SlotKVCache:
             self._keys[:rows, :, end - 1 : end] = keys
             self._values[:rows, :, end - 1 : end] = values
         else:
-            index = mx.arange(rows)
-            self._keys[index, :, self._rows.offsets] = keys[:, :, 0]
-            self._values[index, :, self._rows.offsets] = values[:, :, 0]
+            self._keys = self._put_along(self._keys, keys)
+            self._values = self._put_along(self._values, values)
         return self._keys[:rows, :, :end], self._values[:rows, :, :end]
+
+    def _put_along(self, slots: mx.array, tokens: mx.array) -> mx.array:
+        """Each row's token at the end of that row: cheaper than assigning to indices. Slots without a row get zeros."""
+        free = slots.shape[0] - tokens.shape[0]
+        if free:
+            tokens = mx.pad(tokens, [(0, free), (0, 0), (0, 0), (0, 0)])
+        places = self._rows.places(slots.shape[0])
+        return mx.put_along_axis(slots, mx.broadcast_to(places, tokens.shape), tokens, axis=2)
 
     def make_mask(self, tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
         """None when every row may look at everything, which keeps attention on its fast path."""
