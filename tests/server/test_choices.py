@@ -135,3 +135,23 @@ async def test_a_choice_that_somebody_aborts_ends_the_answer(http: httpx2.AsyncC
     response = await http.post("/v1/chat/completions", json=BODY)
     assert response.json()["error"]["code"] == "aborted"
     assert [run.aborted for run in engine.runs[1:]] == [True, True]
+
+
+async def test_each_choice_has_log_probabilities_of_its_own(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
+    engine.scripts = [Script(("a", "b")), Script(("cd",))]
+    answer = await client.chat.completions.create(model="tiny", messages=HELLO, n=2, logprobs=True)
+    told = [choice.logprobs for choice in answer.choices]
+    assert [[entry.token for entry in one.content or ()] for one in told if one is not None] == [["a", "b"], ["cd"]]
+
+
+async def test_offsets_begin_anew_in_each_choice_of_a_streamed_text(
+    client: AsyncOpenAI, engine: ScriptedEngine
+) -> None:
+    engine.scripts = [Script(("ab", "c")), Script(("d", "e"))]
+    stream = await client.completions.create(model="tiny", prompt="Once", n=2, logprobs=0, stream=True)
+    offsets: dict[int, list[int]] = {0: [], 1: []}
+    async for chunk in stream:
+        for choice in chunk.choices:
+            if choice.logprobs is not None:
+                offsets[choice.index] += choice.logprobs.text_offset or []
+    assert offsets == {0: [0, 2], 1: [0, 1]}
