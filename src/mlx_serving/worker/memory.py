@@ -67,6 +67,12 @@ class MemoryGuard:
         del self._weights[model_id]
         self.plan = self._replan()
 
+    def look(self) -> MemoryPlan:
+        """The plan as it is at this moment."""
+        self._due = 0.0
+        self.refresh()
+        return self.plan
+
     @property
     def next_look(self) -> float | None:
         """Monotonic seconds; None while nobody waits for what a look at the machine might bring."""

@@ -64,7 +64,7 @@ class RuntimeHandlers:
 
     def runtime_info(self, params: methods.RuntimeInfoParams, reply: Reply[methods.RuntimeInfoResult]) -> None:
         binary = methods.STEP_FRAMES in params.protocols
-        memory = psutil.Process().memory_info()
+        memory, plan = psutil.Process().memory_info(), self._memory.look()
         reply.send(
             methods.RuntimeInfoResult(
                 version=metadata.version("mlx-serving"),
@@ -84,10 +84,10 @@ class RuntimeHandlers:
                     active=mx.get_active_memory(),
                     cache=mx.get_cache_memory(),
                     peak=mx.get_peak_memory(),
-                    capacity=self._memory.plan.capacity.size,
-                    limited_by=self._memory.plan.capacity.limited_by,
-                    weights=self._memory.plan.weights,
-                    kv_budget=self._memory.plan.kv_caches,
+                    capacity=plan.capacity.size,
+                    limited_by=plan.capacity.limited_by,
+                    weights=plan.weights,
+                    kv_budget=plan.kv_caches,
                 ),
                 pid=os.getpid(),
             )
