@@ -1,7 +1,8 @@
 """From a configuration to a running engine: the only place where features are chosen.
 
 Read the stack from the outside in: refuse what the operator does not allow, keep the caller's deadline, spare a worker
-that keeps failing, go on in the next worker when one dies, hold the model that is named, generate in the worker.
+that keeps failing, go on in another worker when one dies, choose a worker, hold the model that is named in it, generate
+there.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ from mlx_serving.config.schema import Config
 from mlx_serving.core.generation import Backend
 from mlx_serving.core.inquest import Inquest, InquestPolicy
 from mlx_serving.core.model_residency import ResidencyPolicy
+from mlx_serving.core.placement import PlacementPolicy
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.engine_core import CALL_TIMEOUT_S, EngineCore, Parts
 from mlx_serving.engine.limits import LimitsBackend
 from mlx_serving.engine.model_manager import ModelManager, ModelSpec
+from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.residency import ResidencyBackend
 from mlx_serving.engine.runtime_telemetry import TelemetryReader
 from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_backend import WorkerBackend
+from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
 from mlx_serving.engine.worker_process import WorkerCommand
-from mlx_serving.machine import blas
+from mlx_serving.machine import blas, devices
+from mlx_serving.machine.devices import DeviceShare
 from mlx_serving.telemetry.events import EventBus
 from mlx_serving.telemetry.logs import log_event
 from mlx_serving.wire.settings import WorkerSettings
@@ -36,21 +41,15 @@ def build(config: Config) -> EngineCore:
     blas.find(config.worker.blas)
     events = EventBus()
     events.subscribe(log_event)
-    settings = WorkerSettings(
-        max_message_bytes=config.worker.max_message_bytes,
-        scheduler=config.scheduler.policy,
-        sampling=config.generation.sampling_defaults,
-        memory=config.memory,
-    )
-    command = WorkerCommand(settings, python=config.worker.python, blas=config.worker.blas)
-    supervisor = Supervisor(command, config.worker, events)
-
-    models = ModelManager(supervisor, ResidencyPolicy(), events)
+    inquest = Inquest(InquestPolicy())
+    shares = devices.shares(config.workers)
+    workers = [_worker(number, share, config, inquest, events) for number, share in enumerate(shares)]
+    pool = WorkerPool(workers, inquest, PlacementPolicy())
+    models = PooledModels(pool)
     for served in config.models.served:
         models.register(ModelSpec(served.name, served.model, served.revision, served.context_length))
 
-    worker = WorkerBackend(supervisor, Inquest(InquestPolicy()), config.scheduler.flow)
-    streams = RecoveryBackend(ResidencyBackend(worker, models), worker.forget, events)
+    streams = RecoveryBackend(pool, pool.forget, events)
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
     backend: Backend = DeadlineBackend(breaker, config.generation.timeout_s)
     if config.generation.max_tokens_limit is not None:
@@ -58,16 +57,31 @@ def build(config: Config) -> EngineCore:
 
     return EngineCore(
         Parts(
-            supervisor=supervisor,
+            pool=pool,
             models=models,
             streams=streams,
             breaker=breaker,
             backend=backend,
             batch_queue=BatchQueue(config.batch_queue, CALL_TIMEOUT_S),
-            telemetry=TelemetryReader(supervisor),
             events=events,
             retry=config.retry,
             default_model=config.models.default,
             preload=tuple(served.name for served in config.models.served if served.preload),
         )
     )
+
+
+def _worker(number: int, share: DeviceShare, config: Config, inquest: Inquest, events: EventBus) -> PooledWorker:
+    settings = WorkerSettings(
+        max_message_bytes=config.worker.max_message_bytes,
+        scheduler=config.scheduler.policy,
+        sampling=config.generation.sampling_defaults,
+        memory=config.memory,
+        device_sharers=share.sharers,
+    )
+    command = WorkerCommand(settings, config.worker.python, config.worker.blas, share.environment)
+    supervisor = Supervisor(command, config.worker, events, number=number)
+    # Where there is another worker to go to, nobody waits for this one to come back.
+    models = ModelManager(supervisor, ResidencyPolicy(waits_for_restart=config.workers == 1), events)
+    streams = WorkerBackend(supervisor, inquest, config.scheduler.flow, number)
+    return PooledWorker(supervisor, models, streams, ResidencyBackend(streams, models), TelemetryReader(supervisor))

@@ -283,3 +283,91 @@ def test_any_history_keeps_the_invariants(events: list[tuple[str, int]]) -> None
             case _:
                 pass
         assert sum(inquest.is_on_trial(f"r{n}") for n in range(5)) <= 1
+
+
+def test_suspects_are_tried_in_the_worker_that_made_them_and_others_go_on_elsewhere() -> None:
+    inquest = Inquest(POLICY)
+    for _ in range(2):
+        assert inquest.enter("bad", 1)
+        assert inquest.enter("good", 1)
+        assert inquest.enter("far", 0)
+        assert inquest.died(INSIDE, 1) is None
+        inquest.leave("far")
+    assert inquest.court == 1
+    assert inquest.is_suspect("bad")
+    assert inquest.is_suspect("good")
+    assert not inquest.is_suspect("far")
+    assert not inquest.enter("far", 1)
+    assert inquest.enter("far", 0)
+    assert not inquest.enter("bad", 0)
+    assert inquest.enter("bad", 1)
+    assert not inquest.enter("good", 1)
+    assert inquest.died(OUTSIDE, 0) is None  # another worker's death is no verdict
+    assert inquest.is_on_trial("bad")
+    assert inquest.died(INSIDE, 1) == "bad"
+    inquest.forget("bad")
+    assert inquest.enter("good", 1)
+    assert inquest.deliver("good", POLICY.clearing_tokens)
+    assert inquest.court is None
+    assert inquest.enter("far", 1)
+
+
+def test_losses_in_several_workers_add_up() -> None:
+    inquest = Inquest(POLICY)
+    for worker in (0, 1):
+        assert inquest.enter("bad", worker)
+        assert inquest.died(INSIDE, worker) is None
+    assert inquest.court == 1
+    assert inquest.enter("bad", 1)
+    assert inquest.died(INSIDE, 1) == "bad"
+
+
+@given(
+    workers=st.integers(1, 3),
+    healthy=st.integers(0, 10),
+    poisonous=st.integers(0, 3),
+    kills=st.integers(0, 3),
+    random=st.randoms(use_true_random=False),
+)
+def test_with_several_workers_exactly_the_poisonous_are_condemned(
+    workers: int, healthy: int, poisonous: int, kills: int, random: Random
+) -> None:
+    inquest = Inquest(POLICY)
+    waiting = [f"good{n}" for n in range(healthy)] + [f"bad{n}" for n in range(poisonous)]
+    inside: dict[str, int] = {}
+    condemned: set[str] = set()
+    deaths = 0
+
+    def die(origin: DeathOrigin, worker: int) -> None:
+        nonlocal deaths
+        deaths += 1
+        guilty = inquest.died(origin, worker)
+        for one in [one for one, where in inside.items() if where == worker]:
+            del inside[one]
+            if one == guilty:
+                condemned.add(one)
+                inquest.forget(one)
+            else:
+                waiting.append(one)
+
+    while waiting or inside:
+        random.shuffle(waiting)
+        before = len(waiting), deaths
+        if kills and random.random() < 0.3:
+            kills -= 1
+            die(OUTSIDE, random.randrange(workers))
+        for one in waiting[: random.randint(1, 4)]:
+            court = inquest.court
+            worker = court if court is not None and inquest.is_suspect(one) else random.randrange(workers)
+            if one in waiting and inquest.enter(one, worker):
+                waiting.remove(one)
+                inside[one] = worker
+                if one.startswith("bad"):
+                    die(INSIDE, worker)
+        for one in random.sample(sorted(inside), random.randint(0 if waiting else 1, len(inside)) if inside else 0):
+            inquest.deliver(one, POLICY.clearing_tokens)
+            del inside[one]
+            inquest.forget(one)
+        assert deaths <= 3 + 4 * poisonous, before
+    assert condemned == {f"bad{n}" for n in range(poisonous)}
+    assert len(inquest) == 0

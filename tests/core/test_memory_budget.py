@@ -40,6 +40,12 @@ def test_the_capacity_is_a_share_of_the_tightest_bound_less_what_is_taken() -> N
     assert capacity(bounds, MemoryPolicy(share=1.0, limit_bytes=7)) == Capacity(7, "memory.limit_bytes")
 
 
+def test_workers_that_share_a_bound_get_equal_parts_unless_there_is_less() -> None:
+    everything = MemoryPolicy(share=1.0)
+    assert capacity([Bound("RAM", 100, others=10, base=1, sharers=3)], everything) == Capacity(32, "RAM")
+    assert capacity([Bound("RAM", 100, others=90, base=1, sharers=3)], everything) == Capacity(9, "RAM")
+
+
 def test_at_best_others_take_nothing() -> None:
     assert undisturbed([Bound("RAM", 100, others=50, base=10)]) == [Bound("RAM", 100, others=0, base=10)]
 

@@ -214,6 +214,12 @@ def test_a_death_counts_by_its_origin(origin: DeathOrigin, losses: float) -> Non
     assert run(Loading((1,)), WorkerLost(died)) == (Loading((1,), losses=losses), (StartLoad(),))
 
 
+def test_who_may_go_elsewhere_does_not_wait_for_a_lost_worker() -> None:
+    state, effects = run(Loading((1, 2)), WorkerLost(DIED), policy=ResidencyPolicy(waits_for_restart=False))
+    assert state == Loading((), losses=1)
+    assert effects == (Refuse(1, DIED), Refuse(2, DIED), StartLoad())
+
+
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_load_that_loses_too_many_workers_is_the_likely_cause_and_fails(limit: int) -> None:
     policy = ResidencyPolicy(max_load_losses=limit)

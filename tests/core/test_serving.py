@@ -16,8 +16,8 @@ def test_a_model_is_not_the_default_and_knows_no_context_until_it_is_told() -> N
 
 def test_a_report_stays_as_it_was_while_the_worker_goes_on() -> None:
     crash = CrashReport(at=1.0, cause="exited", signal="SIGKILL")
-    before = HealthReport("degraded", 1.0, 0, (), WorkerHealth("starting", 0.0, restarts=1, last_crash=crash))
-    after = replace(before, status="healthy", worker=replace(before.worker, state="ready"))
+    before = HealthReport("degraded", 1.0, 0, (), (WorkerHealth("starting", 0.0, restarts=1, last_crash=crash),))
+    after = replace(before, status="healthy", workers=(replace(before.worker, state="ready"),))
     assert (before.status, before.worker.state) == ("degraded", "starting")
     assert after.worker.last_crash is crash
     with pytest.raises(FrozenInstanceError):

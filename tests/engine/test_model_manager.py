@@ -197,7 +197,7 @@ async def test_a_load_that_a_restart_overtakes_says_nothing_about_the_next_worke
 
         def restart_once(event: Event) -> None:  # the old worker finishes its load before it obeys
             if isinstance(event, ModelProgressed) and core.models.loaded() == {} and len(log.of(ModelProgressed)) == 1:
-                core.restart_worker()
+                core.workers[0].supervisor.restart()
 
         core.events.subscribe(restart_once)
         await core.start()
@@ -213,7 +213,7 @@ async def test_a_restart_in_the_moment_of_the_grant_goes_unnoticed(tiny_model: P
 
         def restart_once(event: Event) -> None:
             if isinstance(event, ModelLoaded) and len(log.of(ModelLoaded)) == 1:
-                core.restart_worker()
+                core.workers[0].supervisor.restart()
 
         core.events.subscribe(restart_once)
         assert (await complete(core, request()))[-1].finish_reason == "length"

@@ -76,7 +76,7 @@ async def disturbed(
     return [task.result() for task in tasks]
 
 
-async def check(core: EngineCore, disturb: Callable[[], Awaitable[None]]) -> None:
+async def check(core: EngineCore, disturb: Callable[[], Awaitable[None]], *, all_recover: bool = True) -> None:
     asked = crowd()
     log = EventLog(core.events)
     expected = await asyncio.gather(*(complete(core, one) for one in asked))
@@ -91,7 +91,7 @@ async def check(core: EngineCore, disturb: Callable[[], Awaitable[None]]) -> Non
         assert (stats.prompt_tokens, stats.tokens_generated) == (before.prompt_tokens, before.tokens_generated)
         assert stats.tokens_generated == len(ids_of(deltas))
     recovered = log.of(StreamRecovered)
-    assert {event.stream_id for event in recovered} == {one.request_id for one in asked}
+    assert not all_recover or {event.stream_id for event in recovered} == {one.request_id for one in asked}
     assert all(event.delivered > 0 and event.pause_s > 0 for event in recovered)
     assert len(log.of(GenerationStarted)) == len(log.of(GenerationCompleted)) == 2 * len(asked)
     assert log.of(ErrorOccurred) == []
@@ -124,7 +124,7 @@ async def test_a_planned_restart_is_a_pause(tiny_model: Path) -> None:
     async with running(serving(tiny_model)) as core:
 
         async def restart() -> None:
-            core.restart_worker()
+            core.workers[0].supervisor.restart()
 
         await check(core, restart)
         assert (await core.health()).worker.last_crash is None

@@ -9,12 +9,20 @@ from dataclasses import dataclass, field
 
 from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats, Logprobs, TokenLogprob
-from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel, WorkerHealth
+from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel, WorkerHealth, WorkerTelemetry
 from mlx_serving.errors import EngineError, ModelNotFound
 
 PROMPT_TOKENS = 7
-HEALTHY = HealthReport("healthy", 12.5, 0, ("tiny",), WorkerHealth("ready", since=1_700_000_000.0, pid=4711))
-TELEMETRY = EngineTelemetry(12.5, 1, "ready", 2, BatchQueueStats(1, 3, 0, 0, 3.0), None)
+HEALTHY = HealthReport("healthy", 12.5, 0, ("tiny",), (WorkerHealth("ready", since=1_700_000_000.0, pid=4711),))
+TELEMETRY = EngineTelemetry(
+    uptime_s=12.5,
+    active_streams=1,
+    worker_state="ready",
+    worker_restarts=2,
+    batch_queue=BatchQueueStats(1, 3, 0, 0, 3.0),
+    runtime=None,
+    workers=(WorkerTelemetry("ready", 2, 1, None),),
+)
 TINY = ServedModel("tiny", "org/tiny", 1_700_000_000, "ready", context_length=2048, default=True)
 OTHER = ServedModel("org/other", "org/other", 1_700_000_001, "absent")
 
@@ -139,10 +147,8 @@ class ScriptedEngine:
             raise ModelNotFound(f"The model {name!r} is not served", model=name)
         self.unloads.append((name, force))
 
-    def restart_worker(self) -> None:
+    async def restart_workers(self) -> None:
         self.restarts += 1
-
-    async def start_worker(self) -> None:
         if self.unstartable is not None:
             raise self.unstartable
 

@@ -36,12 +36,9 @@ class _HangingEngine:
         return [ServedModel("tiny", "tiny", 0, "ready", default=True)]
 
     async def health(self) -> HealthReport:
-        return HealthReport("healthy", 0.0, 0, ("tiny",), WorkerHealth("ready", 0.0))
+        return HealthReport("healthy", 0.0, 0, ("tiny",), (WorkerHealth("ready", 0.0),))
 
-    def restart_worker(self) -> None:
-        raise NotImplementedError
-
-    async def start_worker(self) -> None:
+    async def restart_workers(self) -> None:
         raise NotImplementedError
 
     def progress(self) -> int:

@@ -56,7 +56,10 @@ async def test_a_model_is_unloaded(admin: httpx2.AsyncClient, engine: ScriptedEn
 
 async def test_the_worker_is_replaced(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
     response = await admin.post(RESTART)
-    assert (response.status_code, response.json()) == (200, {"pid": 4711, "restarts": 0})
+    assert (response.status_code, response.json()) == (
+        200,
+        {"pid": 4711, "restarts": 0, "workers": [{"pid": 4711, "restarts": 0}]},
+    )
     assert engine.restarts == 1
     engine.unstartable = WorkerGaveUp("It is not restarted for a while")
     assert (await admin.post(RESTART)).status_code == 503
@@ -78,6 +81,7 @@ async def test_telemetry_is_told_as_it_is(admin: httpx2.AsyncClient) -> None:
             "average_batch_size": 3.0,
         },
         "runtime": None,
+        "workers": [{"state": "ready", "restarts": 2, "active_streams": 1, "runtime": None}],
     }
 
 

@@ -70,7 +70,7 @@ async def test_probes_and_descriptions_need_no_key(path: str) -> None:
 async def test_crash_reports_need_the_key() -> None:
     engine = ScriptedEngine()
     crash = CrashReport(1.0, "signal", signal="SIGABRT", stderr_tail="a path of the operator")
-    engine.report = dataclasses.replace(HEALTHY, worker=dataclasses.replace(HEALTHY.worker, last_crash=crash))
+    engine.report = dataclasses.replace(HEALTHY, workers=(dataclasses.replace(HEALTHY.worker, last_crash=crash),))
     async with in_process(engine, SETTINGS) as http:
         for path in ("/health", "/health/live", "/health/ready"):
             assert "operator" not in (await http.get(path)).text

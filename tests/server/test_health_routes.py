@@ -74,11 +74,29 @@ async def test_health_tells_everything() -> None:
         60.0,
         2,
         ("tiny",),
-        WorkerHealth("backing_off", 1_700_000_001.0, None, 3, crash, 0.75),
+        (WorkerHealth("backing_off", 1_700_000_001.0, None, 3, crash, 0.75, ("tiny",), 2),),
         ("restarting",),
     )
     async with in_process(engine, QUIET) as http:
         response = await http.get("/health")
+    worker = {
+        "state": "backing_off",
+        "since": 1_700_000_001.0,
+        "pid": None,
+        "restarts": 3,
+        "kv_share": 0.75,
+        "models": ["tiny"],
+        "active_streams": 2,
+        "last_crash": {
+            "at": 1_700_000_000.5,
+            "cause": "killed",
+            "exit_code": None,
+            "signal": "SIGKILL",
+            "finding": "out of memory",
+            "advice": "use a smaller model",
+            "stderr_tail": "last words",
+        },
+    }
     assert response.json() == {
         "status": "degraded",
         "reasons": ["restarting"],
@@ -86,22 +104,8 @@ async def test_health_tells_everything() -> None:
         "active_streams": 2,
         "loaded_models": ["tiny"],
         "draining": False,
-        "worker": {
-            "state": "backing_off",
-            "since": 1_700_000_001.0,
-            "pid": None,
-            "restarts": 3,
-            "kv_share": 0.75,
-            "last_crash": {
-                "at": 1_700_000_000.5,
-                "cause": "killed",
-                "exit_code": None,
-                "signal": "SIGKILL",
-                "finding": "out of memory",
-                "advice": "use a smaller model",
-                "stderr_tail": "last words",
-            },
-        },
+        "worker": worker,
+        "workers": [worker],
     }
 
 

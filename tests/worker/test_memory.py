@@ -217,7 +217,7 @@ def test_between_two_looks_nothing_is_asked_of_the_machine(llama: Path) -> None:
 
 
 def test_this_machine_has_bounds() -> None:
-    bounds = MemoryBounds().read()
+    bounds = MemoryBounds(1).read()
     assert bounds
     assert all(bound.limit > 0 and bound.others >= 0 for bound in bounds)
 

@@ -159,7 +159,7 @@ async def _worker(config: Config) -> tuple[RuntimeInfoResult | None, Check]:
 
     core = assembly.build(config)
     try:
-        await core.start_worker()
+        await core.start_workers()
         info = await core.runtime_info()
     except EngineError as error:
         fix = error.details.get("advice") or error.details.get("stderr_tail")

@@ -58,7 +58,8 @@ def markdown() -> str:
     for section in reference.sections.values():
         rows = [setting for path, setting in reference.settings.items() if path[:-1] == section.path]
         if rows:
-            parts.append(f"## `{dotted(section.path)}`\n\n{section.description}\n")
+            title = f"`{dotted(section.path)}`" if section.path else "Outside of sections"
+            parts.append(f"## {title}\n\n{section.description}\n")
             parts.append(_rows(rows))
     return "\n".join(parts)
 

@@ -10,6 +10,8 @@ Path: TypeAlias = tuple[str, ...]
 
 ENV_PREFIX = "MLX_SERVING_"
 ENV_SEPARATOR = "__"
+OUTSIDE_SECTIONS = frozenset({"workers"})
+"""Settings of the root: other variables without a separator are not about the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,10 @@ def variable_name(path: Path) -> str:
 
 def variable_path(name: str) -> Path | None:
     """The setting that the environment variable `name` means; None if it means none."""
-    upper = name.upper()
-    if not upper.startswith(ENV_PREFIX) or ENV_SEPARATOR not in upper[len(ENV_PREFIX) :]:
+    if not name.upper().startswith(ENV_PREFIX):
         return None
-    return tuple(name[len(ENV_PREFIX) :].lower().split(ENV_SEPARATOR))
+    path = tuple(name[len(ENV_PREFIX) :].lower().split(ENV_SEPARATOR))
+    return path if len(path) > 1 or path[0] in OUTSIDE_SECTIONS else None
 
 
 def spell(path: Path, origin: Origin) -> str:

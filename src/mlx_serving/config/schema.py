@@ -243,6 +243,13 @@ class Config(Section):
     )
     scheduler: SchedulerConfig = Field(default=SchedulerConfig(), description="How requests share the device.")
     memory: MemoryConfig = Field(default=MemoryConfig(), description="How much memory the worker plans with.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Worker processes: each has a GPU of its own as far as there are several, else they share one "
+        "device and its memory. A stream whose worker dies goes on in another one.",
+    )
     worker: WorkerConfig = Field(default=WorkerConfig(), description="The worker process and how it is kept alive.")
     circuit_breaker: CircuitBreakerConfig = Field(
         default=CircuitBreakerConfig(), description="When calls to a failing worker are answered at once with an error."

@@ -14,6 +14,9 @@ its doing alone; it is cleared by tokens or by its end. A death is not its doing
 it, which those are who were cleared, or if anybody had left this worker before it was done, for the abort may have come
 too late: then all who were there lose again, and the suspect is tried first, and alone, the next time. The others go
 on.
+
+There may be several workers. What is known of a request holds for all of them; suspects are tried in one of them, the
+court, which is the one whose death made the first of them, and in the others everybody else goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -55,17 +58,29 @@ class _Case:
 
 
 class Inquest:
+    """Workers are numbered by the shell; each request is in flight in one at a time."""
+
     def __init__(self, policy: InquestPolicy) -> None:
         self._policy = policy
         self._cases: dict[str, _Case] = {}
-        self._in_flight: set[str] = set()
+        self._in_flight: dict[str, int] = {}
         self._suspects: set[str] = set()
+        self._court: int | None = None
         self._on_trial: str | None = None
-        self._unsettled = False
+        self._unsettled: set[int] = set()
 
     def __len__(self) -> int:
         """Requests that something is known of."""
         return len(self._cases)
+
+    @property
+    def court(self) -> int | None:
+        """The worker that takes suspects only; None while there are none."""
+        return self._court
+
+    def is_suspect(self, id: str) -> bool:  # noqa: A002
+        """Whether a request may enter the court only."""
+        return id in self._suspects
 
     def losses(self, id: str) -> float:  # noqa: A002
         """The losses that count against a request."""
@@ -75,14 +90,16 @@ class Inquest:
     def is_on_trial(self, id: str) -> bool:  # noqa: A002
         return self._on_trial == id
 
-    def enter(self, id: str) -> bool:  # noqa: A002
-        """Whether a request may be given to the worker now; it is in flight then. Else ask again after a change."""
-        if self._suspects:
-            if self._on_trial is not None or id not in self._suspects or not self._is_most_suspected(id):
+    def enter(self, id: str, worker: int = 0) -> bool:  # noqa: A002
+        """Whether a request may be given to this worker now; it is in flight then. Else ask again after a change."""
+        if id in self._suspects:
+            if worker != self._court or self._on_trial is not None or not self._is_most_suspected(id):
                 return False
             self._on_trial = id
+        elif worker == self._court:
+            return False
         self._cases.setdefault(id, _Case()).tokens = 0
-        self._in_flight.add(id)
+        self._in_flight[id] = worker
         return True
 
     def deliver(self, id: str, tokens: int) -> bool:  # noqa: A002
@@ -98,9 +115,9 @@ class Inquest:
     def leave(self, id: str, *, aborting: bool = False) -> None:  # noqa: A002
         """A request is no longer in flight: it ended, or its worker did. `aborting`: the worker has not heard that it
         is to end, and may yet die of it."""
-        if id in self._in_flight:
-            self._in_flight.discard(id)
-            self._unsettled = self._unsettled or aborting
+        worker = self._in_flight.pop(id, None)
+        if worker is not None and aborting:
+            self._unsettled.add(worker)
         if self._on_trial == id:
             self._on_trial = None
 
@@ -108,19 +125,24 @@ class Inquest:
         """A request has ended for good. Unknown ids are ignored."""
         self.leave(id)
         self._cases.pop(id, None)
-        self._suspects.discard(id)
+        self._acquit(id)
 
-    def died(self, origin: DeathOrigin) -> str | None:
-        """Judge a death of the worker: nobody is in flight any more. The id that is condemned, if one is."""
+    def died(self, origin: DeathOrigin, worker: int = 0) -> str | None:
+        """Judge a death of a worker: nobody is in flight in it any more. The id that is condemned, if one is."""
         loss = LOSS[origin]
-        tried, self._on_trial = self._on_trial, None
-        accused, self._in_flight = self._in_flight, set()
+        accused = [id for id, where in self._in_flight.items() if where == worker]  # noqa: A001
+        tried = self._on_trial if self._on_trial in accused else None
+        if tried is not None:
+            self._on_trial = None
         for id in accused:  # noqa: A001
+            del self._in_flight[id]
             case = self._cases[id]
             case.losses += loss
             if case.losses >= self._policy.suspected_after:
                 self._suspects.add(id)
-        alone, self._unsettled = len(accused) == 1 and not self._unsettled, False
+                self._court = worker if self._court is None else self._court
+        alone = len(accused) == 1 and worker not in self._unsettled
+        self._unsettled.discard(worker)
         if tried is None or not alone or not loss or self._cases[tried].losses < self._policy.condemned_after:
             return None
         return tried
@@ -130,5 +152,7 @@ class Inquest:
 
     def _acquit(self, id: str) -> None:  # noqa: A002
         self._suspects.discard(id)
+        if not self._suspects:
+            self._court = None
         if self._on_trial == id:
             self._on_trial = None

@@ -15,7 +15,7 @@ that sequences wait or are preempted before the system has to choose whom to kil
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_serving.core.bounds import at_least, between
 from mlx_serving.errors import InsufficientMemory
@@ -51,12 +51,13 @@ class MemoryPolicy:
 @dataclass(frozen=True, slots=True)
 class Bound:
     """A limit, and how much of it is not for models: taken by `others` now, or by this process before it loaded any
-    (`base`). `name` is for people."""
+    (`base`). `name` is for people; `sharers` workers, this one included, have it together."""
 
     name: str
     limit: int
     others: int = 0
     base: int = 0
+    sharers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +81,21 @@ class MemoryPlan:
 
 def capacity(bounds: Iterable[Bound], policy: MemoryPolicy) -> Capacity:
     """The tightest of `bounds`, of which there is at least one."""
-    rooms = [Capacity(max(0, int(one.limit * policy.share) - one.others - one.base), one.name) for one in bounds]
+    rooms = [Capacity(max(0, _room(one, policy) - one.base), one.name) for one in bounds]
     if policy.limit_bytes is not None:
         rooms.append(Capacity(policy.limit_bytes, "memory.limit_bytes"))
     return min(rooms, key=lambda room: room.size)
 
 
+def _room(bound: Bound, policy: MemoryPolicy) -> int:
+    planned = int(bound.limit * policy.share)
+    # What others take includes the other workers: an equal part, unless there is less than that.
+    return min(planned - bound.others, planned // bound.sharers)
+
+
 def undisturbed(bounds: Iterable[Bound]) -> list[Bound]:
     """The same, if others took nothing: what may be had again at best."""
-    return [Bound(one.name, one.limit, 0, one.base) for one in bounds]
+    return [replace(one, others=0) for one in bounds]
 
 
 def plan(

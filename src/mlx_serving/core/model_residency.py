@@ -12,7 +12,8 @@ its way out waits until it is gone, and it is loaded again. An unload while load
 ended, after those who wait were served. A forced unload invalidates those who use the model and refuses those who
 wait for it. Who gives up waiting is forgotten; the load goes on. Losing the worker invalidates the users of a ready
 model, and it is loaded again. Losing the worker while loading starts the load again, until `max_load_losses` workers
-were lost that way: the load is the likely cause and fails. A worker that died of something from outside counts a
+were lost that way: the load is the likely cause and fails. Those who wait for it wait on, or, where they may go to
+another worker, are refused with the loss. A worker that died of something from outside counts a
 quarter, one that was ended on purpose not at all. Losing the worker while unloading completes the unload. A ticket is
 void after Refuse, Invalidate and its release: later releases of it are ignored.
 
@@ -38,7 +39,10 @@ Ticket: TypeAlias = int
 
 @dataclass(frozen=True, slots=True)
 class ResidencyPolicy:
+    """`waits_for_restart`: whether who waits for a load waits on when its worker is lost."""
+
     max_load_losses: int = 2
+    waits_for_restart: bool = True
 
     def __post_init__(self) -> None:
         at_least("max_load_losses", self.max_load_losses, 1)
@@ -244,7 +248,9 @@ def _lost_while_loading(state: Loading, error: WorkerDied, now: float, policy: R
         return Absent(), ()
     losses = state.losses + LOSS[error.origin]
     if losses < policy.max_load_losses:
-        return Loading(state.waiters, state.unload, losses), (StartLoad(),)
+        if policy.waits_for_restart:
+            return Loading(state.waiters, state.unload, losses), (StartLoad(),)
+        return Loading((), state.unload, losses), (*_refuse(state.waiters, error), StartLoad())
     blamed = ModelLoadError(
         f"Loading was given up, because it is the likely cause of lost workers; the last loss: {error.message}",
         **{**error.details, "losses": losses},

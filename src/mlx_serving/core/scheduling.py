@@ -31,7 +31,7 @@ class SchedulerPolicy:
     max_queue: int = 256
     batch_queue_share: float = 0.5
     kv_budget_bytes: int | None = None
-    target_gap_s: float = 0.1
+    target_gap_s: float = 0.08
     min_prefill_share: float = 0.8
     min_prefill_chunk: int = 16
     max_prefill_chunk: int = 2048

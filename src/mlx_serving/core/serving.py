@@ -49,7 +49,8 @@ class CrashReport:
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
     """The worker process: the name of its lifecycle state, since when (Unix seconds), and what it went through.
-    `kv_share` below 1 is the part of its memory for KV caches that it uses, after others died for want of memory."""
+    `kv_share` below 1 is the part of its memory for KV caches that it uses, after others died for want of memory.
+    `models` are the names of those that it has."""
 
     state: str
     since: float
@@ -57,6 +58,8 @@ class WorkerHealth:
     restarts: int = 0
     last_crash: CrashReport | None = None
     kv_share: float = 1.0
+    models: tuple[str, ...] = ()
+    active_streams: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +70,30 @@ class HealthReport:
     uptime_s: float
     active_streams: int
     loaded_models: tuple[str, ...]
-    worker: WorkerHealth
+    workers: tuple[WorkerHealth, ...]
     reasons: tuple[str, ...] = ()
+
+    @property
+    def worker(self) -> WorkerHealth:
+        """The first one, which is the only one where there are not several."""
+        return self.workers[0]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTelemetry:
+    """One worker: the name of its lifecycle state, how many there were before it, streams that it serves, and in
+    `runtime` what it tells itself, counted since its start: None while it does not answer."""
+
+    state: str
+    restarts: int
+    active_streams: int
+    runtime: RuntimeTelemetry | None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineTelemetry:
-    """What the engine counts itself, and in `runtime` what its worker tells: None while there is none that answers.
-
-    `worker_restarts` counts the workers before this one; the counts in `runtime` are since its start.
-    """
+    """What the engine counts itself, and what its `workers` tell. `worker_state`, `worker_restarts` and `runtime` are
+    those of the first, which is the only one where there are not several."""
 
     uptime_s: float
     active_streams: int
@@ -84,3 +101,4 @@ class EngineTelemetry:
     worker_restarts: int
     batch_queue: BatchQueueStats
     runtime: RuntimeTelemetry | None
+    workers: tuple[WorkerTelemetry, ...]

@@ -1,4 +1,4 @@
-"""The engine without a surface: one supervised worker, the models in it, and the stack of Backends above.
+"""The engine without a surface: supervised workers, the models in them, and the stack of Backends above.
 
 `facade.Engine` dresses it for programs, `server` for HTTP.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,15 +17,16 @@ from mlx_serving.config.served_models import public_name
 from mlx_serving.core import retry
 from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import Backend, Delta, GenerationRequest
+from mlx_serving.core.health import concerns, status_of
 from mlx_serving.core.retry import RetryPolicy
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
-from mlx_serving.engine.model_manager import ModelManager, ModelSpec
+from mlx_serving.engine.model_manager import ModelSpec
+from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.recovery import RecoveryBackend
-from mlx_serving.engine.runtime_telemetry import TelemetryReader
-from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_client import WorkerClient
+from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
 from mlx_serving.errors import EngineError, InvalidRequest
 from mlx_serving.telemetry.events import EventBus
 from mlx_serving.wire import methods
@@ -42,13 +43,12 @@ CALL_TIMEOUT_S = 60.0
 class Parts:
     """What `assembly` puts together. `backend` is the outermost layer."""
 
-    supervisor: Supervisor
-    models: ModelManager
+    pool: WorkerPool
+    models: PooledModels
     streams: RecoveryBackend
     breaker: BreakerBackend
     backend: Backend
     batch_queue: BatchQueue
-    telemetry: TelemetryReader
     events: EventBus
     retry: RetryPolicy
     default_model: str
@@ -65,32 +65,35 @@ class EngineCore:
         return self._parts.events
 
     @property
-    def models(self) -> ModelManager:
+    def models(self) -> PooledModels:
         return self._parts.models
+
+    @property
+    def workers(self) -> Sequence[PooledWorker]:
+        return self._parts.pool.workers
 
     @property
     def default_model(self) -> str:
         return self._parts.default_model
 
     async def start(self) -> None:
-        """Start the worker and wait for it; models marked for it begin to load. Raises `WorkerDied`."""
-        await self.start_worker()
-        for name in self._parts.preload:
-            self._parts.models.preload(name)
+        """Start the workers and wait for them; models marked for it begin to load. Raises `WorkerDied` when there is
+        no worker that could be started."""
+        await self.start_workers()
+        self._parts.models.preload(*self._parts.preload)
 
-    async def start_worker(self) -> None:
-        """Start the worker and wait for it; nothing is loaded. Raises `WorkerDied`."""
-        await self._parts.supervisor.client()
+    async def start_workers(self) -> None:
+        """Start the workers and wait for them; nothing is loaded. Raises `WorkerDied` when none could be started."""
+        await self._parts.pool.start()
 
     async def stop(self) -> None:
-        """End the worker and everything in flight. Safe to call twice."""
-        self._parts.models.close()
-        await self._parts.supervisor.stop()
-        await self._parts.models.wait_closed()
+        """End the workers and everything in flight. Safe to call twice."""
+        await self._parts.pool.stop()
 
-    def restart_worker(self) -> None:
-        """Replace the worker by a fresh one: at once, without draining. What is in flight goes on in it."""
-        self._parts.supervisor.restart()
+    async def restart_workers(self) -> None:
+        """Replace each worker by a fresh one, one after the other and without draining: what is in flight goes on.
+        Returns when the last one is ready. Raises `WorkerDied` when one does not come back."""
+        await self._parts.pool.restart()
 
     def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """See `core.generation.Backend`."""
@@ -141,7 +144,7 @@ class EngineCore:
         """An idempotent call: repeated when the worker dies under it, as the retry policy allows."""
 
         async def once() -> R:
-            client = await self._parts.supervisor.client()
+            client = await self._parts.pool.client()
             return await client.call(method, params, timeout_s=CALL_TIMEOUT_S)
 
         return await self._retrying(once)
@@ -176,8 +179,8 @@ class EngineCore:
 
     async def _with_model(self, name: str, call: Callable[[WorkerClient, str], Awaitable[R]]) -> R:
         async def once() -> R:
-            async with self._parts.models.lease(name) as facts:
-                return await call(await self._parts.supervisor.client(), facts.model_id)
+            async with self._parts.models.lease_in_worker(name) as (worker, facts):
+                return await call(await worker.supervisor.client(), facts.model_id)
 
         return await self._retrying(once)
 
@@ -194,7 +197,7 @@ class EngineCore:
             attempt += spent
 
     async def runtime_info(self) -> methods.RuntimeInfoResult:
-        """What the worker says of itself, now."""
+        """What a worker says of itself, now."""
         binary = [methods.STEP_FRAMES, methods.PROTOCOL_VERSION]
         return await self.call(methods.RUNTIME_INFO, methods.RuntimeInfoParams(protocols=binary))
 
@@ -202,51 +205,35 @@ class EngineCore:
         return await self.call(methods.RUNTIME_STATE, methods.NoParams())
 
     def progress(self) -> int:
-        """A count that rises as long as the worker, or the next one, gets on with its work. What stays the same while
-        requests wait is a hang."""
-        return self._parts.supervisor.progress
+        """A count that rises as long as the workers, or the next ones, get on with their work. What stays the same
+        while requests wait is a hang."""
+        return self._parts.pool.progress
 
     async def telemetry(self) -> EngineTelemetry:
-        """Load, work, memory: what is counted here and what the worker tells. Does not start a worker."""
-        runtime = await self._parts.telemetry.read()
-        worker = self._parts.supervisor.health()
+        """Load, work, memory: what is counted here and what the workers tell. Does not start a worker."""
+        workers = await self._parts.pool.telemetry()
         return EngineTelemetry(
             uptime_s=time.monotonic() - self._started_at,
             active_streams=self._parts.streams.active_streams,
-            worker_state=worker.state,
-            worker_restarts=worker.restarts,
+            worker_state=workers[0].state,
+            worker_restarts=workers[0].restarts,
             batch_queue=self.batch_stats(),
-            runtime=runtime,
+            runtime=workers[0].runtime,
+            workers=workers,
         )
 
     # -- health
 
     async def health(self) -> HealthReport:
-        """What is known here, without asking the worker: the answer must come when the worker cannot give one."""
-        worker = self._parts.supervisor.health()
+        """What is known here, without asking the workers: the answer must come when they cannot give one."""
+        workers = self._parts.pool.health()
         served = self.served_models()
-        reasons: list[str] = []
-        status = "healthy"
-        failed = [model for model in served if model.state == "failed"]
-        if worker.state != "ready":
-            status = "degraded"
-            reasons.append("the worker was given up" if worker.state == "gave up" else f"the worker is {worker.state}")
-        if self._parts.breaker.is_open:
-            status = "degraded"
-            reasons.append("the circuit breaker is open")
-        if failed:
-            status = "degraded"
-            reasons += [f"model {model.name} failed to load: {model.error}" for model in failed]
-        if worker.kv_share < 1:
-            status = "degraded"
-            reasons.append(f"KV caches get {worker.kv_share:.0%} of their memory: a worker has died for want of it")
-        if worker.state in ("gave up", "stopped"):
-            status = "unhealthy"
+        reasons = concerns(workers, served, circuit_open=self._parts.breaker.is_open)
         return HealthReport(
-            status=status,
+            status=status_of(workers, reasons),
             uptime_s=time.monotonic() - self._started_at,
             active_streams=self._parts.streams.active_streams,
             loaded_models=tuple(model.name for model in served if model.state in ("ready", "draining")),
-            worker=worker,
+            workers=workers,
             reasons=tuple(reasons),
         )

@@ -13,6 +13,7 @@ from typing import assert_never
 
 from mlx_serving.core import model_residency as residency
 from mlx_serving.core.model_residency import Residency, ResidencyEvent, ResidencyPolicy, Ticket
+from mlx_serving.core.placement import Holding
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.engine.supervisor import Supervisor
@@ -64,8 +65,13 @@ class ModelManager:
 
     def register(self, spec: ModelSpec) -> None:
         """Make a model known under its name. Raises `InvalidRequest` when the name is in use for another spec."""
-        entry = self._entries.setdefault(spec.name, _Entry(spec, int(time.time())))
-        if entry.spec == spec:
+        self.require_replaceable(spec)
+        self._entries.setdefault(spec.name, _Entry(spec, int(time.time()))).spec = spec
+
+    def require_replaceable(self, spec: ModelSpec) -> None:
+        """Raises `InvalidRequest` when the name is in use for another spec."""
+        entry = self._entries.get(spec.name)
+        if entry is None or entry.spec == spec:
             return
         if not isinstance(entry.state, residency.Absent | residency.LoadFailed):
             raise InvalidRequest(
@@ -74,7 +80,6 @@ class ModelManager:
                 field="model",
                 given=spec.name,
             )
-        entry.spec = spec
 
     def forget(self, name: str) -> None:
         self._entries.pop(name, None)
@@ -120,6 +125,37 @@ class ModelManager:
         self._dispatch(entry, event)
         while _is_leaving(entry.state) and not self._closed:
             await entry.changed.wait()
+
+    async def wait_settled(self) -> None:
+        """Returns when nothing is being loaded; at once when it ends."""
+        while not self._closed:
+            loading = [entry for entry in self._entries.values() if isinstance(entry.state, residency.Loading)]
+            if not loading:
+                return
+            await loading[0].changed.wait()
+
+    @property
+    def held(self) -> int:
+        """Models that are in the worker, or on their way there."""
+        away = residency.Absent | residency.LoadFailed
+        return sum(not isinstance(entry.state, away) for entry in self._entries.values())
+
+    def holding(self, name: str) -> Holding:
+        """What the worker has of a model. Raises `ModelNotFound`."""
+        state = self._entry(name).state
+        match state:
+            case residency.Absent():
+                return Holding.ABSENT
+            case residency.Loading():
+                return Holding.LOADING
+            case residency.Ready():
+                return Holding.READY
+            case residency.Draining() | residency.Evicting():
+                return Holding.LEAVING
+            case residency.LoadFailed():
+                return Holding.FAILED
+            case _:
+                assert_never(state)
 
     def loaded(self) -> dict[str, LoadModelResult]:
         return {

@@ -47,8 +47,12 @@ class Supervisor:
         policy: WorkerPolicy,
         events: EventBus,
         memory_kills: Callable[[], int | None] = cgroup.memory_kills,
+        *,
+        number: int = 0,
     ) -> None:
-        """`memory_kills` counts whom the system killed for want of memory; None where it does not count."""
+        """`memory_kills` counts whom the system killed for want of memory; None where it does not count. The
+        worker is called `number` in events."""
+        self._number = number
         self._memory = MemoryHistory(events, memory_kills)
         self._command = command
         self._policy = policy
@@ -94,6 +98,16 @@ class Supervisor:
                     await self._changed.wait()
                 case _:
                     assert_never(self._state)
+
+    def ensure_started(self) -> None:
+        """Start the worker if it does not live and may be started; waits for nothing."""
+        if not self._closed and isinstance(self._state, lifecycle.Stopped | lifecycle.GaveUp):
+            self._dispatch(lifecycle.StartRequested())
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the worker died too often, and its restart must be asked for."""
+        return isinstance(self._state, lifecycle.GaveUp)
 
     @property
     def ready_client(self) -> WorkerClient | None:
@@ -184,6 +198,7 @@ class Supervisor:
                 state=_name(self._state),
                 reason=reason,
                 pid=pid,
+                worker=self._number,
             )
         )
 

@@ -34,11 +34,13 @@ _MAX_ID_CHARS = 256  # of a stream on the pipe
 
 
 class WorkerBackend:
-    """`inquest` finds the requests that kill workers, over all attempts to serve them."""
+    """`inquest` finds the requests that kill workers, over all attempts to serve them, in this worker, which it knows
+    by `number`, and in others."""
 
-    def __init__(self, supervisor: Supervisor, inquest: Inquest, flow_policy: FlowPolicy) -> None:
+    def __init__(self, supervisor: Supervisor, inquest: Inquest, flow_policy: FlowPolicy, number: int = 0) -> None:
         self._supervisor = supervisor
         self._inquest = inquest
+        self._number = number
         self._flow_policy = flow_policy
         self._streams: dict[str, _Stream] = {}
         self._numbers = itertools.count(1)
@@ -75,7 +77,7 @@ class WorkerBackend:
         """Wait for a worker that the request may be given to."""
         while True:
             client = await self._supervisor.client()
-            if self._inquest.enter(request_id):
+            if self._inquest.enter(request_id, self._number):
                 return client
             await self._left.wait()
 
@@ -90,7 +92,7 @@ class WorkerBackend:
     # -- WorkerListener
 
     def worker_lost(self, error: WorkerDied) -> None:
-        condemned = self._inquest.died(error.origin)
+        condemned = self._inquest.died(error.origin, self._number)
         for request_id, flow in tuple(self._streams.items()):
             if request_id == condemned:
                 flow.dispatch(stream.Errored(_blamed(error, self._inquest.losses(request_id))))

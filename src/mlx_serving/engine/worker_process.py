@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import cast
 
 from mlx_serving.catalog.store import cache_directory
@@ -26,11 +27,13 @@ _LAST_WORDS_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """`python` runs the worker (None: the interpreter that runs us); `blas` as in `machine.blas.find`."""
+    """`python` runs the worker (None: the interpreter that runs us); `blas` as in `machine.blas.find`; `environment` is
+    added to ours."""
 
     settings: WorkerSettings
     python: str | None = None
     blas: str = "auto"
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class WorkerProcess:
         Raises OSError when it cannot be started, `InvalidConfig` for a BLAS library that is not there.
         """
         # In a thread, because looking for libraries runs programs and reads disks.
-        environment = await asyncio.to_thread(_environment, command.blas)
+        environment = await asyncio.to_thread(_environment, command.blas, command.environment)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
@@ -164,6 +167,6 @@ class _Output(asyncio.SubprocessProtocol):
             _log.debug("stderr", pid=self.pid, line=text)
 
 
-def _environment(choice: str) -> dict[str, str]:
+def _environment(choice: str, more: Mapping[str, str]) -> dict[str, str]:
     environment = blas.environment(blas.find(choice), os.environ, cache_directory() / "blas")
-    return {**environment, blas.ENVIRONMENT_VARIABLE: choice}
+    return {**environment, blas.ENVIRONMENT_VARIABLE: choice, **more}

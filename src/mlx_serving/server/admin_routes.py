@@ -50,11 +50,17 @@ class UnloadedDocument(Document):
     unloaded: bool = True
 
 
+class RestartedWorkerDocument(Document):
+    pid: int | None
+    restarts: int
+
+
 class RestartedDocument(Document):
-    """The worker that is ready now; `restarts` counts all of them."""
+    """The worker that is ready now, the first of `workers`; `restarts` counts those before it."""
 
     pid: int | None
     restarts: int
+    workers: list[RestartedWorkerDocument]
 
 
 def admin_routes(service: Service) -> APIRouter:
@@ -87,14 +93,17 @@ def admin_routes(service: Service) -> APIRouter:
 
     @router.post(
         "/workers/restart",
-        summary="Replace the worker; running requests go on in the new one",
+        summary="Replace the workers, one after the other; running requests go on in the new ones",
         responses=error_responses(401, 403, 503),
     )
     async def restart() -> RestartedDocument:
-        service.engine.restart_worker()
-        await service.engine.start_worker()
-        worker = (await service.engine.health()).worker
-        return RestartedDocument(pid=worker.pid, restarts=worker.restarts)
+        await service.engine.restart_workers()
+        workers = (await service.engine.health()).workers
+        return RestartedDocument(
+            pid=workers[0].pid,
+            restarts=workers[0].restarts,
+            workers=[RestartedWorkerDocument(pid=worker.pid, restarts=worker.restarts) for worker in workers],
+        )
 
     @router.get(
         "/telemetry",

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from pydantic import Field
 from starlette.responses import Response
 
-from mlx_serving.core.serving import HealthReport, HealthStatus
+from mlx_serving.core.serving import HealthReport, HealthStatus, WorkerHealth
 from mlx_serving.server.auth import require_api_key
 from mlx_serving.server.openai_documents import Document
 from mlx_serving.server.openapi import error_responses
@@ -40,6 +40,8 @@ class WorkerDocument(Document):
     kv_share: float = Field(
         description="Part of its memory for KV caches that it uses: below 1 after workers died for want of memory."
     )
+    models: list[str]
+    active_streams: int
     last_crash: CrashDocument | None
 
 
@@ -50,7 +52,8 @@ class HealthDocument(Document):
     active_streams: int
     loaded_models: list[str]
     draining: bool
-    worker: WorkerDocument
+    worker: WorkerDocument = Field(description="The first of `workers`.")
+    workers: list[WorkerDocument]
 
 
 def health_routes(service: Service) -> APIRouter:
@@ -102,7 +105,7 @@ def _not_ready(service: Service) -> str | None:
 
 
 def _document(report: HealthReport, *, draining: bool) -> HealthDocument:
-    worker, crash = report.worker, report.worker.last_crash
+    workers = [_worker(worker) for worker in report.workers]
     return HealthDocument(
         status=report.status,
         reasons=list(report.reasons),
@@ -110,22 +113,30 @@ def _document(report: HealthReport, *, draining: bool) -> HealthDocument:
         active_streams=report.active_streams,
         loaded_models=list(report.loaded_models),
         draining=draining,
-        worker=WorkerDocument(
-            state=worker.state,
-            since=worker.since,
-            pid=worker.pid,
-            restarts=worker.restarts,
-            kv_share=worker.kv_share,
-            last_crash=None
-            if crash is None
-            else CrashDocument(
-                at=crash.at,
-                cause=crash.cause,
-                exit_code=crash.exit_code,
-                signal=crash.signal,
-                finding=crash.finding,
-                advice=crash.advice,
-                stderr_tail=crash.stderr_tail,
-            ),
+        worker=workers[0],
+        workers=workers,
+    )
+
+
+def _worker(worker: WorkerHealth) -> WorkerDocument:
+    crash = worker.last_crash
+    return WorkerDocument(
+        state=worker.state,
+        since=worker.since,
+        pid=worker.pid,
+        restarts=worker.restarts,
+        kv_share=worker.kv_share,
+        models=list(worker.models),
+        active_streams=worker.active_streams,
+        last_crash=None
+        if crash is None
+        else CrashDocument(
+            at=crash.at,
+            cause=crash.cause,
+            exit_code=crash.exit_code,
+            signal=crash.signal,
+            finding=crash.finding,
+            advice=crash.advice,
+            stderr_tail=crash.stderr_tail,
         ),
     )

@@ -42,10 +42,7 @@ class ServingEngine(Backend, Protocol):
         """
         ...
 
-    def restart_worker(self) -> None:
-        """Replace the worker; what is in flight goes on in the next one."""
-        ...
-
-    async def start_worker(self) -> None:
-        """Returns when a worker is ready. Raises `WorkerDied` when none can be started."""
+    async def restart_workers(self) -> None:
+        """Replace the workers, one after the other; what is in flight goes on. Raises `WorkerDied` when one does not
+        come back."""
         ...

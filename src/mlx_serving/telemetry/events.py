@@ -31,6 +31,7 @@ class RuntimeStatusChanged(Event):
     state: str
     reason: str | None = None
     pid: int | None = None
+    worker: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

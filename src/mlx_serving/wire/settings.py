@@ -17,13 +17,15 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`restart_count` is how often the supervisor has replaced this worker; `kv_share` is the part of its memory for KV
-    caches that it may use, after others have died for want of memory."""
+    caches that it may use, after others have died for want of memory; `device_sharers` workers, this one included,
+    share its device and that one's memory."""
 
     max_message_bytes: Positive = DEFAULT_MAX_MESSAGE_BYTES
     scheduler: SchedulerPolicy = SchedulerPolicy()
     sampling: SamplingDefaults = SamplingDefaults()
     memory: MemoryPolicy = MemoryPolicy()
     kv_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    device_sharers: Positive = 1
     restart_count: int = 0
 
 

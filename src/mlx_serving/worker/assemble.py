@@ -29,7 +29,7 @@ class Worker:
 
 def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: bool) -> Worker:
     """Call on the thread that will run the loop: MLX belongs to the thread that first uses it."""
-    bounds = MemoryBounds()
+    bounds = MemoryBounds(settings.device_sharers)
     inbox = Inbox()
     outbox = Outbox(write_fd, on_clear=inbox.wake)
     progress = Progress()

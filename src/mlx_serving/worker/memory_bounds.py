@@ -14,9 +14,11 @@ from mlx_serving.machine.cgroup import memory_groups
 
 
 class MemoryBounds:
-    """Make it before any model is loaded: what the process takes then is not the models'."""
+    """Make it before any model is loaded: what the process takes then is not the models'. `sharers` workers, this one
+    included, use the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, sharers: int) -> None:
+        self._sharers = sharers
         _set_up_blas()
         self._process = psutil.Process()
         self._base = self._process.memory_info()
@@ -28,15 +30,16 @@ class MemoryBounds:
     def read(self) -> list[Bound]:
         """At least one; all that hold for the memory that this machine's device uses."""
         if self._is_gpu and self._working_set is None:
-            return [Bound("the GPU's memory", self._device_limit)]  # of its own: the machine's is not what runs out
-        bounds = [] if self._working_set is None else [Bound("Metal's working set", self._working_set)]
+            # It has memory of its own: the machine's is not what runs out.
+            return [self._shared("the GPU's memory", self._device_limit)]
+        bounds = [] if self._working_set is None else [self._shared("Metal's working set", self._working_set)]
         ours = self._ours()
         ram = psutil.virtual_memory()
-        bounds.append(Bound("RAM", ram.total, max(0, ram.total - ram.available - ours), self._base.rss))
+        bounds.append(self._shared("RAM", ram.total, ram.total - ram.available - ours, self._base.rss))
         if sys.platform == "linux":
             for group in self._groups:
                 if (found := group.read()) is not None:
-                    bounds.append(Bound("a cgroup's limit", found.limit, max(0, found.used - ours), self._base.rss))
+                    bounds.append(self._shared("a cgroup's limit", found.limit, found.used - ours, self._base.rss))
             for name, kind, base in (
                 ("RLIMIT_AS", resource.RLIMIT_AS, self._base.vms),
                 ("RLIMIT_DATA", resource.RLIMIT_DATA, self._base.data),
@@ -45,6 +48,9 @@ class MemoryBounds:
                 if limit != resource.RLIM_INFINITY:
                     bounds.append(Bound(name, limit, 0, base))
         return bounds
+
+    def _shared(self, name: str, limit: int, others: int = 0, base: int = 0) -> Bound:
+        return Bound(name, limit, max(0, others), base, self._sharers)
 
     def _ours(self) -> int:
         """Bytes of RAM that this process takes. Metal's buffers may not be counted among its resident ones."""
