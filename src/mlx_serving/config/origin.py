@@ -76,7 +76,7 @@ def variable_path(name: str) -> Path | None:
     if not name.upper().startswith(ENV_PREFIX):
         return None
     path = tuple(name[len(ENV_PREFIX) :].lower().split(ENV_SEPARATOR))
-    return path if len(path) > 1 or path[0] in OUTSIDE_SECTIONS else None
+    return path if len(path) > 1 or dotted(path) in OUTSIDE_SECTIONS else None
 
 
 def spell(path: Path, origin: Origin) -> str:
