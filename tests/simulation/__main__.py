@@ -19,7 +19,7 @@ def main(histories: int = 10_000, events: int = 25) -> None:
         def teardown(self) -> None:
             super().teardown()
             tally["histories"] += 1
-            tally["workers"] += self.world.supervisor.health().restarts + 1
+            tally["workers"] += sum(worker.restarts + 1 for worker in self.world.pool.health())
             tally["requests"] += len(self.world.readers)
             tally["requests that lost a worker"] += len(self.world.recovered)
             tally["tokens"] += sum(len(reader.tokens) for reader in self.world.readers)

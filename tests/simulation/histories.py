@@ -11,7 +11,7 @@ from mlx_serving.core.generation import GenerationRequest, Priority, SamplingPar
 
 from .virtual_model import POISON
 from .virtual_process import Death
-from .virtual_world import MODELS, World
+from .virtual_world import MODELS, Site, World
 
 PRIORITIES: tuple[Priority, ...] = ("critical", "high", "normal", "low", "background")
 DEATHS = st.builds(
@@ -21,6 +21,7 @@ DEATHS = st.builds(
     torn=st.sampled_from([0, 1, 20]),
 )
 MODEL = st.sampled_from(MODELS)
+SITE = st.integers(0, 2)
 
 
 class History(RuleBasedStateMachine):
@@ -29,11 +30,20 @@ class History(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self._made: World | None = None
 
-    @initialize(seed=st.integers(0, 1000))
-    def draw_jitter(self, seed: int) -> None:
-        self.world.jitter.seed(seed)
+    @property
+    def world(self) -> World:
+        assert self._made is not None
+        return self._made
+
+    @initialize(workers=st.sampled_from([1, 1, 2, 3]), seed=st.integers(0, 1000))
+    def begin(self, workers: int, seed: int) -> None:
+        self._made = World(workers)
+        self._made.jitter.seed(seed)
+
+    def site(self, where: int) -> Site:
+        return self.world.sites[where % len(self.world.sites)]
 
     # -- clients
 
@@ -110,30 +120,31 @@ class History(RuleBasedStateMachine):
 
     # -- the worker
 
-    @rule(death=DEATHS)
-    def worker_is_killed(self, death: Death) -> None:
-        process = self.world.process
+    @rule(where=SITE, death=DEATHS)
+    def worker_is_killed(self, where: int, death: Death) -> None:
+        process = self.site(where).process
         if process is not None:
             self.world.do(lambda: process.die(death))
 
-    @rule(exit_code=st.sampled_from([0, 1, 139]))
-    def worker_exits(self, exit_code: int) -> None:
-        process = self.world.process
+    @rule(where=SITE, exit_code=st.sampled_from([0, 1, 139]))
+    def worker_exits(self, where: int, exit_code: int) -> None:
+        process = self.site(where).process
         if process is not None:
             self.world.do(lambda: process.die(Death(exit_code=exit_code)))
 
-    @rule(stuck=st.booleans())
-    def worker_hangs(self, stuck: bool) -> None:
+    @rule(where=SITE, stuck=st.booleans())
+    def worker_hangs(self, where: int, stuck: bool) -> None:
         """Its device is stuck, or it is stopped as a whole."""
-        if self.world.worker is not None and self.world.process is not None:
+        site = self.site(where)
+        if site.worker is not None and site.process is not None:
             if stuck:
-                self.world.worker.stuck = True
+                site.worker.stuck = True
             else:
-                self.world.process.stopped = True
+                site.process.stopped = True
 
-    @rule()
-    def worker_babbles(self) -> None:
-        worker = self.world.worker
+    @rule(where=SITE)
+    def worker_babbles(self, where: int) -> None:
+        worker = self.site(where).worker
         if worker is not None and worker.process.is_alive:
             self.world.do(worker.babble)
 
@@ -151,9 +162,9 @@ class History(RuleBasedStateMachine):
 
     # -- the operator
 
-    @rule()
-    def worker_is_restarted(self) -> None:
-        self.world.do(self.world.supervisor.restart)
+    @rule(where=SITE)
+    def worker_is_restarted(self, where: int) -> None:
+        self.world.do(self.site(where).supervisor.restart)
 
     @rule(model=MODEL, force=st.booleans())
     def model_is_unloaded(self, model: str, force: bool) -> None:
@@ -165,9 +176,9 @@ class History(RuleBasedStateMachine):
 
     # -- the scheduler
 
-    @rule(who=st.integers(0, 100), resume=st.booleans())
-    def sequence_is_paused_or_resumed(self, who: int, resume: bool) -> None:
-        streams, worker = self.world.running(), self.world.worker
+    @rule(where=SITE, who=st.integers(0, 100), resume=st.booleans())
+    def sequence_is_paused_or_resumed(self, where: int, who: int, resume: bool) -> None:
+        streams, worker = self.site(where).running(), self.site(where).worker
         if streams and worker is not None:
             change = worker.scheduler.resume if resume else worker.scheduler.pause
             change(streams[who % len(streams)])
@@ -176,12 +187,15 @@ class History(RuleBasedStateMachine):
 
     @invariant()
     def every_request_ends_once_and_for_a_reason(self) -> None:
-        self.world.check()
+        if self._made is not None:
+            self._made.check()
 
     def teardown(self) -> None:
+        if self._made is None:
+            return
         try:
-            self.world.come_to_rest()
+            self._made.come_to_rest()
         except BaseException:
-            self.world.abandon()
+            self._made.abandon()
             raise
-        self.world.close()
+        self._made.close()

@@ -63,4 +63,4 @@ def test_a_poisonous_request_among_healthy_ones_fails_alone(world: World) -> Non
     world.loop.run_for(60)
     assert poison.ending == "RequestCrashedWorker"
     assert [one.ending for one in healthy] == ["completed"] * 6
-    assert world.supervisor.health().restarts <= 4
+    assert world.sites[0].supervisor.health().restarts <= 4

@@ -7,22 +7,26 @@ import itertools
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from unittest.mock import patch
 
 from mlx_serving.core.flow_control import FlowPolicy
 from mlx_serving.core.generation import Backend, Delta, GenerationRequest, SamplingParams, TokenPrompt
 from mlx_serving.core.inquest import LOSS, Inquest, InquestPolicy
 from mlx_serving.core.model_residency import ResidencyPolicy
+from mlx_serving.core.placement import PlacementPolicy
 from mlx_serving.core.retry import BackoffPolicy
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
 from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.model_manager import ModelManager, ModelSpec
+from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.residency import ResidencyBackend
+from mlx_serving.engine.runtime_telemetry import TelemetryReader
 from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_backend import WorkerBackend
+from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
 from mlx_serving.engine.worker_process import WorkerCommand
 from mlx_serving.errors import (
     Aborted,
@@ -122,12 +126,12 @@ class Reader:
 @dataclass(slots=True)
 class Record:
     """What happened that a failure may be blamed on: `forced` says when a model was turned out last, `load_losses`
-    adds up what was lost while it was loading, `framed` were on trial when the worker died of something else."""
+    adds up what each worker lost while loading it, `framed` were on trial when the worker died of something else."""
 
     gave_up: bool = False
     failed_loads: bool = False
     forced: dict[str, float] = field(default_factory=dict[str, float])
-    load_losses: dict[str, float] = field(default_factory=dict[str, float])
+    load_losses: dict[tuple[int, str], float] = field(default_factory=dict[tuple[int, str], float])
     framed: set[str] = field(default_factory=set[str])
 
     def explains(self, reader: Reader, now: float) -> bool:
@@ -141,7 +145,8 @@ class Record:
             case WorkerGaveUp():
                 return self.gave_up
             case ModelLoadError():
-                return self.failed_loads or self.load_losses.get(model, 0.0) >= RESIDENCY.max_load_losses
+                losses = [lost for (_, name), lost in self.load_losses.items() if name == model]
+                return self.failed_loads or max(losses, default=0.0) >= RESIDENCY.max_load_losses
             case ModelNotLoaded() | Aborted():
                 return self.forced.get(model, 0.0) >= since
             case DeadlineExceeded():
@@ -155,8 +160,62 @@ class Record:
                 return False
 
 
+class Site:
+    """Where one worker after the other lives. Stands in for `WorkerProcess`, and hears of losses before all others."""
+
+    def __init__(self, world: World, number: int, events: EventBus) -> None:
+        self._world = world
+        self._number = number
+        self.process: VirtualProcess | None = None
+        self.worker: VirtualWorker | None = None
+        command = WorkerCommand(WorkerSettings(scheduler=SCHEDULER), environment={"SITE": str(number)})
+        self.supervisor = Supervisor(command, WORKER, events, number=number)
+        self.supervisor.add_listener(self)  # first: what it asks of the inquest is as of the death
+        residency = replace(RESIDENCY, waits_for_restart=world.alone)
+        self.models = ModelManager(self.supervisor, residency, events)
+        self.streams = WorkerBackend(self.supervisor, world.inquest, FlowPolicy(), number)
+
+    def pooled(self) -> PooledWorker:
+        inner = ResidencyBackend(self.streams, self.models)
+        return PooledWorker(self.supervisor, self.models, self.streams, inner, TelemetryReader(self.supervisor))
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.is_alive
+
+    def spawn(self, pid: int, scheduler: SchedulerPolicy) -> VirtualProcess:
+        def start(process: VirtualProcess) -> VirtualWorker:
+            self.worker = VirtualWorker(process, self._world.clock, self._world.fate, scheduler, UNBATCHABLE)
+            return self.worker
+
+        assert not self.is_alive, "two workers at once"
+        self.process = VirtualProcess(pid, start)
+        return self.process
+
+    def running(self) -> list[str]:
+        """The streams in the worker that lives now."""
+        if self.worker is None or not self.is_alive:
+            return []
+        return [stream_id for name in MODELS for stream_id in self.worker.generation.stream_ids(name)]
+
+    # -- WorkerListener
+
+    def worker_lost(self, error: WorkerDied) -> None:
+        record, inquest = self._world.record, self._world.inquest
+        loss = LOSS[error.origin]
+        culprit = self.worker.culprit if self.worker is not None else None
+        if not loss or culprit is not None:
+            return
+        for model in self.models.served(None):
+            if model.state == "loading":
+                lost = record.load_losses.get((self._number, model.name), 0.0)
+                record.load_losses[self._number, model.name] = lost + loss
+        if self._number == inquest.court:
+            record.framed |= {reader.id for reader in self._world.live() if inquest.is_on_trial(reader.id)}
+
+
 class World:
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
         self.clock = VirtualTime()
         self.loop = VirtualLoop(self.clock)
         self.fate = Fate()
@@ -164,8 +223,7 @@ class World:
         self.record = Record()
         self.readers: list[Reader] = []
         self.recovered: set[str] = set()  # who went on in another worker
-        self.process: VirtualProcess | None = None
-        self.worker: VirtualWorker | None = None
+        self.alone = workers == 1
         self._pids = itertools.count(1)
         self._unloads: list[asyncio.Task[None]] = []
         self._patches = ExitStack()
@@ -176,13 +234,12 @@ class World:
         events = EventBus()
         events.subscribe(self._on_event)
         self.inquest = Inquest(INQUEST)
-        self.supervisor = Supervisor(WorkerCommand(WorkerSettings(scheduler=SCHEDULER)), WORKER, events)
-        self.supervisor.add_listener(self)  # before all others: what it asks of the inquest is as of the death
-        self.models = ModelManager(self.supervisor, RESIDENCY, events)
+        self.sites = [Site(self, number, events) for number in range(workers)]
+        self.pool = WorkerPool([site.pooled() for site in self.sites], self.inquest, PlacementPolicy(2))
+        self.models = PooledModels(self.pool)
         for name in MODELS:
             self.models.register(ModelSpec(name, name))
-        inner = WorkerBackend(self.supervisor, self.inquest, FlowPolicy())
-        self.streams = RecoveryBackend(ResidencyBackend(inner, self.models), inner.forget, events)
+        self.streams = RecoveryBackend(self.pool, self.pool.forget, events)
         self.backend = DeadlineBackend(self.streams, None)
 
     # -- what stands in for `WorkerProcess`
@@ -192,26 +249,8 @@ class World:
         if self.fate.failing_spawns:
             self.fate.failing_spawns -= 1
             raise OSError("no more processes")
-
-        def start(process: VirtualProcess) -> VirtualWorker:
-            self.worker = VirtualWorker(process, self.clock, self.fate, command.settings.scheduler, UNBATCHABLE)
-            return self.worker
-
-        assert self.process is None or not self.process.is_alive, "two workers at once"
-        self.process = VirtualProcess(next(self._pids), start)
-        return self.process
-
-    # -- WorkerListener
-
-    def worker_lost(self, error: WorkerDied) -> None:
-        loss = LOSS[error.origin]
-        culprit = self.worker.culprit if self.worker is not None else None
-        if not loss or culprit is not None:
-            return
-        for model in self.models.served(None):
-            if model.state == "loading":
-                self.record.load_losses[model.name] = self.record.load_losses.get(model.name, 0.0) + loss
-        self.record.framed |= {reader.id for reader in self.live() if self.inquest.is_on_trial(reader.id)}
+        site = self.sites[int(command.environment["SITE"])]
+        return site.spawn(next(self._pids), command.settings.scheduler)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, RuntimeStatusChanged) and event.state == "gave up":
@@ -225,10 +264,8 @@ class World:
         return [reader for reader in self.readers if reader.ending is None]
 
     def running(self) -> list[str]:
-        """The streams in the worker that lives now."""
-        if self.worker is None or not self.worker.process.is_alive:
-            return []
-        return [stream_id for name in MODELS for stream_id in self.worker.generation.stream_ids(name)]
+        """The streams in workers that live now."""
+        return [stream_id for site in self.sites for stream_id in site.running()]
 
     def do(self, action: Callable[[], object]) -> None:
         """Act inside the loop, and let those who hear of it at once react."""
@@ -280,9 +317,10 @@ class World:
     def come_to_rest(self) -> None:
         """Nothing new goes wrong: everything ends, nothing is left over, and the next request is served."""
         self.fate.heal()
-        for stream_id in self.running():
-            assert self.worker is not None
-            self.worker.scheduler.resume(stream_id)
+        for site in self.sites:
+            for stream_id in site.running():
+                assert site.worker is not None
+                site.worker.scheduler.resume(stream_id)
         self._wait_for_all()
         self.loop.run_for(WORKER.give_up_pause_s + 1)
         for number, model in enumerate(MODELS):
@@ -296,13 +334,11 @@ class World:
 
     def close(self) -> None:
         async def stop() -> None:
-            self.models.close()
-            await self.supervisor.stop()
-            await self.models.wait_closed()
+            await self.pool.stop()
 
         try:
             self.loop.run_until_complete(stop())
-            assert self.process is None or not self.process.is_alive
+            assert not any(site.is_alive for site in self.sites)
             self.loop.run_for(0)
             assert not asyncio.all_tasks(self.loop)
             self.check()
@@ -322,20 +358,21 @@ class World:
     def _wait_for_all(self) -> None:
         until = self.clock.now + QUIET_S
         while self.live():
-            assert self.clock.now < until, f"never ended: {self.live()}, the worker is {self.supervisor.health()}"
+            assert self.clock.now < until, f"never ended: {self.live()}, the workers are {self.pool.health()}"
             self.loop.run_for(1)
             self.check()
 
     def _check_that_nothing_is_left(self) -> None:
         self.check()
         assert len(self.inquest) == 0
-        assert self.worker is not None
-        assert len(self.worker.streams) == len(self.worker.scheduler) == 0
-        load = self.worker.scheduler.load()
-        assert (load.kv_held_bytes, load.kv_reserved_bytes) == (0, 0)
-        client = self.supervisor.ready_client
-        assert client is not None
-        assert client.active_streams == 0
+        for site in self.sites:
+            assert site.worker is not None
+            assert len(site.worker.streams) == len(site.worker.scheduler) == 0
+            load = site.worker.scheduler.load()
+            assert (load.kv_held_bytes, load.kv_reserved_bytes) == (0, 0)
+            client = site.supervisor.ready_client
+            assert client is not None
+            assert client.active_streams == 0
 
         async def unload_all() -> None:
             async with asyncio.timeout(10):  # who still held one would keep it
