@@ -332,6 +332,7 @@ def _facts(model_id: str, *, batching: bool) -> methods.LoadModelResult:
         capabilities=methods.ModelCapabilities(
             batch=batching, batch_prefill=batching, trim=True, quantise_cache=False, draft=False
         ),
+        config_digest="",
         quantization=None,
         eos_token_ids=[END_OF_TEXT],
     )

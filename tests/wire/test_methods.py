@@ -90,6 +90,16 @@ FULL: dict[str, dict[str, object]] = {
         "quantization": "int4",
         "draft": True,
         "trust_remote_code": True,
+        "known": {
+            "config_digest": "00ff",
+            "capabilities": {
+                "batch": True,
+                "batch_prefill": False,
+                "trim": True,
+                "quantise_cache": False,
+                "draft": True,
+            },
+        },
     },
     UNLOAD_MODEL.name: {"model_id": "m", "force": True},
     GENERATE.name: {
@@ -195,6 +205,7 @@ RESULTS: dict[str, object] = {
         memory_bytes=4 * 10**9,
         has_chat_template=True,
         capabilities=ModelCapabilities(batch=True, batch_prefill=True, trim=True, quantise_cache=True, draft=True),
+        config_digest="00ff",
         quantization=None,
         eos_token_ids=[2],
     ),

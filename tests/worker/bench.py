@@ -16,7 +16,7 @@ from mlx_serving.core.generation import Priority, SamplingParams
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import SchedulerPolicy
-from mlx_serving.wire.methods import LoadModelParams
+from mlx_serving.wire.methods import KnownCapabilities, LoadModelParams
 from mlx_serving.wire.notifications import Completed, Failed, Row
 from mlx_serving.worker import loader
 from mlx_serving.worker.generation import Generation, Terms
@@ -67,9 +67,10 @@ def load(
     directory: Path,
     *,
     context_length: int | None = None,
+    known: KnownCapabilities | None = None,
     require_memory: loader.RequireMemory = lambda weights: None,
 ) -> LoadedModel:
-    params = LoadModelParams(model_id=str(directory), context_length=context_length)
+    params = LoadModelParams(model_id=str(directory), context_length=context_length, known=known)
     return loader.load(params, ModelRunner, lambda stage, done, total: None, require_memory)
 
 

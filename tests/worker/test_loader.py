@@ -10,7 +10,7 @@ import pytest
 
 from mlx_serving.core.generation import SamplingParams
 from mlx_serving.errors import InvalidRequest, ModelLoadError, ModelNotFound
-from mlx_serving.wire.methods import LoadModelParams, ModelCapabilities
+from mlx_serving.wire.methods import KnownCapabilities, LoadModelParams, ModelCapabilities
 from mlx_serving.worker import loader
 from mlx_serving.worker.model_runner import ModelRunner
 
@@ -66,6 +66,13 @@ def test_a_runner_is_made_for_the_model_and_renewed_as_it_was(
     padding_tokens = model.facts.memory_bytes / model.kv_bytes_per_token
     assert asked == [(model.model, model.facts.capabilities, padding_tokens)] * 2
     assert model.facts.capabilities.batch is batch
+
+
+def test_what_is_known_of_the_same_config_is_not_tried_again(llama: Path) -> None:
+    found = load(llama).facts
+    told = ModelCapabilities(batch=False, batch_prefill=False, trim=False, quantise_cache=False, draft=False)
+    assert load(llama, known=KnownCapabilities(found.config_digest, told)).facts.capabilities == told
+    assert load(llama, known=KnownCapabilities("another", told)).facts.capabilities == found.capabilities
 
 
 def test_a_model_without_a_length_has_the_default(mamba: Path) -> None:

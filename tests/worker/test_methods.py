@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def test_loading_a_model_answers_with_its_facts(worker: WorkerProcess, speller: 
         "memory_bytes": 4 * 107_200,
         "has_chat_template": True,
         "capabilities": {"batch": True, "batch_prefill": True, "trim": True, "quantise_cache": False, "draft": True},
+        "config_digest": hashlib.sha256((speller / "config.json").read_bytes()).hexdigest(),
         "quantization": None,
         "eos_token_ids": [258],
     }

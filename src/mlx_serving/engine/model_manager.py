@@ -20,7 +20,7 @@ from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelNotFound, WorkerDied
 from mlx_serving.telemetry.events import ErrorOccurred, EventBus, ModelInvalidated, ModelLoaded, ModelUnloaded
 from mlx_serving.wire import methods
-from mlx_serving.wire.methods import LoadModelResult
+from mlx_serving.wire.methods import KnownCapabilities, LoadModelResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class _Entry:
     lost: dict[Ticket, EngineError] = field(default_factory=dict[Ticket, EngineError])
     in_worker: bool = False  # whether a load was sent to the worker that lives now
     loads: int = 0
+    known: KnownCapabilities | None = None  # what the last load found
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -247,6 +248,7 @@ class ModelManager:
             revision=spec.revision,
             context_length=spec.context_length,
             local_path=spec.local_path or (spec.reference if spec.reference != spec.name else None),
+            known=entry.known,
         )
         try:
             client = await self._supervisor.client()
@@ -267,6 +269,7 @@ class ModelManager:
             return
         if number != entry.loads:
             return
+        entry.known = KnownCapabilities(facts.config_digest, facts.capabilities)
         seconds = round(time.monotonic() - started, 3)
         self._dispatch(entry, residency.LoadSucceeded(facts))
         self._events.publish(ModelLoaded(model_id=spec.name, context_length=facts.context_length, seconds=seconds))

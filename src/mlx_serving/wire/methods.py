@@ -99,18 +99,6 @@ class RuntimeStateResult(msgspec.Struct, frozen=True):
     paused_streams: int = 0
 
 
-class LoadModelParams(Params):
-    """`model_id` is a hub id, a path or a known alias. `local_path` overrides where it is read from."""
-
-    model_id: ModelId
-    revision: Annotated[str, msgspec.Meta(max_length=256)] | None = None
-    local_path: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
-    context_length: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
-    quantization: str | None = None
-    draft: bool = False
-    trust_remote_code: bool = False
-
-
 class ModelCapabilities(msgspec.Struct, frozen=True):
     """What the architecture can do, found by trying it on the loaded model.
 
@@ -128,8 +116,31 @@ class ModelCapabilities(msgspec.Struct, frozen=True):
     draft: bool
 
 
+class KnownCapabilities(msgspec.Struct, frozen=True):
+    """What was found of a model whose config.json has this SHA-256 digest, in hexadecimal. For another one it is
+    found out anew."""
+
+    config_digest: str
+    capabilities: ModelCapabilities
+
+
+class LoadModelParams(Params):
+    """`model_id` is a hub id, a path or a known alias. `local_path` overrides where it is read from. `known` is what an
+    earlier worker found out of it."""
+
+    model_id: ModelId
+    revision: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    local_path: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
+    context_length: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    quantization: str | None = None
+    draft: bool = False
+    trust_remote_code: bool = False
+    known: KnownCapabilities | None = None
+
+
 class LoadModelResult(msgspec.Struct, frozen=True):
-    """`parameter_count` counts weights, `memory_bytes` what they take."""
+    """`parameter_count` counts weights, `memory_bytes` what they take; `config_digest` is the SHA-256 of its
+    config.json."""
 
     model_id: str
     state: Literal["ready"]
@@ -143,6 +154,7 @@ class LoadModelResult(msgspec.Struct, frozen=True):
     memory_bytes: int
     has_chat_template: bool
     capabilities: ModelCapabilities
+    config_digest: str
     quantization: str | None
     eos_token_ids: list[int]
 

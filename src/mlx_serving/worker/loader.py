@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -51,13 +52,15 @@ def load(
     on_progress("reading", 0, 1)
     with _blaming("its config.json", params.model_id, directory):
         _read_object(directory / "config.json")
+        digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
     with _blaming("its generation_config.json", params.model_id, directory):
         path = directory / "generation_config.json"
         generation_config = _read_object(path) if path.exists() else dict[str, object]()
     with _blaming("its architecture or weights", params.model_id, directory):
         model, config = load_model(directory, lazy=True)
         _materialise(model, on_progress)
-        capabilities = probe(model)
+        known = params.known
+        capabilities = known.capabilities if known is not None and known.config_digest == digest else probe(model)
         per_token, logits = kv_bytes_and_logits(model)
     with _blaming("its tokenizer", params.model_id, directory):
         # Said outright: left open, transformers asks on stdin whether code from the directory may run.
@@ -82,6 +85,7 @@ def load(
         memory_bytes=sum(weight.nbytes for weight in weights),
         has_chat_template=tokenizer.has_chat_template,
         capabilities=capabilities,
+        config_digest=digest,
         quantization=_quantization(config),
         eos_token_ids=sorted(tokenizer.eos_token_ids),
     )
