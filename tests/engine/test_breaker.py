@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -151,3 +152,18 @@ def test_every_admitted_call_is_settled_whatever_happens(outcomes: list[str]) ->
         assert breaker.state == "closed"
 
     asyncio.run(run())
+
+
+async def test_forks_are_let_in_with_the_probe_that_they_belong_to() -> None:
+    inner = ScriptedBackend([Script(at_entry=WorkerDied("1")), Script(at_entry=WorkerDied("2")), Script(), Script()])
+    breaker = BreakerBackend(inner, SOON, EventBus())
+    await call(breaker)
+    await call(breaker)
+    probe = replace(request(), request_id="probe")
+    async with breaker.generate(probe) as deltas:
+        with pytest.raises(CircuitOpen):
+            await breaker.generate(replace(request(), request_id="other")).__aenter__()
+        async with breaker.generate(replace(request(), request_id="fork", fork_of="probe")) as more:
+            await collect(more)
+        await collect(deltas)
+    assert breaker.state == "closed"

@@ -15,7 +15,8 @@ from mlx_serving.telemetry.events import CircuitChanged, EventBus
 
 
 class BreakerBackend:
-    """One death of the worker counts once, however many streams it took along."""
+    """One death of the worker counts once, however many streams it took along. A request and its forks are one call: they
+    are let in together, and the request speaks for them."""
 
     def __init__(self, inner: Backend, policy: CircuitBreakerPolicy, events: EventBus) -> None:
         self._inner = inner
@@ -23,6 +24,7 @@ class BreakerBackend:
         self._events = events
         self._state: circuit.CircuitState = circuit.Closed()
         self._counted: EngineError | None = None
+        self._admitted: set[str] = set()
 
     @property
     def is_open(self) -> bool:
@@ -35,7 +37,12 @@ class BreakerBackend:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
         """See `core.generation.Backend`. Raises `CircuitOpen` instead of asking the worker."""
+        if request.fork_of in self._admitted:
+            async with self._inner.generate(request) as deltas:
+                yield deltas
+            return
         epoch = self._admit()
+        self._admitted.add(request.request_id)
         failure: BaseException | None = None
         watched: _Watched | None = None
         try:
@@ -46,6 +53,7 @@ class BreakerBackend:
             failure = error
             raise
         finally:
+            self._admitted.discard(request.request_id)
             # A caller may take the error of its stream inside of the block, and leave it as if all was well.
             self._settle(watched.failure if watched is not None and watched.failure is not None else failure, epoch)
 
