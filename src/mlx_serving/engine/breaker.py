@@ -15,8 +15,8 @@ from mlx_serving.telemetry.events import CircuitChanged, EventBus
 
 
 class BreakerBackend:
-    """One death of the worker counts once, however many streams it took along. A request and its forks are one call: they
-    are let in together, and the request speaks for them."""
+    """One death of the worker counts once, however many streams it took along. A request and its forks are one
+    call: they are let in together, and the request speaks for them."""
 
     def __init__(self, inner: Backend, policy: CircuitBreakerPolicy, events: EventBus) -> None:
         self._inner = inner
