@@ -13,6 +13,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # the model ended its turn, or a stop string or stop token came
     LENGTH = "length"  # max_tokens or the end of the context
     ABORT = "abort"  # cancelled before it was done
+    TOOL_CALLS = "tool_calls"  # the model ended its turn by calling tools
 
 
 Priority = Literal["critical", "high", "normal", "low", "background"]
@@ -34,13 +35,33 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Messages for the model's own chat template; `template_kwargs` are handed to it."""
+    """Messages for the model's own chat template; `template_kwargs` are handed to it, and `tools`, which are
+    `{"type": "function", "function": {"name": …, "parameters": …}}` each."""
 
     messages: tuple[Mapping[str, object], ...]
     template_kwargs: Mapping[str, object] = field(default_factory=dict[str, object])
+    tools: tuple[Mapping[str, object], ...] = ()
 
 
 Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What form an answer must have. `kind` says how `value` describes it: a JSON Schema as a mapping, any JSON object
+    (no value), a regular expression, one of several texts, or a grammar in Lark's notation."""
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    value: Mapping[str, object] | str | tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether tools may or must be called: `named` must be called if it is given."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    named: str | None = None
+    parallel: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +116,10 @@ class GenerationRequest:
     """One sequence to generate. `request_id` names its stream everywhere: in logs, events and on the pipe. Requests of
     one priority take fair turns by `caller`; those that name none are one caller. `fork_of` is the request_id of one
     with the same prompt, whose computation of it may be shared. `delivered` is the beginning of the answer, which its
-    reader has already: generation goes on behind it, with everything as if it had just been generated."""
+    reader has already: generation goes on behind it, with everything as if it had just been generated.
+
+    `structure` is the form that the answer must have. With `parse_output` the deltas have reasoning and calls of tools
+    apart from the text. After `reasoning_budget` tokens of reasoning the model is made to answer."""
 
     request_id: str
     model: str
@@ -106,6 +130,10 @@ class GenerationRequest:
     timeout_s: float | None = None
     fork_of: str | None = None
     delivered: tuple[int, ...] = ()
+    structure: Structure | None = None
+    parse_output: bool = False
+    tool_choice: ToolChoice = ToolChoice()
+    reasoning_budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +175,23 @@ class Logprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a call: the first of each `index` has its `id` and the `name` of the tool, the others add to the JSON
+    text of its `arguments`."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a stream: new text, the ids it was decoded from, and, on the last only, why it ended and the stats.
 
     `text` may be empty while the ids are not: an unfinished character, or text that may yet become a stop string.
-    `logprobs` has one entry for each id if they were asked for.
+    `logprobs` has one entry for each id if they were asked for. Where a request has its output parsed, `text` is what
+    the model says, `reasoning` what it thinks before, and `tool_calls` what it calls.
     """
 
     text: str
@@ -159,6 +199,8 @@ class Delta:
     finish_reason: FinishReason | None = None
     stats: GenerationStats | None = None
     logprobs: tuple[Logprobs, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class Backend(Protocol):
