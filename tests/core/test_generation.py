@@ -10,7 +10,7 @@ from mlx_serving.core.generation import (
 
 
 def test_finish_reasons_are_the_words_of_the_api() -> None:
-    assert [reason.value for reason in FinishReason] == ["stop", "length", "abort"]
+    assert [reason.value for reason in FinishReason] == ["stop", "length", "abort", "tool_calls"]
 
 
 def test_a_request_needs_only_an_id_a_model_and_a_prompt() -> None:
