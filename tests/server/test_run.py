@@ -18,7 +18,7 @@ import pytest
 from mlx_serving.errors import InvalidConfig
 from mlx_serving.server.app import create_app
 from mlx_serving.server.listening import ListenAddress, address_of, listen
-from mlx_serving.server.run import HttpServer
+from mlx_serving.server.run import EXIT_UNFINISHED, HttpServer
 from mlx_serving.server.settings import ServerSettings
 
 from .raw_http import Connection, connect, post
@@ -102,7 +102,18 @@ async def test_streams_that_take_longer_than_the_drain_are_cut_off_with_an_error
         rest = await stream.read_all()
         assert b'"code":"shutting_down"' in rest
         assert b"[DONE]" not in rest
-        assert await program.exit_code() == 0
+        assert await program.exit_code() == EXIT_UNFINISHED
+
+
+async def test_whole_answers_that_take_longer_than_the_drain_are_refused_with_an_error() -> None:
+    async with _program(drain_timeout_s=0.05) as program, connect(program.address) as connection:
+        await connection.send(post("/v1/completions", json.dumps({"prompt": "Hi"}).encode()))
+        async with _open_stream(program):  # it came later, so the other one is running, too
+            program.signal(signal.SIGTERM)
+            answer = await connection.read_all()
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b'"code":"shutting_down"' in answer
+        assert await program.exit_code() == EXIT_UNFINISHED == 75
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -34,7 +34,10 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the result is the exit status: 0 good, 1 failed, 2 wrong usage or configuration, 130 Ctrl-C."""
+    """Run one verb; the result is the exit status: 0 good, 1 failed, 2 wrong usage or configuration, 130 Ctrl-C.
+
+    `serve` has more of them: its epilog lists all.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in _VERBS:
         return _without_verb(arguments)

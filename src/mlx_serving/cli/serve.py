@@ -26,7 +26,15 @@ examples:
   mlx-serving serve --model mlx-community/Qwen3-4B-4bit --port 9000
   mlx-serving serve --config mlx-serving.yaml --env production
 
-The first Ctrl-C (or SIGTERM) finishes what is running, the second one stops at once.
+The first Ctrl-C (or SIGTERM) takes no more requests and gives those that run `server.drain_timeout_s` to finish; the
+second one stops at once. Clients whose requests are cut off are told so.
+
+exit status:
+  0    everything was finished
+  1    it failed: the default model cannot be loaded, the worker cannot be started
+  2    wrong usage or configuration
+  75   requests were cut off, because they took longer than `server.drain_timeout_s` (TEMPFAIL of sysexits.h)
+  130  a second Ctrl-C; 143 a second SIGTERM
 """
 
 

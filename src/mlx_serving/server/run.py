@@ -1,6 +1,7 @@
 """Serving the application until it is told to stop.
 
-    listening ──first signal──▶ draining ──nothing in flight, or drain_timeout_s──▶ stopped, exit code 0
+    listening ──first signal──▶ draining ──nothing in flight──▶ stopped, exit code 0
+                                    ├──drain_timeout_s──▶ stopped, exit code 75: some requests were cut off
                                     └──second signal──▶ stopped, exit code 128 + the signal's number
 
 While draining, new generations are refused with 503 and /health/ready answers 503, so that balancers look elsewhere;
@@ -25,6 +26,9 @@ from mlx_serving.server.listening import ListenAddress, address_of, listen
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.server")
+
+EXIT_UNFINISHED = 75
+"""The exit code of a server that had to cut requests off: sysexits.h calls it TEMPFAIL, and so does systemd."""
 
 # Longer than the pools of clients keep a connection, so that they never send into one that is being closed.
 _KEEP_ALIVE_S = 75
@@ -94,7 +98,8 @@ class HttpServer:
             async with asyncio.timeout(self._drain_timeout_s):
                 await in_flight.wait_idle()
         except TimeoutError:
-            _log.warning("drain timed out", cut_off=len(in_flight))
+            _log.warning("drain timed out", cut_off=len(in_flight), exit_code=EXIT_UNFINISHED)
+            self._exit_code = EXIT_UNFINISHED
             in_flight.interrupt_all(_stopped)
         self._uvicorn.should_exit = True
 
@@ -125,7 +130,7 @@ async def serve(app: ServerApp, host: str, port: int, *, on_started: OnStarted, 
 
 
 def _stopped() -> EngineClosed:
-    return EngineClosed("The server was stopped before this was finished")
+    return EngineClosed("The server was stopped before this was finished; send the request again")
 
 
 class _Uvicorn(uvicorn.Server):
