@@ -45,7 +45,7 @@ def build(config: Config) -> EngineCore:
     shares = devices.shares(config.workers)
     workers = [_worker(number, share, config, inquest, events) for number, share in enumerate(shares)]
     pool = WorkerPool(workers, inquest, PlacementPolicy())
-    models = PooledModels(pool)
+    models = PooledModels(pool, events)
     for served in config.models.served:
         models.register(ModelSpec(served.name, served.model, served.revision, served.context_length))
 

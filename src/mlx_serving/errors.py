@@ -13,6 +13,7 @@
     ├── NotFound
     │   ├── ModelNotFound           nobody configured or can find it
     │   └── ModelNotLoaded          known, but not in the worker
+    │       └── ModelReplaced         another version has taken its place
     ├── Overloaded                wait: carries retry_after
     │   └── CircuitOpen             the worker fails too often to be asked again at once
     ├── Aborted                   the caller left or cancelled
@@ -146,6 +147,13 @@ class ModelNotFound(NotFound):
 class ModelNotLoaded(NotFound):
     code = "ModelNotLoaded"
     rpc_code = -32005
+
+
+class ModelReplaced(ModelNotLoaded):
+    """The model made room for another version of itself: who used it goes on with that one."""
+
+    http_status = 503
+    retryable = True
 
 
 class Overloaded(EngineError):

@@ -33,7 +33,7 @@ from mlx_serving.core.model_residency import (
     WorkerLost,
     step,
 )
-from mlx_serving.errors import DeathOrigin, ModelLoadError, ModelNotLoaded, WorkerDied
+from mlx_serving.errors import DeathOrigin, ModelLoadError, ModelNotLoaded, ModelReplaced, WorkerDied
 
 State: TypeAlias = Residency[str]
 Event: TypeAlias = ResidencyEvent[str]
@@ -188,6 +188,18 @@ def test_a_forced_unload_while_draining_turns_out_users_and_waiters() -> None:
         ("refuse", 2, "by request"),
         ("other", StartUnload(), ""),
     ]
+
+
+def test_users_and_waiters_of_a_replaced_model_are_to_go_on_with_its_successor() -> None:
+    replaced = UnloadForced("replaced", replaced=True)
+    for state in (Loading((1,)), ready(1), draining({1}, 2), Evicting((1,))):
+        _, effects = run(state, replaced)
+        errors = [effect.error for effect in effects if isinstance(effect, Invalidate | Refuse)]
+        assert errors
+        assert all(isinstance(error, ModelReplaced) and error.message == "replaced" for error in errors)
+    _, (invalidation, _) = run(ready(1), UnloadForced("by request"))
+    assert isinstance(invalidation, Invalidate)
+    assert not isinstance(invalidation.error, ModelReplaced)
 
 
 def test_who_gives_up_waiting_is_forgotten_while_the_load_goes_on() -> None:

@@ -17,6 +17,7 @@ from mlx_serving.errors import (
     EngineError,
     InvalidRequest,
     ModelNotLoaded,
+    ModelReplaced,
     Overloaded,
     RequestCrashedWorker,
     WorkerDied,
@@ -107,6 +108,17 @@ def test_a_model_that_went_with_its_worker_is_asked_for_again_but_not_for_ever()
     assert [one.retry_after(away) for _ in range(4)] == [0.0, 0.0, 0.0, None]
     one.admitted()
     assert one.retry_after(away) == 0
+
+
+def test_a_replaced_model_is_followed_by_its_successor_however_often() -> None:
+    one = recovery()
+    one.advance(Delta("a", (1,)), 11.0)
+    assert [one.retry_after(ModelReplaced("replaced")) for _ in range(20)] == [0.0] * 20
+    assert one.losses == 0
+    assert one.next_request() == replace(ASKED, delivered=(1,), fork_of=None)
+    last = one.advance(Delta("", (), FinishReason.STOP, STATS), 17.0)
+    assert last.stats is not None
+    assert last.stats.total_time == 7.0
 
 
 def test_deltas_pass_as_they_are() -> None:

@@ -10,8 +10,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from .served_process import ServedProcess
-from .tiny_server import HELLO
+from .served_process import ServedProcess, serving
+from .tiny_server import FORCED, HELLO, KEYS, config_of
 
 
 async def _post(tiny: ServedProcess, path: str, body: dict[str, object], key: str = "admin_key") -> httpx2.Response:
@@ -47,6 +47,32 @@ async def test_a_model_is_loaded_used_and_unloaded(
     unloaded = await _post(tiny, "/admin/models/unload", {"model": "second"})
     assert unloaded.json() == {"name": "second", "unloaded": True}
     assert "second" not in (await tiny.health())["loaded_models"]
+
+
+async def test_another_version_takes_over_the_name_and_the_streams_under_it(tmp_path: Path, random_llama: Path) -> None:
+    length = 3000
+    second = shutil.copytree(random_llama, tmp_path / "second")
+    async with (
+        serving(tmp_path, keys=KEYS, config=config_of(random_llama)) as served,
+        served.openai() as client,
+    ):
+        stream = await client.chat.completions.create(
+            model="tiny", messages=HELLO, stream=True, max_tokens=length, extra_body=FORCED
+        )
+        await anext(stream)
+        taken = await _post(served, "/admin/models/load", {"model": str(second), "name": "tiny"})
+        assert (taken.status_code, taken.json()["error"]["param"]) == (400, "name")
+        replaced = await _post(served, "/admin/models/load", {"model": str(second), "name": "tiny", "replace": True})
+        assert (replaced.status_code, replaced.json()["reference"]) == (200, str(second))
+        rest = [chunk async for chunk in stream]
+        moved = await served.logged("generation:recovered")
+        assert (moved["losses"], moved["delivered"] < length) == (0, True)
+        assert sum(len(chunk.choices[0].delta.content or "") for chunk in rest) in (length, length - 1)
+        assert rest[-1].choices[0].finish_reason == "length"
+        refused = await _post(served, "/admin/models/load", {"model": str(tmp_path), "name": "tiny", "replace": True})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+        async with served.http() as http:
+            assert (await http.get("/v1/models/tiny")).json()["state"] == "ready"
 
 
 async def test_clients_may_not_administer(tiny: ServedProcess, random_llama: Path) -> None:

@@ -75,7 +75,7 @@ class ScriptedEngine:
         self.runs: list[Run] = []
         self.models: list[ServedModel] = [TINY, OTHER]
         self.report: HealthReport | Exception = HEALTHY
-        self.loads: list[tuple[str, str | None, str | None]] = []
+        self.loads: list[tuple[str, str | None, str | None, bool]] = []
         self.unloads: list[tuple[str, bool]] = []
         self.restarts = 0
         self.unstartable: EngineError | None = None
@@ -136,8 +136,10 @@ class ScriptedEngine:
     async def telemetry(self) -> EngineTelemetry:
         return TELEMETRY
 
-    async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
-        self.loads.append((reference, name, revision))
+    async def load_served(
+        self, reference: str, *, name: str | None, revision: str | None, replace: bool = False
+    ) -> ServedModel:
+        self.loads.append((reference, name, revision, replace))
         if reference == "org/missing":
             raise ModelNotFound(f"There is no model {reference!r}", model=reference)
         return ServedModel(name or reference, reference, 1_700_000_002, "ready", context_length=512)

@@ -47,7 +47,9 @@ class _HangingEngine:
     async def telemetry(self) -> EngineTelemetry:
         raise NotImplementedError
 
-    async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
+    async def load_served(
+        self, reference: str, *, name: str | None, revision: str | None, replace: bool = False
+    ) -> ServedModel:
         raise NotImplementedError
 
     async def unload_served(self, name: str, *, force: bool) -> None:

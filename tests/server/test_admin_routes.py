@@ -40,12 +40,19 @@ async def test_a_model_is_loaded_and_described(admin: httpx2.AsyncClient, engine
         "error": None,
         "default": False,
     }
-    assert engine.loads == [("org/new", "new", "main")]
+    assert engine.loads == [("org/new", "new", "main", False)]
 
 
 async def test_name_and_revision_may_be_left_out(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
     assert (await admin.post(LOAD, json={"model": "org/new"})).status_code == 200
-    assert engine.loads == [("org/new", None, None)]
+    assert engine.loads == [("org/new", None, None, False)]
+
+
+async def test_a_name_that_is_in_use_is_taken_over_on_request(
+    admin: httpx2.AsyncClient, engine: ScriptedEngine
+) -> None:
+    assert (await admin.post(LOAD, json={"model": "org/new", "name": "tiny", "replace": True})).status_code == 200
+    assert engine.loads == [("org/new", "tiny", None, True)]
 
 
 async def test_a_model_is_unloaded(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:

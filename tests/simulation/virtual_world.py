@@ -236,7 +236,7 @@ class World:
         self.inquest = Inquest(INQUEST)
         self.sites = [Site(self, number, events) for number in range(workers)]
         self.pool = WorkerPool([site.pooled() for site in self.sites], self.inquest, PlacementPolicy(2))
-        self.models = PooledModels(self.pool)
+        self.models = PooledModels(self.pool, events)
         for name in MODELS:
             self.models.register(ModelSpec(name, name))
         self.streams = RecoveryBackend(self.pool, self.pool.forget, events)

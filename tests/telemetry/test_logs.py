@@ -25,6 +25,7 @@ from mlx_serving.telemetry.events import (
     ModelLoaded,
     ModelProgressed,
     ModelUnloaded,
+    ModelVersionChanged,
     RuntimeStatusChanged,
 )
 from mlx_serving.telemetry.logger import LIBRARY, get_logger
@@ -41,6 +42,7 @@ EVENTS: list[tuple[Event, str, dict[str, object]]] = [
     (ModelLoaded(model_id="m", context_length=9, seconds=0.5), "info", {"event": "model:loaded", "seconds": 0.5}),
     (ModelUnloaded(model_id="m"), "info", {"event": "model:unloaded", "model_id": "m"}),
     (ModelInvalidated(model_id="m", reason="worker_restart"), "info", {"reason": "worker_restart"}),
+    (ModelVersionChanged(model_id="m", reference="r", revision=None), "info", {"reference": "r"}),
     (CircuitChanged(previous="closed", current="open"), "warning", {"previous": "closed", "current": "open"}),
     (
         MemoryShareChanged(previous=1.0, current=0.75, reason="killed"),
@@ -86,7 +88,7 @@ def test_every_event_is_one_line_of_json(
     assert "timestamp" in line
 
 
-@pytest.mark.parametrize(("least", "expected"), [("debug", len(EVENTS)), ("info", 7), ("warning", 3), ("error", 1)])
+@pytest.mark.parametrize(("least", "expected"), [("debug", len(EVENTS)), ("info", 8), ("warning", 3), ("error", 1)])
 def test_the_level_decides_what_is_written(least: logs.Level, expected: int, capsys: Capture) -> None:
     logs.configure(least, "auto")
     for event, _, _ in EVENTS:

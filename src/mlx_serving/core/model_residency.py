@@ -10,12 +10,13 @@ without anybody waiting. A ready model is granted at once. An unload of a ready 
 A model in use is never evicted: its unload waits until the last user has released it. Who acquires a model that is on
 its way out waits until it is gone, and it is loaded again. An unload while loading takes effect when the load has
 ended, after those who wait were served. A forced unload invalidates those who use the model and refuses those who
-wait for it. Who gives up waiting is forgotten; the load goes on. Losing the worker invalidates the users of a ready
-model, and it is loaded again. Losing the worker while loading starts the load again, until `max_load_losses` workers
-were lost that way: the load is the likely cause and fails. Those who wait for it wait on, or, where they may go to
-another worker, are refused with the loss. A worker that died of something from outside counts a
-quarter, one that was ended on purpose not at all. Losing the worker while unloading completes the unload. A ticket is
-void after Refuse, Invalidate and its release: later releases of it are ignored.
+wait for it; if it is replaced, the error has them go on with its successor. Who gives up waiting is forgotten; the load
+goes on. Losing the worker invalidates the users of a ready model, and it is loaded again. Losing the worker while
+loading starts the load again, until `max_load_losses` workers were lost that way: the load is the likely cause and
+fails. Those who wait for it wait on, or, where they may go to another worker, are refused with the loss. A worker that
+died of something from outside counts a quarter, one that was ended on purpose not at all. Losing the worker while
+unloading completes the unload. A ticket is void after Refuse, Invalidate and its release: later releases of it are
+ignored.
 
 The shell carries out a StartLoad as soon as a worker is there, and answers it with LoadSucceeded, LoadErrored (also
 when there will be no worker) or WorkerLost; it answers StartUnload with UnloadDone or WorkerLost.
@@ -28,7 +29,7 @@ from typing import Generic, TypeAlias, TypeVar, assert_never
 
 from mlx_serving.core.bounds import at_least
 from mlx_serving.core.inquest import LOSS
-from mlx_serving.errors import EngineError, ModelLoadError, ModelNotLoaded, WorkerDied
+from mlx_serving.errors import EngineError, ModelLoadError, ModelNotLoaded, ModelReplaced, WorkerDied
 
 Facts = TypeVar("Facts")
 """What the worker tells about a model it has loaded. The machine carries it, it never looks inside."""
@@ -126,9 +127,14 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class UnloadForced:
-    """`reason` is for the users and waiters who are turned out."""
+    """`reason` is for the users and waiters who are turned out. `replaced`: a successor waits for them."""
 
     reason: str
+    replaced: bool = False
+
+    @property
+    def error(self) -> ModelNotLoaded:
+        return ModelReplaced(self.reason) if self.replaced else ModelNotLoaded(self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +230,7 @@ def _loading(state: Loading, event: ResidencyEvent[Facts], now: float, policy: R
         case Unload():
             return Loading(state.waiters, True, state.losses), ()
         case UnloadForced():
-            return Loading((), True, state.losses), _refuse(state.waiters, ModelNotLoaded(event.reason))
+            return Loading((), True, state.losses), _refuse(state.waiters, event.error)
         case WorkerLost():
             return _lost_while_loading(state, event.error, now, policy)
         case Preload() | UnloadDone():
@@ -271,7 +277,7 @@ def _ready(state: Ready[Facts], event: ResidencyEvent[Facts], now: float) -> Ste
                 return Draining(state.facts, state.in_use), ()
             return Evicting(), (StartUnload(),)
         case UnloadForced():
-            return Evicting(), (*_invalidate(state.in_use, ModelNotLoaded(event.reason)), StartUnload())
+            return Evicting(), (*_invalidate(state.in_use, event.error), StartUnload())
         case WorkerLost():
             return Loading(), (*_invalidate(state.in_use, event.error), StartLoad())
         case Preload() | LoadSucceeded() | LoadErrored() | UnloadDone():
@@ -291,7 +297,7 @@ def _draining(state: Draining[Facts], event: ResidencyEvent[Facts]) -> Step[Fact
                 return Draining(state.facts, in_use, waiters), ()
             return Evicting(waiters), (StartUnload(),)
         case UnloadForced():
-            error = ModelNotLoaded(event.reason)
+            error = event.error
             refusals = _refuse(state.waiters, error)
             return Evicting(), (*_invalidate(state.in_use, error), *refusals, StartUnload())
         case WorkerLost():
@@ -310,7 +316,7 @@ def _evicting(state: Evicting, event: ResidencyEvent[Facts]) -> Step[Facts]:
         case Release():
             return Evicting(_without(state.waiters, event.ticket)), ()
         case UnloadForced():
-            return Evicting(), _refuse(state.waiters, ModelNotLoaded(event.reason))
+            return Evicting(), _refuse(state.waiters, event.error)
         case UnloadDone() | WorkerLost():
             return _gone(state.waiters)
         case Preload() | LoadSucceeded() | LoadErrored() | Unload():

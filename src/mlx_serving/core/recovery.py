@@ -1,7 +1,8 @@
-"""How a stream goes on after its worker died: what was delivered, what is asked of the next worker, and when.
+"""How a stream goes on after its worker died or its model was replaced: what was delivered, what is asked next, when.
 
-The tokens that were delivered become part of what the next worker is given, so it continues at the same place of the
-same random sequence; its reader sees a pause. Tokens are kept in a list that grows: one entry a token, once.
+The tokens that were delivered become part of what the next worker, or the next version of the model, is given, so it
+continues at the same place of the same random sequence; its reader sees a pause. Tokens are kept in a list that grows:
+one entry a token, once.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlx_serving.core.generation import Delta, GenerationRequest, GenerationStats
-from mlx_serving.errors import CircuitOpen, EngineError, ModelNotLoaded, Overloaded, WorkerDied
+from mlx_serving.errors import CircuitOpen, EngineError, ModelNotLoaded, ModelReplaced, Overloaded, WorkerDied
 
 _MAX_VANISHED_MODELS = 3
 
@@ -27,6 +28,7 @@ class Recovery:
         self._first_token_at: float | None = None
         self._accepted = False
         self._vanished = 0
+        self._moved = False  # whether an attempt was lost that may have delivered something
         self.losses = 0
 
     @property
@@ -41,7 +43,7 @@ class Recovery:
 
     def next_request(self) -> GenerationRequest:
         """What to ask of the worker that is there now."""
-        if self.losses == 0:
+        if not self._moved:
             return self._request
         return replace(self._request, delivered=tuple(self._tokens), fork_of=None)
 
@@ -56,7 +58,7 @@ class Recovery:
             if self._first_token_at is None:
                 self._first_token_at = now
             self._tokens += delta.token_ids
-        if delta.stats is None or self.losses == 0:
+        if delta.stats is None or not self._moved:
             return delta
         return replace(delta, stats=self._stats(delta.stats, now))
 
@@ -69,6 +71,10 @@ class Recovery:
         match error:
             case WorkerDied() if error.retryable:
                 self.losses += 1
+                self._moved = True
+                return 0.0
+            case ModelReplaced():
+                self._moved = True
                 return 0.0
             case ModelNotLoaded() if self._vanished < _MAX_VANISHED_MODELS:
                 self._vanished += 1

@@ -104,22 +104,28 @@ class EngineCore:
     def served_models(self) -> list[ServedModel]:
         return self._parts.models.served(self._parts.default_model)
 
-    async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
+    async def load_served(
+        self, reference: str, *, name: str | None, revision: str | None, replace: bool = False
+    ) -> ServedModel:
         """Load a model and serve it under `name`, by default one made from its reference.
 
-        Raises `ModelLoadError`, `ModelNotFound`, `WorkerDied`, and `InvalidRequest` for a name that is another model's.
+        `replace`: a name that is in use gets this version of its model, see `PooledModels.replace`; what was configured
+        for the name besides stays. Raises `ModelLoadError`, `ModelNotFound`, `WorkerDied`, and `InvalidRequest` for a
+        name that is another model's and is not to be replaced.
         """
         spec = ModelSpec(name or public_name(reference), reference, revision)
-        if spec.name in self._parts.models.names():
-            known = self._parts.models.spec(spec.name)
-            if (known.reference, known.revision) != (reference, revision):
-                raise InvalidRequest(
-                    f"{spec.name} is the name of {known.reference} already: give another name",
-                    field="name",
-                    given=spec.name,
-                )
-            spec = known
-        await self.load(spec)
+        known = self._parts.models.spec(spec.name) if spec.name in self._parts.models.names() else None
+        if known is not None and replace:
+            version = ModelSpec(spec.name, reference, revision, context_length=known.context_length)
+            await self._parts.models.replace(version, load=True)
+        elif known is not None and (known.reference, known.revision) != (reference, revision):
+            raise InvalidRequest(
+                f"{spec.name} is the name of {known.reference} already: give another name, or replace that model",
+                field="name",
+                given=spec.name,
+            )
+        else:
+            await self.load(known or spec)
         return next(model for model in self.served_models() if model.name == spec.name)
 
     async def load(self, spec: ModelSpec) -> LoadModelResult:

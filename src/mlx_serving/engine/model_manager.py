@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 from mlx_serving.core import model_residency as residency
 from mlx_serving.core.model_residency import Residency, ResidencyEvent, ResidencyPolicy, Ticket
@@ -17,7 +17,17 @@ from mlx_serving.core.placement import Holding
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.engine.supervisor import Supervisor
-from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelNotFound, WorkerDied
+from mlx_serving.errors import (
+    Aborted,
+    EngineClosed,
+    EngineError,
+    InsufficientMemory,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotLoaded,
+    ModelReplaced,
+    WorkerDied,
+)
 from mlx_serving.telemetry.events import ErrorOccurred, EventBus, ModelInvalidated, ModelLoaded, ModelUnloaded
 from mlx_serving.wire import methods
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelResult
@@ -46,7 +56,13 @@ class _Entry:
     in_worker: bool = False  # whether a load was sent to the worker that lives now
     loads: int = 0
     known: KnownCapabilities | None = None  # what the last load found
+    worker_id: str = ""  # what the worker knows it by: two versions of a model may be there at a time
+    retired: bool = False  # another version has its name
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+Version: TypeAlias = _Entry
+"""One version of a model, for who prepares it."""
 
 
 class ModelManager:
@@ -57,6 +73,8 @@ class ModelManager:
         self._policy = policy
         self._events = events
         self._entries: dict[str, _Entry] = {}
+        self._aside: list[_Entry] = []  # versions that have no name yet, or no more
+        self._turns: dict[str, asyncio.Event] = {}  # names whose versions change places: leases wait
         self._tickets = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -67,7 +85,7 @@ class ModelManager:
     def register(self, spec: ModelSpec) -> None:
         """Make a model known under its name. Raises `InvalidRequest` when the name is in use for another spec."""
         self.require_replaceable(spec)
-        self._entries.setdefault(spec.name, _Entry(spec, int(time.time()))).spec = spec
+        self._entries.setdefault(spec.name, _Entry(spec, int(time.time()), worker_id=spec.name)).spec = spec
 
     def require_replaceable(self, spec: ModelSpec) -> None:
         """Raises `InvalidRequest` when the name is in use for another spec."""
@@ -97,7 +115,13 @@ class ModelManager:
 
         Raises `ModelNotFound` for a name that is not known, `ModelLoadError`, or `WorkerDied`.
         """
-        entry = self._entry(name)
+        while (turn := self._turns.get(name)) is not None:
+            await turn.wait()
+        async with self._lease(self._entry(name)) as facts:
+            yield facts
+
+    @asynccontextmanager
+    async def _lease(self, entry: _Entry) -> AsyncGenerator[LoadModelResult]:
         ticket = next(self._tickets)
         future: asyncio.Future[LoadModelResult] = asyncio.get_running_loop().create_future()
         entry.waiting[ticket] = future
@@ -107,6 +131,10 @@ class ModelManager:
             if ticket in entry.lost:  # between the grant and now
                 raise entry.lost[ticket]
             yield facts
+        except (Aborted, ModelNotLoaded):  # which the worker says of streams whose model goes, whatever the reason
+            if isinstance(lost := entry.lost.get(ticket), ModelReplaced):
+                raise lost from None
+            raise
         finally:
             entry.waiting.pop(ticket, None)
             entry.lost.pop(ticket, None)
@@ -124,6 +152,80 @@ class ModelManager:
         entry = self._entry(name)
         event = residency.UnloadForced(f"{name} was unloaded") if force else residency.Unload()
         self._dispatch(entry, event)
+        await self._gone(entry)
+
+    async def prepare(self, spec: ModelSpec) -> Version:
+        """Load another version of a model that is known, which `install` or `discard` must follow.
+
+        It is loaded beside the one that serves, or, where memory does not hold both, after it: then leases of the name
+        wait. Raises `ModelLoadError`, `ModelNotFound` or `WorkerDied`; then the old one serves, or is loaded again.
+        """
+        old = self._entry(spec.name)
+        new = self._version(spec, old)
+        try:
+            try:
+                await self._load_version(new)
+            except InsufficientMemory:
+                if not isinstance(old.state, residency.Ready | residency.Draining):
+                    raise
+                self._turns[spec.name] = asyncio.Event()
+                self._dispatch(old, residency.UnloadForced(f"{spec.name} is being replaced", replaced=True))
+                await self._gone(old)
+                await self._load_version(new)
+        except BaseException:
+            self.discard(new)
+            raise
+        return new
+
+    def install(self, spec: ModelSpec, version: Version | None) -> None:
+        """Have the name mean another version from now on, which is loaded when it is needed if it was not prepared.
+        Who uses the old one goes on with it."""
+        old = self._entry(spec.name)
+        new = version or self._version(spec, old)
+        self._aside.remove(new)
+        self._entries[spec.name] = new
+        self._aside.append(old)
+        self._retire(old)
+        self._end_turn(spec.name)
+
+    def discard(self, version: Version) -> None:
+        """Let go of a version that was prepared. If the old one had to make room for it, it comes back."""
+        self._retire(version)
+        name = version.spec.name
+        if self._end_turn(name) and name in self._entries and not self._closed:
+            self.preload(name)
+
+    def _version(self, spec: ModelSpec, old: _Entry) -> _Entry:
+        entry = _Entry(spec, old.created, worker_id=f"{spec.name}@{next(self._tickets)}")
+        self._aside.append(entry)
+        return entry
+
+    async def _load_version(self, entry: _Entry) -> None:
+        while True:
+            try:
+                async with self._lease(entry):
+                    return
+            except WorkerDied as error:  # it is loaded again, and given up when that is the cause
+                if not error.retryable:
+                    raise
+
+    def _end_turn(self, name: str) -> bool:
+        turn = self._turns.pop(name, None)
+        if turn is not None:
+            turn.set()
+        return turn is not None
+
+    def _retire(self, entry: _Entry) -> None:
+        """Let go of a version that stands aside."""
+        entry.retired = True
+        self._dispatch(entry, residency.UnloadForced(f"{entry.spec.name} was replaced", replaced=True))
+        self.spawn(self._forget_version(entry), f"retire {entry.worker_id}")
+
+    async def _forget_version(self, entry: _Entry) -> None:
+        await self._gone(entry)
+        self._aside.remove(entry)
+
+    async def _gone(self, entry: _Entry) -> None:
         while _is_leaving(entry.state) and not self._closed:
             await entry.changed.wait()
 
@@ -173,7 +275,9 @@ class ModelManager:
         self._closed = True
         for task in self._tasks:
             task.cancel()
-        for entry in self._entries.values():
+        for turn in self._turns.values():
+            turn.set()
+        for entry in self._versions():
             entry.changed.set()
             for future in entry.waiting.values():
                 if not future.done():
@@ -183,6 +287,9 @@ class ModelManager:
         """Wait until nothing is under way any more."""
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def _versions(self) -> list[_Entry]:
+        return [*self._entries.values(), *self._aside]
 
     def _entry(self, name: str) -> _Entry:
         entry = self._entries.get(name)
@@ -199,7 +306,7 @@ class ModelManager:
 
     def worker_lost(self, error: WorkerDied) -> None:
         # Loads are sent in this order: first the models whose streams wait, by who began first.
-        for entry in sorted(self._entries.values(), key=_first_user):
+        for entry in sorted(self._versions(), key=_first_user):
             if self._closed:
                 entry.state, entry.in_worker = residency.Absent(), False
             elif entry.in_worker:  # a load that was not sent yet has lost nothing
@@ -222,7 +329,7 @@ class ModelManager:
         match effect:
             case residency.StartLoad():
                 entry.loads += 1
-                self._run(self._load(entry, entry.loads), f"load {entry.spec.name}")
+                self.spawn(self._load(entry, entry.loads), f"load {entry.spec.name}")
             case residency.Grant():
                 future = entry.waiting.pop(effect.ticket, None)
                 if future is not None and not future.done():
@@ -232,7 +339,7 @@ class ModelManager:
                 if future is not None and not future.done():
                     future.set_exception(effect.error)
             case residency.StartUnload():
-                self._run(self._unload(entry), f"unload {entry.spec.name}")
+                self.spawn(self._unload(entry), f"unload {entry.spec.name}")
             case residency.Invalidate():
                 # Those who use it hear it from their own streams, unless they have not begun.
                 entry.lost.update(dict.fromkeys(effect.tickets, effect.error))
@@ -244,10 +351,10 @@ class ModelManager:
         spec = entry.spec
         params = methods.LoadModelParams(
             # Known to the worker by its own name: two names may share a reference and differ in the rest.
-            model_id=spec.name,
+            model_id=entry.worker_id,
             revision=spec.revision,
             context_length=spec.context_length,
-            local_path=spec.local_path or (spec.reference if spec.reference != spec.name else None),
+            local_path=spec.local_path or (spec.reference if spec.reference != entry.worker_id else None),
             known=entry.known,
         )
         try:
@@ -277,7 +384,7 @@ class ModelManager:
     async def _unload(self, entry: _Entry) -> None:
         try:
             client = await self._supervisor.client()
-            params = methods.UnloadModelParams(model_id=entry.spec.name, force=True)
+            params = methods.UnloadModelParams(model_id=entry.worker_id, force=True)
             await client.call(methods.UNLOAD_MODEL, params)
         except WorkerDied:
             if entry.in_worker:
@@ -285,10 +392,12 @@ class ModelManager:
         except EngineError as error:
             self._events.publish(ErrorOccurred(error=error, context=f"unloading {entry.spec.name}"))
         entry.in_worker = False
-        self._events.publish(ModelUnloaded(model_id=entry.spec.name))
+        if not entry.retired:
+            self._events.publish(ModelUnloaded(model_id=entry.spec.name))
         self._dispatch(entry, residency.UnloadDone())
 
-    def _run(self, work: Coroutine[object, object, None], name: str) -> None:
+    def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
+        """Do this until the engine ends."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -6,19 +6,23 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-from mlx_serving.core.placement import deal
+from mlx_serving.core.placement import Holding, deal
 from mlx_serving.core.serving import ServedModel, ServedModelState
-from mlx_serving.engine.model_manager import ModelSpec
+from mlx_serving.engine.model_manager import ModelManager, ModelSpec, Version
 from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
+from mlx_serving.telemetry.events import EventBus, ModelVersionChanged
 from mlx_serving.wire.methods import LoadModelResult
 
+_HELD = (Holding.LOADING, Holding.READY, Holding.LEAVING)
 _BEST_FIRST: Sequence[ServedModelState] = ("ready", "draining", "loading", "failed", "absent")
 
 
 class PooledModels:
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, events: EventBus) -> None:
         self._pool = pool
+        self._events = events
         self._managers = [worker.models for worker in pool.workers]
+        self._replacing: dict[str, asyncio.Lock] = {}
 
     def register(self, spec: ModelSpec) -> None:
         """Make a model known under its name. Raises `InvalidRequest` when the name is in use for another spec."""
@@ -61,6 +65,32 @@ class PooledModels:
     async def unload(self, name: str, *, force: bool) -> None:
         """Returns when all workers have let go of the model: see `ModelManager.unload`."""
         await asyncio.gather(*(manager.unload(name, force=force) for manager in self._managers))
+
+    async def replace(self, spec: ModelSpec, *, load: bool) -> None:
+        """Have a name that is known mean another version of its model. Who uses the old one goes on with the new one.
+
+        Every worker that has the old one loads the new one: see `ModelManager.prepare` for how. Then all change at the
+        same moment. `load` has one worker load it though none has the old one. If that fails anywhere, the old one
+        serves as before, and this raises `ModelLoadError`, `ModelNotFound` or `WorkerDied`.
+        """
+        name = spec.name
+        async with self._replacing.setdefault(name, asyncio.Lock()):
+            self.spec(name)
+            holders = [manager for manager in self._managers if manager.holding(name) in _HELD]
+            if load and not holders:
+                holders = [self._pool.worker_for(name).models]
+            prepared: dict[ModelManager, Version] = {}
+            try:
+                for manager in holders:
+                    prepared[manager] = await manager.prepare(spec)
+                self.spec(name)  # it may have been forgotten meanwhile
+            except BaseException:
+                for manager, version in prepared.items():
+                    manager.discard(version)
+                raise
+            for manager in self._managers:  # no await from here on: whoever looks sees one version or the other
+                manager.install(spec, prepared.get(manager))
+        self._events.publish(ModelVersionChanged(model_id=name, reference=spec.reference, revision=spec.revision))
 
     def loaded(self) -> dict[str, LoadModelResult]:
         """Those that any worker has."""

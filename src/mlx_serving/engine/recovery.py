@@ -1,7 +1,7 @@
 """A Backend layer under which streams survive their worker: the shell around `core.recovery`.
 
-When the worker dies under a request, the same request goes down the stack again, with what was delivered so far; there
-it waits for the next worker and its model.
+When the worker dies under a request, or its model is replaced, the same request goes down the stack again, with what
+was delivered so far; there it waits for the next worker and its model.
 """
 
 from __future__ import annotations
@@ -111,8 +111,7 @@ class _Stream:
     async def _go_on(self, error: EngineError) -> None:
         lost_at = time.monotonic()
         try:
-            await self._attempt.aclose()
-            await self._wait(error)
+            await self._wait(await self._leave_failed(error))
             await self.enter()
         except EngineError as last:
             self.error = last
@@ -126,6 +125,14 @@ class _Stream:
                 pause_s=round(time.monotonic() - lost_at, 3),
             )
         )
+
+    async def _leave_failed(self, error: EngineError) -> EngineError:
+        """Leave the attempt. Returns its error in the words of the layer below that knows the reason."""
+        try:
+            await self._attempt.__aexit__(type(error), error, error.__traceback__)
+        except EngineError as known:
+            return known
+        return error
 
     async def _wait(self, error: EngineError) -> None:
         """Until the next attempt. Raises `error` if there is to be none."""

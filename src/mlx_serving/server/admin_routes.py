@@ -26,6 +26,11 @@ class LoadModelRequest(Body):
     model: str = Field(min_length=1, description="Hub id, local directory, GGUF path or alias.")
     name: str | None = Field(default=None, min_length=1, description="The name that clients use; made from `model`.")
     revision: str | None = Field(default=None, min_length=1, description="Of a hub id: branch, tag or commit.")
+    replace: bool = Field(
+        default=False,
+        description="Take over a name that is in use: running requests go on with this model, which must have the same "
+        "vocabulary. If it cannot be loaded, the old one stays.",
+    )
 
 
 class UnloadModelRequest(Body):
@@ -77,7 +82,11 @@ def admin_routes(service: Service) -> APIRouter:
     async def load(request: Request) -> ServedModelDocument:
         wanted = _parse(LoadModelRequest, await read_json_object(request, service.settings))
         access_record(request).model = wanted.name or wanted.model
-        return _document(await service.engine.load_served(wanted.model, name=wanted.name, revision=wanted.revision))
+        return _document(
+            await service.engine.load_served(
+                wanted.model, name=wanted.name, revision=wanted.revision, replace=wanted.replace
+            )
+        )
 
     @router.post(
         "/models/unload",

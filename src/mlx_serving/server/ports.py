@@ -28,10 +28,13 @@ class ServingEngine(Backend, Protocol):
         """Load, work and memory now; answers soon, also while the worker does not."""
         ...
 
-    async def load_served(self, reference: str, *, name: str | None, revision: str | None) -> ServedModel:
+    async def load_served(
+        self, reference: str, *, name: str | None, revision: str | None, replace: bool = False
+    ) -> ServedModel:
         """Load a model and serve it under `name`, by default a name made from its reference.
 
-        Raises `InvalidRequest` for a name that is taken by another model, `ModelNotFound`, `ModelLoadError`.
+        `replace` has it take over a name that is in use, with the streams under it. Raises `InvalidRequest` for a name
+        that is taken by another model otherwise, `ModelNotFound`, `ModelLoadError`.
         """
         ...
 

@@ -56,6 +56,16 @@ class ModelInvalidated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersionChanged(Event):
+    """Another version is served under the name `model_id` now; streams go on with it."""
+
+    name = "model:replaced"
+    model_id: str
+    reference: str
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProgressed(Event):
     name = "model:progress"
     model_id: str
