@@ -7,7 +7,11 @@ there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from mlx_serving.config.changes import Plan
 from mlx_serving.config.schema import Config
+from mlx_serving.config.served_models import ServedModel
 from mlx_serving.core.generation import Backend
 from mlx_serving.core.inquest import Inquest, InquestPolicy
 from mlx_serving.core.model_residency import ResidencyPolicy
@@ -26,6 +30,7 @@ from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_backend import WorkerBackend
 from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
 from mlx_serving.engine.worker_process import WorkerCommand
+from mlx_serving.errors import EngineError
 from mlx_serving.machine import blas, devices
 from mlx_serving.machine.devices import DeviceShare
 from mlx_serving.telemetry.events import EventBus
@@ -38,6 +43,52 @@ def build(config: Config) -> EngineCore:
 
     Raises `InvalidConfig` when the BLAS library that the configuration names is not there.
     """
+    return assemble(config).core
+
+
+class Stack:
+    """An engine and the parts of it that another configuration changes while it runs."""
+
+    def __init__(
+        self, core: EngineCore, shares: Sequence[DeviceShare], breaker: BreakerBackend, calls: BatchQueue
+    ) -> None:
+        self.core = core
+        self._shares = shares
+        self._breaker = breaker
+        self._calls = calls
+
+    def adopt(self, plan: Plan) -> None:
+        """Carry out what of a plan can be done at once: all but fresh workers and models.
+
+        Raises `InvalidConfig`, before anything has changed, when the BLAS library that is configured is not there.
+        """
+        config = plan.config
+        blas.find(config.worker.blas)
+        self._breaker.policy = config.circuit_breaker
+        self._calls.reconfigure(config.batch_queue)
+        backend = _outermost(self._breaker, config)
+        self.core.adopt(backend=backend, retry=config.retry, default_model=config.models.default)
+        for share, worker in zip(self._shares, self.core.workers, strict=True):
+            worker.streams.flow_policy = config.scheduler.flow
+            worker.supervisor.reconfigure(_command(config, share), config.worker)
+
+    async def carry_out(self, plan: Plan) -> dict[str, EngineError]:
+        """Do what takes its time: replace the workers, one after the other, if the plan needs it, then the models.
+
+        Returns by name why models could not be replaced. Raises `WorkerDied` when a worker does not come back.
+        """
+        if plan.fresh_worker:
+            await self.core.restart_workers()
+        return await self.core.change_models(
+            added=[_spec(model) for model in plan.added],
+            removed=[model.name for model in plan.removed],
+            replaced=[_spec(model) for model in plan.replaced],
+            load=plan.to_load,
+        )
+
+
+def assemble(config: Config) -> Stack:
+    """The same as `build`, with a way to change it."""
     blas.find(config.worker.blas)
     events = EventBus()
     events.subscribe(log_event)
@@ -47,31 +98,44 @@ def build(config: Config) -> EngineCore:
     pool = WorkerPool(workers, inquest, PlacementPolicy())
     models = PooledModels(pool, events)
     for served in config.models.served:
-        models.register(ModelSpec(served.name, served.model, served.revision, served.context_length))
+        models.register(_spec(served))
 
     streams = RecoveryBackend(pool, pool.forget, events)
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
-    backend: Backend = DeadlineBackend(breaker, config.generation.timeout_s)
-    if config.generation.max_tokens_limit is not None:
-        backend = LimitsBackend(backend, config.generation.max_tokens_limit)
-
-    return EngineCore(
+    calls = BatchQueue(config.batch_queue, CALL_TIMEOUT_S)
+    core = EngineCore(
         Parts(
             pool=pool,
             models=models,
             streams=streams,
             breaker=breaker,
-            backend=backend,
-            batch_queue=BatchQueue(config.batch_queue, CALL_TIMEOUT_S),
+            backend=_outermost(breaker, config),
+            batch_queue=calls,
             events=events,
             retry=config.retry,
             default_model=config.models.default,
             preload=tuple(served.name for served in config.models.served if served.preload),
         )
     )
+    return Stack(core, shares, breaker, calls)
+
+
+def _outermost(inner: Backend, config: Config) -> Backend:
+    backend: Backend = DeadlineBackend(inner, config.generation.timeout_s)
+    if config.generation.max_tokens_limit is not None:
+        backend = LimitsBackend(backend, config.generation.max_tokens_limit)
+    return backend
 
 
 def _worker(number: int, share: DeviceShare, config: Config, inquest: Inquest, events: EventBus) -> PooledWorker:
+    supervisor = Supervisor(_command(config, share), config.worker, events, number=number)
+    # Where there is another worker to go to, nobody waits for this one to come back.
+    models = ModelManager(supervisor, ResidencyPolicy(waits_for_restart=config.workers == 1), events)
+    streams = WorkerBackend(supervisor, inquest, config.scheduler.flow, number)
+    return PooledWorker(supervisor, models, streams, ResidencyBackend(streams, models), TelemetryReader(supervisor))
+
+
+def _command(config: Config, share: DeviceShare) -> WorkerCommand:
     settings = WorkerSettings(
         max_message_bytes=config.worker.max_message_bytes,
         scheduler=config.scheduler.policy,
@@ -79,9 +143,8 @@ def _worker(number: int, share: DeviceShare, config: Config, inquest: Inquest, e
         memory=config.memory,
         device_sharers=share.sharers,
     )
-    command = WorkerCommand(settings, config.worker.python, config.worker.blas, share.environment)
-    supervisor = Supervisor(command, config.worker, events, number=number)
-    # Where there is another worker to go to, nobody waits for this one to come back.
-    models = ModelManager(supervisor, ResidencyPolicy(waits_for_restart=config.workers == 1), events)
-    streams = WorkerBackend(supervisor, inquest, config.scheduler.flow, number)
-    return PooledWorker(supervisor, models, streams, ResidencyBackend(streams, models), TelemetryReader(supervisor))
+    return WorkerCommand(settings, config.worker.python, config.worker.blas, share.environment)
+
+
+def _spec(model: ServedModel) -> ModelSpec:
+    return ModelSpec(model.name, model.model, model.revision, model.context_length)

@@ -47,7 +47,7 @@ def log_lines() -> Generator[LogLines]:
 async def running(app: ServerApp) -> AsyncGenerator[ListenAddress]:
     """A real server on a free port."""
     started: asyncio.Future[Sequence[ListenAddress]] = asyncio.get_running_loop().create_future()
-    server = HttpServer(app, drain_timeout_s=10, on_started=started.set_result)
+    server = HttpServer(app, on_started=started.set_result)
     task = asyncio.create_task(server.run("127.0.0.1", 0))
     try:
         yield (await asyncio.wait_for(started, 10))[0]

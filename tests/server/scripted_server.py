@@ -65,8 +65,8 @@ async def main(port: int, drain_timeout_s: float) -> int:
     go_on = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, go_on.set)
     logs.configure("info", "json")
-    app = create_app(_HangingEngine(go_on), ServerSettings())
-    return await serve(app, "127.0.0.1", port, on_started=_started, drain_timeout_s=drain_timeout_s)
+    app = create_app(_HangingEngine(go_on), ServerSettings(drain_timeout_s=drain_timeout_s))
+    return await serve(app, "127.0.0.1", port, on_started=_started)
 
 
 if __name__ == "__main__":

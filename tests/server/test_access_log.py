@@ -142,6 +142,6 @@ async def test_what_is_no_http_passes_through(log_lines: LogLines) -> None:
     async def send(_message: Message) -> None:
         raise AssertionError
 
-    await AccessLog(inner, enabled=True)({"type": "lifespan"}, receive, send)
+    await AccessLog(inner, enabled=lambda: True)({"type": "lifespan"}, receive, send)
     assert passed == ["lifespan"]
     assert log_lines == []

@@ -70,7 +70,7 @@ async def test_every_refusal_of_the_framework_has_the_shape() -> None:
         response = await handle_http_exception(Request(scope), HTTPException(418, "short and stout"))
         await response(scope, receive, send)
 
-    transport = httpx2.ASGITransport(app=AccessLog(refuse, enabled=False))
+    transport = httpx2.ASGITransport(app=AccessLog(refuse, enabled=lambda: False))
     async with httpx2.AsyncClient(transport=transport, base_url="http://server") as http:
         response = await http.get("/")
     assert response.status_code == 418

@@ -129,7 +129,7 @@ async def test_the_second_signal_ends_everything_at_once(number: signal.Signals,
 async def test_a_port_in_use_is_an_error_of_the_configuration() -> None:
     (taken,) = await listen("127.0.0.1", 0)
     app = create_app(ScriptedEngine(), ServerSettings())
-    server = HttpServer(app, drain_timeout_s=1, on_started=lambda _: pytest.fail("it must not start"))
+    server = HttpServer(app, on_started=lambda _: pytest.fail("it must not start"))
     with taken, pytest.raises(InvalidConfig, match="already in use"):
         await server.run("127.0.0.1", address_of(taken).port)
 

@@ -14,7 +14,7 @@ from mlx_serving.errors import EngineError
 from mlx_serving.machine.device import device_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mlx_serving.config.schema import Config
     from mlx_serving.engine.engine_core import EngineCore
@@ -28,6 +28,10 @@ examples:
 
 The first Ctrl-C (or SIGTERM) takes no more requests and gives those that run `server.drain_timeout_s` to finish; the
 second one stops at once. Clients whose requests are cut off are told so.
+
+SIGHUP reads the configuration again, from the same file, environment and flags, and goes on with it: running requests
+are kept, also where it needs a fresh worker or another version of a model. What is not valid is logged in full and
+changes nothing. POST /admin/reload does the same. Where a terminal is closed, SIGHUP stops the server as SIGTERM does.
 
 exit status:
   0    everything was finished
@@ -51,19 +55,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = config_from(args, {"server.host": args.host, "server.port": args.port})
+    def read() -> Config:
+        return config_from(args, {"server.host": args.host, "server.port": args.port})
+
+    config = read()
     import uvloop
 
-    return uvloop.run(_serve(config, as_json=args.json))
+    return uvloop.run(_serve(config, read, as_json=args.json))
 
 
-async def _serve(config: Config, *, as_json: bool) -> int:
+async def _serve(config: Config, read: Callable[[], Config], *, as_json: bool) -> int:
     from mlx_serving import assembly
+    from mlx_serving.cli.hangup import on_hangup
     from mlx_serving.cli.progress import preparing
     from mlx_serving.server.app import create_app
     from mlx_serving.server.listening import listen
+    from mlx_serving.server.reload import Reloader
     from mlx_serving.server.run import serve
-    from mlx_serving.server.settings import ServerSettings
+    from mlx_serving.server.settings import settings_of
     from mlx_serving.telemetry.logger import get_logger
 
     for probe in await listen(config.server.host, config.server.port):  # better told now than after a download
@@ -71,17 +80,8 @@ async def _serve(config: Config, *, as_json: bool) -> int:
     _log_to_stderr(config, routine=False)
     _tell(config, f"starting {config.models.default} …")
     await preparing(config, lambda text: get_logger("mlx_serving.cli").info("preparing", model=text))
-    core = assembly.build(config)
-    server = config.server
-    settings = ServerSettings(
-        api_key=server.api_key.get_secret_value() if server.api_key else None,
-        admin_key=server.admin_key.get_secret_value() if server.admin_key else None,
-        max_body_bytes=server.max_body_bytes,
-        default_model=config.models.default,
-        keepalive_s=server.keepalive_s,
-        request_timeout_s=config.generation.timeout_s,
-        access_log=server.access_log,
-    )
+    stack = assembly.assemble(config)
+    core, app = stack.core, create_app(stack.core, settings_of(config))
     failures: list[EngineError] = []
     announcing: list[asyncio.Task[None]] = []
 
@@ -89,17 +89,18 @@ async def _serve(config: Config, *, as_json: bool) -> int:
         work = _announce(core, config, addresses[0].url, failures, as_json=as_json)
         announcing.append(asyncio.create_task(work))
 
+    def apply(changed: Config) -> None:
+        app.reconfigure(settings_of(changed))
+        _log_to_stderr(changed, routine=True)
+
+    reloader = Reloader(config, read, stack, apply)
+    app.reload_with(reloader)
     try:
-        await core.start()
-        status = await serve(
-            create_app(core, settings),
-            server.host,
-            server.port,
-            on_started=started,
-            drain_timeout_s=server.drain_timeout_s,
-        )
+        with on_hangup(reloader.reload):
+            await core.start()
+            status = await serve(app, config.server.host, config.server.port, on_started=started)
     finally:
-        _log_to_stderr(config, routine=False)
+        _log_to_stderr(reloader.config, routine=False)
         for task in announcing:
             task.cancel()
         await core.stop()

@@ -34,6 +34,11 @@ class BatchQueue:
             self._line = _Line(client, self._policy, self._timeout_s, self._counts)
         return await self._line.join(params)
 
+    def reconfigure(self, policy: BatchQueuePolicy) -> None:
+        """What waits already goes as it would have gone."""
+        self._policy = policy
+        self._line = None
+
     def flush(self) -> None:
         """Send at once who waits."""
         if self._line is not None:

@@ -20,7 +20,7 @@ class BreakerBackend:
 
     def __init__(self, inner: Backend, policy: CircuitBreakerPolicy, events: EventBus) -> None:
         self._inner = inner
-        self._policy = policy
+        self.policy = policy
         self._events = events
         self._state: circuit.CircuitState = circuit.Closed()
         self._counted: EngineError | None = None
@@ -80,7 +80,7 @@ class BreakerBackend:
         self._dispatch(circuit.result_of(failure, epoch))
 
     def _dispatch(self, event: CircuitEvent) -> tuple[circuit.CircuitEffect, ...]:
-        self._state, effects = circuit.step(self._state, event, time.monotonic(), self._policy)
+        self._state, effects = circuit.step(self._state, event, time.monotonic(), self.policy)
         for effect in effects:
             if isinstance(effect, circuit.Transition):
                 self._events.publish(CircuitChanged(previous=_name(effect.previous), current=_name(effect.current)))

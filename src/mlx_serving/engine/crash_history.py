@@ -22,7 +22,7 @@ _OWN_SIGNALS = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "S
 
 class CrashHistory:
     def __init__(self, policy: WorkerPolicy) -> None:
-        self._policy = policy
+        self.policy = policy
         self._reports: deque[CrashReport] = deque(maxlen=_KEPT)
 
     @property
@@ -63,17 +63,17 @@ class CrashHistory:
         """The error for what was under way in a worker that had to go for `cause`, or that exited just now."""
         match cause:
             case Cause.NO_HEARTBEAT:
-                limit = self._policy.heartbeat_timeout_s
+                limit = self.policy.heartbeat_timeout_s
                 return WorkerHung(
                     f"The worker gave no sign of life for {limit:g} s and was replaced",
                     origin=self.origin(cause),
                     cause=str(cause),
                 )
             case Cause.NO_PROGRESS:
-                limit = self._policy.stall_timeout_s
+                limit = self.policy.stall_timeout_s
                 return WorkerHung(f"The worker made no progress for {limit:g} s and was replaced", cause=str(cause))
             case Cause.STARTUP_TIMEOUT:
-                limit = self._policy.startup_timeout_s
+                limit = self.policy.startup_timeout_s
                 return WorkerHung(f"The worker was not ready after {limit:g} s and was replaced", cause=str(cause))
             case Cause.STOP | Cause.RESTART:
                 return WorkerDied(f"The worker is being ended: {cause}", origin=self.origin(cause), cause=str(cause))
@@ -103,7 +103,7 @@ class CrashHistory:
     def gave_up(self, state: GaveUp, now: float) -> WorkerGaveUp:
         """The error for who asks for a worker that is not restarted; `now` is monotonic, like the state's times."""
         assert self.last is not None  # it is the last of too many deaths
-        wait = max(0.0, state.since + self._policy.give_up_pause_s - now)
+        wait = max(0.0, state.since + self.policy.give_up_pause_s - now)
         return WorkerGaveUp(
             f"The worker died {state.deaths} times in a row and restarting it was given up; "
             f"the next attempt is possible in {wait:.0f} s. Last death: {_how(self.last)}",

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from mlx_serving.config.served_models import public_name
@@ -98,6 +99,40 @@ class EngineCore:
     def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """See `core.generation.Backend`."""
         return self._parts.backend.generate(request)
+
+    def adopt(self, *, backend: Backend, retry: RetryPolicy, default_model: str) -> None:
+        """Go on with another outermost layer and these settings; what is in flight keeps the layers it came through."""
+        self._parts = replace(self._parts, backend=backend, retry=retry, default_model=default_model)
+
+    async def change_models(
+        self,
+        *,
+        added: Sequence[ModelSpec],
+        removed: Sequence[str],
+        replaced: Sequence[ModelSpec],
+        load: Collection[str],
+    ) -> dict[str, EngineError]:
+        """Serve other models. What is removed stays for those who use it, and goes after them. What is replaced and in
+        memory is there in its new version when this returns; `load` begins to load.
+
+        Returns why versions could not be replaced: of these, the old ones stay.
+        """
+        models, failed = self._parts.models, dict[str, EngineError]()
+        replaced = list(replaced)
+        for name in set(removed) & set(models.names()):
+            models.withdraw(name, partial(self._parts.streams.until_unused, name))
+        for spec in added:
+            if spec.name in models.names() and models.spec(spec.name) != spec:
+                replaced.append(spec)  # somebody has loaded another one under that name
+            else:
+                models.register(spec)
+        for spec in replaced:
+            try:
+                await models.replace(spec, load=False)
+            except EngineError as error:
+                failed[spec.name] = error
+        models.preload(*load)
+        return failed
 
     # -- models
 

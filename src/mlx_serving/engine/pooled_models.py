@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from mlx_serving.core.placement import Holding, deal
@@ -23,6 +23,7 @@ class PooledModels:
         self._events = events
         self._managers = [worker.models for worker in pool.workers]
         self._replacing: dict[str, asyncio.Lock] = {}
+        self._withdrawn: set[str] = set()
 
     def register(self, spec: ModelSpec) -> None:
         """Make a model known under its name. Raises `InvalidRequest` when the name is in use for another spec."""
@@ -30,13 +31,29 @@ class PooledModels:
             manager.require_replaceable(spec)
         for manager in self._managers:
             manager.register(spec)
+        self._withdrawn.discard(spec.name)
+
+    def withdraw(self, name: str, unused: Callable[[], Awaitable[None]]) -> None:
+        """Tell of a model no more, and forget it when nobody uses it, which `unused` waits for. Until then those who go
+        on with it can lease it. Raises `ModelNotFound`."""
+        self.spec(name)
+        self._withdrawn.add(name)
+        self._managers[0].spawn(self._withdraw(name, unused), f"withdraw {name}")
+
+    async def _withdraw(self, name: str, unused: Callable[[], Awaitable[None]]) -> None:
+        await unused()
+        if name in self._withdrawn:  # else it is wanted again
+            await self.unload(name, force=False)
+        if name in self._withdrawn:
+            self._withdrawn.discard(name)
+            self.forget(name)
 
     def forget(self, name: str) -> None:
         for manager in self._managers:
             manager.forget(name)
 
     def names(self) -> list[str]:
-        return self._managers[0].names()
+        return [name for name in self._managers[0].names() if name not in self._withdrawn]
 
     def spec(self, name: str) -> ModelSpec:
         """Raises `ModelNotFound`."""
@@ -102,4 +119,5 @@ class PooledModels:
     def served(self, default: str | None) -> list[ServedModel]:
         """All that may be named, each as it is in the worker that has got furthest with it."""
         by_worker = [manager.served(default) for manager in self._managers]
-        return [min(views, key=lambda view: _BEST_FIRST.index(view.state)) for views in zip(*by_worker, strict=True)]
+        best = [min(views, key=lambda view: _BEST_FIRST.index(view.state)) for views in zip(*by_worker, strict=True)]
+        return [view for view in best if view.name not in self._withdrawn]

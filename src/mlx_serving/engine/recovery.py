@@ -32,12 +32,18 @@ class RecoveryBackend:
         self._inner = inner
         self._forget = forget
         self._events = events
-        self._active: set[str] = set()
+        self._active: dict[str, str] = {}  # request id -> the name of its model
+        self._ended = asyncio.Event()
 
     @property
     def active_streams(self) -> int:
         """Streams that have not ended, wherever they are."""
         return len(self._active)
+
+    async def until_unused(self, model: str) -> None:
+        """Wait until no stream of the model is left."""
+        while model in self._active.values():
+            await self._ended.wait()
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
@@ -45,7 +51,7 @@ class RecoveryBackend:
         stream_id = request.request_id
         if stream_id in self._active:
             raise InvalidRequest(f"A stream with the id {stream_id} is active", field="stream_id", given=stream_id)
-        self._active.add(stream_id)
+        self._active[stream_id] = request.model
         stream = _Stream(self._inner, request, self._events)
         try:
             await stream.enter()
@@ -55,7 +61,9 @@ class RecoveryBackend:
             try:
                 await stream.leave()
             finally:
-                self._active.discard(stream_id)
+                del self._active[stream_id]
+                self._ended.set()
+                self._ended = asyncio.Event()
                 self._forget(stream_id)
             if stream.error is not None and not isinstance(stream.error, Aborted):
                 self._events.publish(ErrorOccurred(error=stream.error, context=f"stream {stream_id}"))

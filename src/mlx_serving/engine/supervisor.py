@@ -127,6 +127,12 @@ class Supervisor:
         """Replace the worker by a fresh one. What is in flight is lost as in a crash."""
         self._dispatch(lifecycle.RestartRequested())
 
+    def reconfigure(self, command: WorkerCommand, policy: WorkerPolicy) -> None:
+        """Start workers by this command from now on, and obey this policy at once. The worker that lives stays: see
+        `restart`."""
+        self._command, self._policy = command, policy
+        self._crashes.policy = policy
+
     @property
     def info(self) -> methods.RuntimeInfoResult | None:
         """What the worker said of itself when it last became ready."""
@@ -206,9 +212,10 @@ class Supervisor:
 
     async def _spawn(self) -> None:
         self._fault = None
-        settings = self._command.settings
+        wanted = self._command
+        settings = wanted.settings
         given = msgspec.structs.replace(settings, restart_count=self._spawned, kv_share=self._memory.kv_share)
-        command = replace(self._command, settings=given)
+        command = replace(wanted, settings=given)
         self._restarts = self._spawned
         self._progress.worker_started()
         self._spawned += 1
@@ -256,6 +263,8 @@ class Supervisor:
             return
         self._info = info
         self._dispatch(lifecycle.HandshakeDone())
+        if wanted != self._command:  # a restart that was asked for meanwhile was not needed yet
+            self.restart()
 
     async def _watch(self, process: WorkerProcess) -> None:
         self._exited(await process.wait())

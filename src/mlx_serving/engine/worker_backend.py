@@ -41,7 +41,7 @@ class WorkerBackend:
         self._supervisor = supervisor
         self._inquest = inquest
         self._number = number
-        self._flow_policy = flow_policy
+        self.flow_policy = flow_policy
         self._streams: dict[str, _Stream] = {}
         self._numbers = itertools.count(1)
         self._left = asyncio.Event()  # whoever waits to enter looks again
@@ -57,7 +57,7 @@ class WorkerBackend:
         # An id may come again while the abort of its last stream is still on its way: on the pipe each is its own.
         pipe_id = f"{next(self._numbers)}-{request.request_id}"[:_MAX_ID_CHARS]
         fork_of = self._pipe_id_of(request.fork_of)
-        flow = _Stream(request, pipe_id, client, self._inquest, self._look_again, FlowControl(self._flow_policy))
+        flow = _Stream(request, pipe_id, client, self._inquest, self._look_again, FlowControl(self.flow_policy))
         self._streams[request.request_id] = flow
         try:
             await flow.open(fork_of)

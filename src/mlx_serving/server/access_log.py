@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -61,7 +61,7 @@ def _record(scope: MutableMapping[str, object]) -> AccessRecord:
 class AccessLog:
     """ASGI layer around everything: names the request, logs how it ended, and contains what nobody caught."""
 
-    def __init__(self, inner: ASGIApp, *, enabled: bool) -> None:
+    def __init__(self, inner: ASGIApp, enabled: Callable[[], bool]) -> None:
         self._inner = inner
         self._enabled = enabled
 
@@ -85,7 +85,7 @@ class AccessLog:
             record.error = "internal_error"
             _log.exception("request failed", request_id=record.request_id)
         finally:
-            if self._enabled:
+            if self._enabled():
                 self._write(scope, record, time.monotonic() - started)
 
     def _write(self, scope: Scope, record: AccessRecord, seconds: float) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from fastapi import APIRouter, Depends
 from pydantic import Field, ValidationError
 from starlette.requests import Request
 
 from mlx_serving.core.serving import EngineTelemetry, ServedModel, ServedModelState
+from mlx_serving.errors import InvalidConfig, NotFound
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_admin_key
 from mlx_serving.server.body import read_json_object
+from mlx_serving.server.errors import ConfigRefused
 from mlx_serving.server.issues import from_validation_error, refuse, screen
 from mlx_serving.server.openai_documents import Document
 from mlx_serving.server.openai_schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
+from mlx_serving.server.reload import Reloaded
 from mlx_serving.server.service import Service
 
 
@@ -68,10 +71,33 @@ class RestartedDocument(Document):
     workers: list[RestartedWorkerDocument]
 
 
+class KeptSettingDocument(Document):
+    """A setting that only a new start can change."""
+
+    setting: str
+    value: object
+    wanted: object
+
+
+class FailedModelDocument(Document):
+    model: str
+    error: str
+
+
+class ReloadedDocument(Document):
+    """What the configuration changed. Models are named."""
+
+    changed: list[str] = Field(description="Settings that hold now.")
+    kept: list[KeptSettingDocument] = Field(description="Settings that need a new start.")
+    added: list[str]
+    removed: list[str]
+    replaced: list[str]
+    failed: list[FailedModelDocument] = Field(description="Models of which the old version stays.")
+    worker_restarted: bool
+
+
 def admin_routes(service: Service) -> APIRouter:
-    router = APIRouter(
-        prefix="/admin", tags=["Administration"], dependencies=[Depends(require_admin_key(service.settings))]
-    )
+    router = APIRouter(prefix="/admin", tags=["Administration"], dependencies=[Depends(require_admin_key(service))])
 
     @router.post(
         "/models/load",
@@ -114,6 +140,20 @@ def admin_routes(service: Service) -> APIRouter:
             workers=[RestartedWorkerDocument(pid=worker.pid, restarts=worker.restarts) for worker in workers],
         )
 
+    @router.post(
+        "/reload",
+        summary="Read the configuration again and go on with it, as SIGHUP does",
+        responses=error_responses(400, 401, 403, 404),
+    )
+    async def reload() -> ReloadedDocument:
+        if service.reloader is None:
+            raise NotFound("This server was not started from a configuration that could be read again")
+        try:
+            return _reloaded(await service.reloader.reload())
+        except InvalidConfig as error:
+            issues = cast("list[dict[str, object]] | None", error.details.get("issues"))
+            raise ConfigRefused(error.message, issues=issues) from None
+
     @router.get(
         "/telemetry",
         summary="Load, work and memory of the engine and its worker",
@@ -138,6 +178,19 @@ def _parse(model: type[_B], body: Mapping[str, object]) -> _B:
     refuse(issues)
     assert parsed is not None
     return parsed
+
+
+def _reloaded(reloaded: Reloaded) -> ReloadedDocument:
+    plan = reloaded.plan
+    return ReloadedDocument(
+        changed=list(plan.changed),
+        kept=[KeptSettingDocument(setting=kept.path, value=kept.value, wanted=kept.wanted) for kept in plan.kept],
+        added=[model.name for model in plan.added],
+        removed=[model.name for model in plan.removed],
+        replaced=[model.name for model in plan.replaced],
+        failed=[FailedModelDocument(model=name, error=error.message) for name, error in reloaded.failed.items()],
+        worker_restarted=plan.fresh_worker,
+    )
 
 
 def _document(model: ServedModel) -> ServedModelDocument:

@@ -24,6 +24,7 @@ from mlx_serving.server.openai_routes import openai_routes
 from mlx_serving.server.openai_schema import ChatCompletionRequest, CompletionRequest
 from mlx_serving.server.openapi import describe
 from mlx_serving.server.ports import ServingEngine
+from mlx_serving.server.reload import Reloader
 from mlx_serving.server.service import Service
 from mlx_serving.server.settings import ServerSettings
 
@@ -39,10 +40,23 @@ _OUTSIDE_FASTAPI = (
 class ServerApp:
     """The ASGI application. `in_flight` is what a server closes and empties before it stops."""
 
-    def __init__(self, api: FastAPI, in_flight: InFlight, *, access_log: bool) -> None:
-        self.in_flight = in_flight
+    def __init__(self, api: FastAPI, service: Service) -> None:
+        self.in_flight = service.in_flight
         self._api = api
-        self._asgi = AccessLog(api, enabled=access_log)
+        self._service = service
+        self._asgi = AccessLog(api, lambda: service.settings.access_log)
+
+    @property
+    def settings(self) -> ServerSettings:
+        return self._service.settings
+
+    def reconfigure(self, settings: ServerSettings) -> None:
+        """Go on with these settings; what is being answered keeps the ones it began with."""
+        self._service.settings = settings
+
+    def reload_with(self, reloader: Reloader) -> None:
+        """Let the operator ask for it over HTTP."""
+        self._service.reloader = reloader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
@@ -85,7 +99,7 @@ def create_app(engine: ServingEngine, settings: ServerSettings) -> ServerApp:
     async def index(request: Request) -> Response:
         return Response(_index(api, str(request.base_url).rstrip("/")), media_type="text/plain; charset=utf-8")
 
-    return ServerApp(api, service.in_flight, access_log=settings.access_log)
+    return ServerApp(api, service)
 
 
 def _index(api: FastAPI, base_url: str) -> str:

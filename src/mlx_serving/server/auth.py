@@ -10,16 +10,17 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from mlx_serving.errors import Forbidden, Unauthenticated
-from mlx_serving.server.settings import ServerSettings
+from mlx_serving.server.service import Service
 
 _Credentials: TypeAlias = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 Guard: TypeAlias = Callable[[_Credentials], Awaitable[None]]
 
 
-def require_api_key(settings: ServerSettings) -> Guard:
+def require_api_key(service: Service) -> Guard:
     """A dependency that raises `Unauthenticated` unless the API key, or the admin key, was sent or none is set."""
 
     async def guard(credentials: _Credentials) -> None:
+        settings = service.settings
         if settings.api_key is None or _matches(credentials, settings.api_key):
             return
         if settings.admin_key is not None and _matches(credentials, settings.admin_key):
@@ -29,10 +30,11 @@ def require_api_key(settings: ServerSettings) -> Guard:
     return guard
 
 
-def require_admin_key(settings: ServerSettings) -> Guard:
+def require_admin_key(service: Service) -> Guard:
     """A dependency that raises `Forbidden` when no admin key is configured and `Unauthenticated` for a wrong one."""
 
     async def guard(credentials: _Credentials) -> None:
+        settings = service.settings
         if settings.admin_key is None:
             raise Forbidden("Administration over HTTP is off; set an admin key (server.admin_key) to enable it")
         if not _matches(credentials, settings.admin_key):

@@ -30,6 +30,12 @@ class BodyTimedOut(errors.InvalidEnvelope):
     http_status = 408
 
 
+class ConfigRefused(errors.InvalidConfig):
+    """The operator asked for a configuration that is not valid."""
+
+    http_status = 400
+
+
 # The nearest class in the error's ancestry counts, so every error has a code.
 _CODE_BY_CLASS: Mapping[type[EngineError], str] = {
     EngineError: "internal_error",
@@ -56,6 +62,7 @@ _CODE_BY_CLASS: Mapping[type[EngineError], str] = {
     errors.WorkerDied: "worker_died",
     errors.WorkerHung: "worker_hung",
     errors.EngineClosed: "shutting_down",
+    errors.InvalidConfig: "invalid_config",
 }
 
 # What a worker printed before it died is for the operator (GET /health), not for every client.

@@ -76,7 +76,7 @@ def health_routes(service: Service) -> APIRouter:
     @router.get(
         "",
         summary="Everything about the worker, its crashes and its models",
-        dependencies=[Depends(require_api_key(service.settings))],
+        dependencies=[Depends(require_api_key(service))],
         responses=_unavailable(HealthDocument) | error_responses(401),
     )
     async def health(response: Response) -> HealthDocument:

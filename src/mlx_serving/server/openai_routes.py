@@ -35,7 +35,7 @@ class _Wording(Protocol):
 
 
 def openai_routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(require_api_key(service.settings))])
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(require_api_key(service))])
 
     @router.post(
         "/chat/completions",

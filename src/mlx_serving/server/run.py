@@ -41,9 +41,8 @@ OnStarted = Callable[[Sequence[ListenAddress]], None]
 class HttpServer:
     """One listening server. Needs no signals: `stop` is what a signal calls."""
 
-    def __init__(self, app: ServerApp, *, drain_timeout_s: float, on_started: OnStarted) -> None:
+    def __init__(self, app: ServerApp, *, on_started: OnStarted) -> None:
         self._app = app
-        self._drain_timeout_s = drain_timeout_s
         self._on_started = on_started
         self._draining: asyncio.Task[None] | None = None
         self._exit_code = 0
@@ -84,7 +83,7 @@ class HttpServer:
     def stop(self, signum: int) -> None:
         """The first call drains, the second ends everything at once."""
         if self._draining is None:
-            _log.info("draining", in_flight=len(self._app.in_flight), timeout_s=self._drain_timeout_s)
+            _log.info("draining", in_flight=len(self._app.in_flight), timeout_s=self._app.settings.drain_timeout_s)
             self._draining = asyncio.create_task(self._drain())
         else:
             _log.warning("stopping at once", in_flight=len(self._app.in_flight))
@@ -95,7 +94,7 @@ class HttpServer:
         in_flight = self._app.in_flight
         in_flight.close()
         try:
-            async with asyncio.timeout(self._drain_timeout_s):
+            async with asyncio.timeout(self._app.settings.drain_timeout_s):
                 await in_flight.wait_idle()
         except TimeoutError:
             _log.warning("drain timed out", cut_off=len(in_flight), exit_code=EXIT_UNFINISHED)
@@ -110,14 +109,14 @@ class HttpServer:
         self._uvicorn.force_exit = True
 
 
-async def serve(app: ServerApp, host: str, port: int, *, on_started: OnStarted, drain_timeout_s: float) -> int:
+async def serve(app: ServerApp, host: str, port: int, *, on_started: OnStarted) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code of the process.
 
     `on_started` is called once, with the addresses, when connections are accepted; port 0 is a free one. Must run in
     the main thread, whose handlers for the two signals are its own meanwhile. Raises `InvalidConfig` when it cannot
     listen there.
     """
-    server = HttpServer(app, drain_timeout_s=drain_timeout_s, on_started=on_started)
+    server = HttpServer(app, on_started=on_started)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
     for each in signals:

@@ -9,14 +9,18 @@ from mlx_serving.errors import ModelNotFound
 from mlx_serving.server.in_flight import InFlight
 from mlx_serving.server.keep_alive import KeepAlive
 from mlx_serving.server.ports import ServingEngine
+from mlx_serving.server.reload import Reloader
 from mlx_serving.server.settings import ServerSettings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Service:
+    """`settings` may be others from one request to the next. `reloader` reads them again, if it is known whence."""
+
     engine: ServingEngine
     settings: ServerSettings
     in_flight: InFlight
+    reloader: Reloader | None = None
 
     @property
     def keep_alive(self) -> KeepAlive:

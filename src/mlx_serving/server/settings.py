@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
+from mlx_serving.config.schema import Config
 from mlx_serving.core.bounds import at_least, greater_than
 
 
@@ -15,6 +16,7 @@ class ServerSettings:
     `max_body_bytes` and `body_timeout_s` bound what a client may send and how long it may take to.
     `default_model` answers requests that name none; None is the engine's own choice.
     `keepalive_s` is how long a stream may be silent while work goes on; None is for ever.
+    `drain_timeout_s` is how long requests have to finish when the server is stopped.
     `request_timeout_s` bounds one generation from admission to its last byte; None is no limit.
     """
 
@@ -25,12 +27,29 @@ class ServerSettings:
     default_model: str | None = None
     keepalive_s: float | None = 10.0
     request_timeout_s: float | None = None
+    drain_timeout_s: float = 30.0
     access_log: bool = True
     system_fingerprint: str = field(default_factory=lambda: f"mlx-serving-{version('mlx-serving')}")
 
     def __post_init__(self) -> None:
         at_least("max_body_bytes", self.max_body_bytes, 1)
         greater_than("body_timeout_s", self.body_timeout_s, 0)
+        at_least("drain_timeout_s", self.drain_timeout_s, 0)
         for name in ("keepalive_s", "request_timeout_s"):
             if getattr(self, name) is not None:
                 greater_than(name, getattr(self, name), 0)
+
+
+def settings_of(config: Config) -> ServerSettings:
+    """What the configuration says of it."""
+    server = config.server
+    return ServerSettings(
+        api_key=server.api_key.get_secret_value() if server.api_key else None,
+        admin_key=server.admin_key.get_secret_value() if server.admin_key else None,
+        max_body_bytes=server.max_body_bytes,
+        default_model=config.models.default,
+        keepalive_s=server.keepalive_s,
+        request_timeout_s=config.generation.timeout_s,
+        drain_timeout_s=server.drain_timeout_s,
+        access_log=server.access_log,
+    )
