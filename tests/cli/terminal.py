@@ -18,7 +18,7 @@ class Terminal:
 
     def __init__(self, pid: int, screen: int) -> None:
         self._pid = pid
-        self._screen = screen
+        self._screen: int | None = screen
         self._read_up_to = 0
         self._status: int | None = None
         self.seen = ""
@@ -27,27 +27,39 @@ class Terminal:
         """Wait until that appears after what was expected last."""
         deadline = time.monotonic() + LIMIT_S
         while (at := self.seen.find(text, self._read_up_to)) < 0:
-            assert self._read(deadline), f"it ended without {text!r}:\n{self.seen}"
+            assert self._screen is not None
+            assert self._read(self._screen, deadline), f"it ended without {text!r}:\n{self.seen}"
         self._read_up_to = at + len(text)
 
     def type(self, text: str) -> None:
+        assert self._screen is not None
         os.write(self._screen, text.encode())
+
+    def hang_up(self) -> int:
+        """Close the terminal; the exit status of the program that it takes along."""
+        self.close()
+        return self.ended()
+
+    def close(self) -> None:
+        if self._screen is not None:
+            os.close(self._screen)
+            self._screen = None
 
     def ended(self) -> int:
         """Read to the end; the exit status, negative for a signal."""
         deadline = time.monotonic() + LIMIT_S
-        while self._read(deadline):
+        while self._screen is not None and self._read(self._screen, deadline):
             pass
         if self._status is None:
             _, status = os.waitpid(self._pid, 0)
             self._status = os.waitstatus_to_exitcode(status)
         return self._status
 
-    def _read(self, deadline: float) -> bool:
-        ready, _, _ = select.select([self._screen], [], [], max(0.0, deadline - time.monotonic()))
+    def _read(self, screen: int, deadline: float) -> bool:
+        ready, _, _ = select.select([screen], [], [], max(0.0, deadline - time.monotonic()))
         assert ready, f"nothing more came in time:\n{self.seen}"
         try:
-            data = os.read(self._screen, 65536)
+            data = os.read(screen, 65536)
         except OSError:  # Linux's word for the end of a terminal
             return False
         self.seen += data.decode(errors="replace").replace("\r\n", "\n")
@@ -70,4 +82,4 @@ def at_terminal(command: Sequence[str], home: Path, env: Mapping[str, str]) -> G
         terminal.ended()
         raise
     finally:
-        os.close(screen)
+        terminal.close()

@@ -37,6 +37,13 @@ def test_at_a_terminal_it_ends_in_one_calm_screen_and_ctrl_c_stops_it(tmp_path: 
     assert terminal.seen.rstrip().endswith("stopped")
 
 
+def test_closing_the_terminal_stops_it(tmp_path: Path, tiny_model: Path) -> None:
+    arguments = ("serve", "--port", "0", "--model", str(tiny_model))
+    with at_terminal(command(*arguments), tmp_path, environment(tmp_path)) as terminal:
+        terminal.expect("Ctrl-C finishes what is running")
+        assert terminal.hang_up() == 0
+
+
 def test_ctrl_c_during_the_start_ends_it(tmp_path: Path, tiny_model: Path) -> None:
     arguments = ("serve", "--port", "0", "--model", str(tiny_model))
     with at_terminal(command(*arguments), tmp_path, environment(tmp_path)) as terminal:
