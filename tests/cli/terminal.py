@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,12 @@ class Terminal:
         """Close the terminal; the exit status of the program that it takes along."""
         self.close()
         return self.ended()
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        if self._status is None:
+            os.kill(self._pid, signal.SIGKILL)
+            self.ended()
 
     def close(self) -> None:
         if self._screen is not None:
@@ -78,8 +85,7 @@ def at_terminal(command: Sequence[str], home: Path, env: Mapping[str, str]) -> G
         yield terminal
         terminal.ended()
     except BaseException:
-        os.kill(pid, 9)
-        terminal.ended()
+        terminal.kill()
         raise
     finally:
         terminal.close()

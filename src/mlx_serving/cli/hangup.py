@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ def on_hangup(reload: Callable[[], Awaitable[object]]) -> Generator[None]:
 
     def hear() -> None:
         if at_terminal and _is_gone(sys.stderr.fileno()):
+            _write_nowhere()
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             wanted.set()
@@ -46,8 +48,18 @@ def on_hangup(reload: Callable[[], Awaitable[object]]) -> Generator[None]:
 
 
 def _is_gone(terminal: int) -> bool:
+    """Whether this was a terminal; what never was one is not gone."""
     try:
         termios.tcgetattr(terminal)
-    except (termios.error, OSError):
-        return True
+    except termios.error as error:
+        return error.args[0] == errno.EIO
     return False
+
+
+def _write_nowhere() -> None:
+    """Whatever is still said fails at a terminal that is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if _is_gone(stream.fileno()):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
