@@ -50,9 +50,9 @@ given whole; any other value is taken literally. An empty value and `~` are `nul
 `SIGHUP`, and `POST /admin/reload` with the admin key, have a running server read all of this again and go on with it.
 Running requests are kept: settings of `scheduler`, `memory`, `worker` and the defaults of `generation` bring a fresh
 worker, in which they go on; a served model with another `model`, `revision` or `context_length` is loaded beside the
-old version, and they go on with it. Models that are not served any more stay for those who use them. What is not valid is
-logged in full and changes nothing; a model that cannot be loaded leaves its old version. `server.host`, `server.port`
-and `workers` need a new start.
+old version, and they go on with it. Models that are not served any more stay for those who use them. What is not valid
+is logged in full and changes nothing; a model that cannot be loaded leaves its old version. `server.host`,
+`server.port` and `workers` need a new start.
 
 Unknown keys and variables are errors. Secrets are shown as `**********` everywhere.
 """
