@@ -25,15 +25,10 @@ from pathlib import Path
 
 import uvloop
 
-from mlx_serving.bench.figures import Objectives, figures_of
-from mlx_serving.bench.load import Generator
 from mlx_serving.bench.prompts import make_prompts
-from mlx_serving.bench.target import Target
-from mlx_serving.bench.workload import GREEDY, Ask, Closed, Endpoint
-from peers import HERE, counter, cpu_seconds, forbidden_ends, mlx_lm_server, model_directory, our_server
+from peers import HERE, counter, cpu_seconds, forbidden_ends, mlx_lm_server, model_directory, our_server, rate
 
 PROMPT_TOKENS = 64
-TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +71,6 @@ async def batch_reference(model: Path) -> AsyncGenerator[BatchReference]:
         assert process.stdin is not None
         process.stdin.close()
         await process.wait()
-
-
-async def rate(target: Target, prompts: Sequence[str], tokens: int, concurrency: int) -> float:
-    asks = [Ask(prompt, tokens, Endpoint.COMPLETIONS, GREEDY) for prompt in prompts]
-    records = await Generator(target, timeout_s=TIMEOUT_S).run(asks, Closed(concurrency), 0)
-    figures = figures_of([records], Objectives())
-    if figures.failed or figures.output_tokens is None or figures.output_tokens.minimum < tokens:
-        raise SystemExit(f"{target.about.name} did not answer in full: {figures.failed or figures.output_tokens}")
-    return figures.output_tokens_per_s
 
 
 async def measure(model: Path, arguments: argparse.Namespace) -> dict[str, object]:

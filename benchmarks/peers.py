@@ -17,9 +17,11 @@ from typing import Any
 
 import psutil
 
+from mlx_serving.bench.figures import Objectives, figures_of
 from mlx_serving.bench.http_target import HttpTarget, open_http_target
-from mlx_serving.bench.target import Count, RequestFailed
-from mlx_serving.bench.workload import Ask, Endpoint
+from mlx_serving.bench.load import Generator
+from mlx_serving.bench.target import Count, RequestFailed, Target
+from mlx_serving.bench.workload import GREEDY, Ask, Closed, Endpoint
 from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.catalog.store import cache_directory
@@ -27,6 +29,7 @@ from mlx_serving.machine import blas
 
 HERE = Path(__file__).parent
 _STARTUP_S = 120.0
+_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,16 @@ def cpu_seconds(pid: int) -> float:
 def peer_environment() -> dict[str, str]:
     """The environment of a process that gets the BLAS which our worker gets."""
     return blas.environment(blas.find(), os.environ, cache_directory() / "blas")
+
+
+async def rate(target: Target, prompts: Sequence[str], tokens: int, concurrency: int) -> float:
+    """Output tokens a second of so many clients that send their next request when the last one is answered."""
+    asks = [Ask(prompt, tokens, Endpoint.COMPLETIONS, GREEDY) for prompt in prompts]
+    records = await Generator(target, timeout_s=_TIMEOUT_S).run(asks, Closed(concurrency), 0)
+    figures = figures_of([records], Objectives())
+    if figures.failed or figures.output_tokens is None or figures.output_tokens.minimum < tokens:
+        raise SystemExit(f"{target.about.name} did not answer in full: {figures.failed or figures.output_tokens}")
+    return figures.output_tokens_per_s
 
 
 @asynccontextmanager
