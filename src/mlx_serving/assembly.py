@@ -1,8 +1,8 @@
 """From a configuration to a running engine: the only place where features are chosen.
 
-Read the stack from the outside in: refuse what the operator does not allow, keep the caller's deadline, spare a worker
-that keeps failing, go on in another worker when one dies, choose a worker, hold the model that is named in it, generate
-there.
+Read the stack from the outside in: refuse what the operator does not allow, refuse what is more than can wait, keep the
+caller's deadline, spare a worker that keeps failing, go on in another worker when one dies, choose a worker, hold the
+model that is named in it, generate there.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import ServedModel
 from mlx_serving.core.generation import Backend
 from mlx_serving.core.inquest import Inquest, InquestPolicy
+from mlx_serving.core.intake import Intake
 from mlx_serving.core.model_residency import ResidencyPolicy
 from mlx_serving.core.placement import PlacementPolicy
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.engine_core import CALL_TIMEOUT_S, EngineCore, Parts
+from mlx_serving.engine.intake import IntakeBackend
 from mlx_serving.engine.limits import LimitsBackend
 from mlx_serving.engine.model_manager import ModelManager, ModelSpec
 from mlx_serving.engine.pooled_models import PooledModels
@@ -50,11 +52,17 @@ class Stack:
     """An engine and the parts of it that another configuration changes while it runs."""
 
     def __init__(
-        self, core: EngineCore, shares: Sequence[DeviceShare], breaker: BreakerBackend, calls: BatchQueue
+        self,
+        core: EngineCore,
+        shares: Sequence[DeviceShare],
+        breaker: BreakerBackend,
+        intake: Intake,
+        calls: BatchQueue,
     ) -> None:
         self.core = core
         self._shares = shares
         self._breaker = breaker
+        self._intake = intake
         self._calls = calls
 
     def adopt(self, plan: Plan) -> None:
@@ -66,7 +74,8 @@ class Stack:
         blas.find(config.worker.blas)
         self._breaker.policy = config.circuit_breaker
         self._calls.reconfigure(config.batch_queue)
-        backend = _outermost(self._breaker, config)
+        self._intake.reconfigure(config.scheduler.policy, config.scheduler.max_queue_s)
+        backend = _outermost(self._breaker, self._intake, config)
         self.core.adopt(backend=backend, retry=config.retry, default_model=config.models.default)
         for share, worker in zip(self._shares, self.core.workers, strict=True):
             worker.streams.flow_policy = config.scheduler.flow
@@ -102,6 +111,7 @@ def assemble(config: Config) -> Stack:
 
     streams = RecoveryBackend(pool, pool.forget, events)
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
+    intake = Intake(config.scheduler.policy, config.workers, max_wait_s=config.scheduler.max_queue_s)
     calls = BatchQueue(config.batch_queue, CALL_TIMEOUT_S)
     core = EngineCore(
         Parts(
@@ -109,7 +119,7 @@ def assemble(config: Config) -> Stack:
             models=models,
             streams=streams,
             breaker=breaker,
-            backend=_outermost(breaker, config),
+            backend=_outermost(breaker, intake, config),
             batch_queue=calls,
             events=events,
             retry=config.retry,
@@ -117,11 +127,11 @@ def assemble(config: Config) -> Stack:
             preload=tuple(served.name for served in config.models.served if served.preload),
         )
     )
-    return Stack(core, shares, breaker, calls)
+    return Stack(core, shares, breaker, intake, calls)
 
 
-def _outermost(inner: Backend, config: Config) -> Backend:
-    backend: Backend = DeadlineBackend(inner, config.generation.timeout_s)
+def _outermost(inner: Backend, intake: Intake, config: Config) -> Backend:
+    backend: Backend = IntakeBackend(DeadlineBackend(inner, config.generation.timeout_s), intake)
     if config.generation.max_tokens_limit is not None:
         backend = LimitsBackend(backend, config.generation.max_tokens_limit)
     return backend

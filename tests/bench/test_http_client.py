@@ -28,6 +28,20 @@ async def test_a_request_has_its_headers_and_its_body() -> None:
     assert body == b'{"a": 1}'
 
 
+async def test_the_headers_of_an_answer_are_told() -> None:
+    async with canned([b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\ncontent-length: 0\r\n\r\n"], [answer(b"ok")]) as server:
+        client, told = HttpClient(server.origin, {}), list[tuple[bytes, bytes]]()
+
+        def on_header(name: bytes, value: bytes) -> None:
+            told.append((name, value))
+
+        assert await client.exchange("GET", "/x", b"", lambda _, __: None, on_header) == 503
+        assert told == [(b"retry-after", b"7"), (b"content-length", b"0")]
+        await _get(client)
+        assert len(told) == 2  # nobody asked for the next ones
+        client.close()
+
+
 async def test_a_connection_is_used_again() -> None:
     async with canned([answer(b"one")], chunked(b"t", b"wo"), [answer(b"three", "404 Not Found")]) as server:
         client = HttpClient(server.origin, {})

@@ -1,4 +1,4 @@
-"""The thin layers: limits, deadline, recovery."""
+"""The thin layers: limits, intake, deadline, recovery."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from mlx_serving.core.generation import Delta
+from mlx_serving.core.intake import Intake
+from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.engine.deadline import DeadlineBackend
+from mlx_serving.engine.intake import IntakeBackend
 from mlx_serving.engine.limits import LimitsBackend
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, WorkerDied, WorkerGaveUp
@@ -43,6 +47,34 @@ async def test_max_tokens_within_the_limit_passes(max_tokens: int | None) -> Non
     async with LimitsBackend(inner, 10).generate(asked) as deltas:
         assert await collect(deltas) == list(WHOLE)
     assert inner.requests == [asked]
+
+
+async def test_what_is_more_than_may_be_under_way_is_refused_before_anything_is_asked() -> None:
+    gate = asyncio.Event()
+    inner = ScriptedBackend([Script(delta_gate=gate)])
+    backend = IntakeBackend(inner, Intake(SchedulerPolicy(max_num_seqs=1, max_queue=1)))
+
+    async def whole() -> list[Delta]:
+        async with backend.generate(request()) as deltas:
+            return await collect(deltas)
+
+    tasks = [asyncio.create_task(whole()) for _ in range(2)]
+    await inner.asked(2)
+    with pytest.raises(Overloaded, match="1 requests are waiting already"):
+        await whole()
+    assert len(inner.requests) == 2
+    gate.set()
+    assert await asyncio.gather(*tasks) == [list(WHOLE)] * 2
+    assert await whole() == list(WHOLE)
+
+
+@pytest.mark.parametrize("script", [Script(at_entry=WorkerDied("gone")), Script(after=WorkerDied("gone"))])
+async def test_a_request_that_fails_gives_its_place_back(script: Script) -> None:
+    backend = IntakeBackend(ScriptedBackend([script]), Intake(SchedulerPolicy(max_num_seqs=1, max_queue=1)))
+    for _ in range(3):
+        with pytest.raises(WorkerDied):
+            async with backend.generate(request()) as deltas:
+                await collect(deltas)
 
 
 async def test_a_deadline_holds_at_entry() -> None:

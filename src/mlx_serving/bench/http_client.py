@@ -17,6 +17,9 @@ import httptools
 OnBody = Callable[[int, bytes], None]
 """Called with the status and the next bytes of the body."""
 
+OnHeader = Callable[[bytes, bytes], None]
+"""Called with the name of a header, in small letters, and its value."""
+
 
 class ConnectionFailed(Exception):
     """The connection could not be made, or ended before the answer did."""
@@ -35,7 +38,9 @@ class HttpClient:
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in given.items()).encode()
         self._idle: list[_Connection] = []
 
-    async def exchange(self, method: str, path: str, body: bytes, on_body: OnBody) -> int:
+    async def exchange(
+        self, method: str, path: str, body: bytes, on_body: OnBody, on_header: OnHeader | None = None
+    ) -> int:
         """Send one request; returns its status when the answer is complete. Raises `ConnectionFailed`.
 
         Leaving early, by cancellation say, closes the connection.
@@ -48,10 +53,10 @@ class HttpClient:
             connection = self._idle.pop()
             if connection.usable:
                 try:
-                    return await self._exchange(connection, request, on_body)
+                    return await self._exchange(connection, request, on_body, on_header)
                 except _Stale:
                     continue  # closed by the server while it was idle: nothing of the request was looked at
-        return await self._exchange(await self._connect(), request, on_body)
+        return await self._exchange(await self._connect(), request, on_body, on_header)
 
     def close(self) -> None:
         for connection in self._idle:
@@ -66,9 +71,11 @@ class HttpClient:
             raise ConnectionFailed(f"cannot connect to {self._host}, port {self._port}: {error}") from None
         return protocol
 
-    async def _exchange(self, connection: _Connection, request: bytes, on_body: OnBody) -> int:
+    async def _exchange(
+        self, connection: _Connection, request: bytes, on_body: OnBody, on_header: OnHeader | None
+    ) -> int:
         try:
-            status = await connection.exchange(request, on_body)
+            status = await connection.exchange(request, on_body, on_header)
         except BaseException:
             connection.close()
             raise
@@ -89,6 +96,7 @@ class _Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._done: asyncio.Future[int] | None = None
         self._on_body: OnBody | None = None
+        self._on_header: OnHeader | None = None
         self._used = False
         self._began = False
         self._until_end = False
@@ -99,11 +107,11 @@ class _Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._keep and self._transport is not None and not self._transport.is_closing()
 
-    async def exchange(self, request: bytes, on_body: OnBody) -> int:
+    async def exchange(self, request: bytes, on_body: OnBody, on_header: OnHeader | None) -> int:
         assert self._transport is not None
         self._parser = httptools.HttpResponseParser(self)
         self._done = asyncio.get_running_loop().create_future()
-        self._on_body = on_body
+        self._on_body, self._on_header = on_body, on_header
         self._began = self._keep = False
         self._until_end = True
         self._status = 0
@@ -112,7 +120,7 @@ class _Connection(asyncio.Protocol):
             return await self._done
         finally:
             self._used = True
-            self._done = self._on_body = None
+            self._done = self._on_body = self._on_header = None
 
     def close(self) -> None:
         if self._transport is not None:
@@ -155,6 +163,8 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self._until_end = False
+        if self._on_header is not None:
+            self._on_header(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None

@@ -179,7 +179,13 @@ class SchedulerConfig(Section):
         le=1_000_000,
         description="Requests that may wait; further ones are refused with a time to retry.",
     )
-
+    max_queue_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        description="Longest time to wait, in seconds: who would wait longer by the pace of late is refused with a "
+        "time to retry; null leaves it to `max_queue`.",
+    )
     pause_at_tokens: int = Field(
         default=_FLOW.pause_at_tokens,
         ge=1,

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from math import ceil
 
 from mlx_serving.core.admission import ArrivalWindow, admit, make_room
 from mlx_serving.core.bounds import at_least, greater_than
@@ -37,15 +36,12 @@ from mlx_serving.core.generation import Priority
 from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.core.scheduled_sequence import RANKS, Lane, Sequence, State
 from mlx_serving.core.scheduler_memory import SchedulerMemory
-from mlx_serving.core.scheduling import ModelLoad, SchedulerLoad, SchedulerPolicy, Step
+from mlx_serving.core.scheduling import ModelLoad, SchedulerLoad, SchedulerPolicy, Step, queue_full
 from mlx_serving.core.sequence_pool import SequencePool
 from mlx_serving.core.step_composition import compose
 from mlx_serving.core.step_cost import StepCost, Throughput
 from mlx_serving.core.work_done import WorkMeter
-from mlx_serving.errors import ModelNotLoaded, Overloaded
-
-_MIN_RETRY_S = 1.0
-_MAX_RETRY_S = 60.0
+from mlx_serving.errors import ModelNotLoaded
 
 
 class Scheduler:
@@ -286,21 +282,12 @@ class Scheduler:
         return self._arrivals.is_open(now) or not pool.turns.busy or pool.queue.depth >= free
 
     def _refuse_when_full(self, priority: Priority) -> None:
-        policy = self.policy
-        places = policy.max_queue
-        if priority in ("low", "background"):
-            places = ceil(places * policy.batch_queue_share)
-        if len(self._sequences) < policy.max_num_seqs + places:
+        places = self.policy.places(priority)
+        if len(self._sequences) < self.policy.max_num_seqs + places:
             return
-        waiting = len(self._sequences) - self._pool.slots
         # Half of the queue: whoever comes back finds room, and the device has not run dry by then.
         seconds = self._throughput.seconds_for(self._pool.queue.work // 2)
-        raise Overloaded(
-            f"{waiting} requests are waiting already; the limit for {priority} priority is {places}",
-            retry_after=_MIN_RETRY_S if seconds is None else min(max(seconds, _MIN_RETRY_S), _MAX_RETRY_S),
-            limit=places,
-            given=waiting,
-        )
+        raise queue_full(priority, len(self._sequences) - self._pool.slots, places, seconds or 0.0)
 
     def _is_current(self, deadline: float, id: str) -> bool:  # noqa: A002
         sequence = self._sequences.get(id)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from mlx_serving.core.bounds import at_least, between, greater_than
+from mlx_serving.core.generation import Priority
+from mlx_serving.errors import Overloaded
+
+_MIN_RETRY_S = 1.0
+_MAX_RETRY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,36 @@ class SchedulerPolicy:
         greater_than("max_step_s", self.max_step_s, 0)
         greater_than("ageing_s", self.ageing_s, 0)
         at_least("admission_window_s", self.admission_window_s, 0)
+
+    def places(self, priority: Priority) -> int:
+        """In the queue, for requests of that priority."""
+        if priority in ("low", "background"):
+            return ceil(self.max_queue * self.batch_queue_share)
+        return self.max_queue
+
+
+def queue_full(priority: Priority, waiting: int, places: int, retry_s: float) -> Overloaded:
+    """What a request is told for which the queue has no place. `retry_s` is when it is thought to have one."""
+    return Overloaded(
+        f"{waiting} requests are waiting already; the limit for {priority} priority is {places}",
+        retry_after=_bounded(retry_s),
+        limit=places,
+        given=waiting,
+    )
+
+
+def queue_slow(waiting: int, wait_s: float, most_s: float) -> Overloaded:
+    """What a request is told that would have to wait for `wait_s`."""
+    return Overloaded(
+        f"{waiting} requests are waiting already, which takes about {wait_s:.0f} s; the limit is {most_s:g} s",
+        retry_after=_bounded(wait_s - most_s / 2),
+        limit=most_s,
+        given=round(wait_s, 1),
+    )
+
+
+def _bounded(retry_s: float) -> float:
+    return min(max(retry_s, _MIN_RETRY_S), _MAX_RETRY_S)
 
 
 @dataclass(frozen=True, slots=True)
