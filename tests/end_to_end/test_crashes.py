@@ -14,6 +14,8 @@ from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from ..command_line import LIMIT_S
+from ..engine.poisoned_worker import MARKER, as_python
+from ..tiny_models import ALPHABET
 from .served_process import ServedProcess, serving
 from .tiny_server import ENDLESS, HELLO, config_of
 
@@ -26,7 +28,7 @@ async def _answers(client: AsyncOpenAI) -> None:
     assert answer.usage is not None
 
 
-async def _texts(client: AsyncOpenAI, count: int, started: asyncio.Event) -> list[str]:
+async def _texts(client: AsyncOpenAI, count: int, started: asyncio.Event, tokens: int = _TOKENS) -> list[str]:
     """Streamed and whole answers of different kinds, side by side; `started` is set when each streams."""
     begun = 0
 
@@ -34,7 +36,7 @@ async def _texts(client: AsyncOpenAI, count: int, started: asyncio.Event) -> lis
         nonlocal begun
         text = ""
         stream = await client.chat.completions.create(
-            model="tiny", messages=HELLO, stream=True, extra_body=_kind(number)
+            model="tiny", messages=HELLO, stream=True, extra_body=_kind(number, tokens)
         )
         async for chunk in stream:
             if not text and chunk.choices[0].delta.content:
@@ -46,20 +48,20 @@ async def _texts(client: AsyncOpenAI, count: int, started: asyncio.Event) -> lis
 
     async def whole(number: int) -> str:
         answer: ChatCompletion = await client.chat.completions.create(
-            model="tiny", messages=HELLO, extra_body=_kind(number)
+            model="tiny", messages=HELLO, extra_body=_kind(number, tokens)
         )
         assert answer.usage is not None
-        assert answer.usage.completion_tokens == _TOKENS
+        assert answer.usage.completion_tokens == tokens
         return answer.choices[0].message.content or ""
 
     async with asyncio.timeout(LIMIT_S):
         return await asyncio.gather(*map(streamed, range(count)), *map(whole, range(count)))
 
 
-def _kind(number: int) -> dict[str, Any]:
+def _kind(number: int, tokens: int) -> dict[str, Any]:
     """Greedy and seeded requests of a fixed length."""
     sampling = {"temperature": 0} if number % 2 else {"temperature": 0.9, "seed": number, "top_p": 0.9}
-    return {**sampling, "max_tokens": _TOKENS, "logit_bias": {str(special): -100 for special in _SPECIAL_TOKENS}}
+    return {**sampling, "max_tokens": tokens, "logit_bias": {str(special): -100 for special in _SPECIAL_TOKENS}}
 
 
 async def _running_stream(client: AsyncOpenAI) -> AsyncStream[ChatCompletionChunk]:
@@ -104,6 +106,24 @@ async def test_lost_with_requests_in_flight_every_client_sees_a_pause_and_the_sa
     assert after["restarts"] == before["restarts"] + 1
     assert after["last_crash"]["cause"] == cause
     assert (await tiny.health())["active_streams"] == 0
+
+
+async def test_among_thirty_healthy_requests_the_poisonous_one_fails_alone(
+    tmp_path: Path, random_llama: Path, client: AsyncOpenAI
+) -> None:
+    expected = await _texts(client, 15, asyncio.Event(), 100)
+    config = config_of(random_llama, worker={"python": as_python(tmp_path)})
+    async with serving(tmp_path, config=config) as served, served.openai() as own, served.http() as http:
+        answers = asyncio.create_task(_texts(own, 15, asyncio.Event(), 100))
+        poison = {"model": "tiny", "messages": [{"role": "user", "content": ALPHABET[MARKER]}]}
+        response = await http.post("/v1/chat/completions", json=poison)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (500, "request_crashed_worker")
+        assert error["details"]["signal"] == "SIGABRT"
+        assert await answers == expected
+        health = await served.health()
+        assert health["worker"]["restarts"] == error["details"]["losses"] <= 4
+        assert (health["status"], health["active_streams"]) == ("healthy", 0)
 
 
 async def test_a_loaded_second_model_comes_back_after_a_crash(tiny: ServedProcess, client: AsyncOpenAI) -> None:

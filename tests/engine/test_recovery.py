@@ -22,11 +22,11 @@ from .poisoned_worker import MARKER, as_python
 TOKENS = 300
 
 
-def crowd(count: int = 6) -> list[GenerationRequest]:
+def crowd(count: int = 6, tokens: int = TOKENS) -> list[GenerationRequest]:
     """Greedy and seeded requests, with penalties and stop strings among them."""
     asked: list[GenerationRequest] = []
     for number in range(count):
-        one = request(f"r{number}", max_tokens=TOKENS)
+        one = request(f"r{number}", max_tokens=tokens)
         if number % 3 == 1:
             one = replace(one, sampling=replace(one.sampling, temperature=0.9, top_p=0.95, seed=number))
         if number % 3 == 2:
@@ -160,14 +160,15 @@ async def test_calls_in_flight_survive_as_well(tiny_model: Path) -> None:
 
 
 async def test_a_poisonous_request_fails_alone(tmp_path: Path, tiny_model: Path) -> None:
-    healthy = crowd(12)
+    healthy = crowd(30, tokens=100)
     poison = replace(request("poison"), prompt=TokenPrompt((1, 2, MARKER)))
     async with running(serving(tiny_model)) as core:
         expected = [text_of(await complete(core, one)) for one in healthy]
     async with running(serving(tiny_model, worker={"python": as_python(tmp_path)})) as core:
         log = EventLog(core.events)
-        results = await asyncio.gather(*(complete(core, one) for one in [*healthy, poison]), return_exceptions=True)
-        error = results.pop()
+        asked = [*healthy[:7], poison, *healthy[7:]]  # among the first that get a slot, who then die with it
+        results = await asyncio.gather(*(complete(core, one) for one in asked), return_exceptions=True)
+        error = results.pop(7)
         assert isinstance(error, RequestCrashedWorker)
         assert error.details["signal"] == "SIGABRT"
         assert error.details["losses"] in (3, 4)  # one more if it was tried while somebody else was still there

@@ -61,6 +61,7 @@ _CODE_BY_CLASS: Mapping[type[EngineError], str] = {
     errors.TokenizerError: "tokenizer_failed",
     errors.WorkerDied: "worker_died",
     errors.WorkerHung: "worker_hung",
+    errors.RequestCrashedWorker: "request_crashed_worker",
     errors.EngineClosed: "shutting_down",
     errors.InvalidConfig: "invalid_config",
 }
