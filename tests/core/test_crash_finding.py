@@ -34,6 +34,7 @@ TEXTS = {
     "RuntimeError: cudaMallocAsync(&data, size) failed: out of memory": CrashKind.CUDA_OUT_OF_MEMORY,
     "Traceback (most recent call last):\n  File ...\nMemoryError": CrashKind.OUT_OF_MEMORY,
     "terminate called after throwing an instance of 'std::bad_alloc'": CrashKind.OUT_OF_MEMORY,
+    "RuntimeError: [malloc] Unable to allocate 8589934592 bytes.": CrashKind.OUT_OF_MEMORY,
     "ModuleNotFoundError: No module named 'mlx'": CrashKind.MLX_MISSING,
     "ModuleNotFoundError: No module named 'mlx_lm'": CrashKind.MLX_MISSING,
     "ImportError: libblas.so.3: cannot open shared object file: No such file or directory": CrashKind.LIBRARY_MISSING,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_serving.core.crash_finding import CrashKind, Finding
-from mlx_serving.core.memory_share import WHOLE, died_for_memory, next_share
+from mlx_serving.core.memory_share import WHOLE, died_for_memory, next_share, tells_of_memory
 
 HOUR_S = 3600.0
 
@@ -61,3 +61,17 @@ def test_an_unexplained_kill_is_one_only_where_such_kills_are_not_counted() -> N
 @pytest.mark.parametrize("found", [None, finding(CrashKind.METAL_HANG), finding(CrashKind.DISK_FULL)])
 def test_other_deaths_are_not(found: Finding | None) -> None:
     assert not died_for_memory(found, kills_are_counted=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "of_memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[malloc] Unable to allocate 8589934592 bytes."), True),
+        (RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory"), True),
+        (RuntimeError("[metal::malloc] Attempting to allocate 9 bytes which is greater than"), False),
+        (ValueError("shapes (2,3) and (4,5)"), False),
+    ],
+)
+def test_an_exception_may_tell_of_memory(error: Exception, of_memory: bool) -> None:
+    assert tells_of_memory(error) == of_memory

@@ -145,6 +145,18 @@ async def test_garbage_breaks_the_connection(garbage: bytes) -> None:
             await call
 
 
+async def test_nothing_that_comes_after_garbage_is_delivered() -> None:
+    """Rows were lost with the garbage: those behind it would leave a gap in what their reader gets."""
+    async with connected() as (client, peer):
+        rows: list[Row] = []
+        client.open_stream("a", rows.append)
+        sound = [encode_binary(StepFrame([Row("a", [number], str(number))])) for number in range(4)]
+        client.data_received(sound[0] + sound[1][:-1] + b"\xc1" + sound[2])
+        client.data_received(sound[3])
+        assert [row.token_ids for row in rows] == [[0]]
+        assert len(peer.broken) == 1
+
+
 async def test_answers_to_nobody_and_notifications_in_json_are_passed_over() -> None:
     async with connected() as (client, peer):
         peer.say(b'{"jsonrpc":"2.0","id":999,"result":{}}\n{"jsonrpc":"2.0","method":"stream.chunk","params":{}}\n')

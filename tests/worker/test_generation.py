@@ -158,6 +158,17 @@ def test_a_step_that_raises_fails_its_sequences_and_the_next_request_is_served(m
     assert bench.run("x", SamplingParams(max_tokens=2)).text == "yz"
 
 
+@pytest.mark.parametrize("place", ["fail_stepping", "fail_admitting"])
+def test_want_of_memory_is_not_the_sequences_failure(model: LoadedModel, scripted: ScriptedRunner, place: str) -> None:
+    """It ends the worker; the streams go on in the next one, which plans with less."""
+    bench = Bench(model, replace(POLICY, max_num_seqs=1))
+    bench.start("runs", "a", SamplingParams(max_tokens=2))
+    setattr(scripted, place, RuntimeError("[malloc] Unable to allocate 8589934592 bytes."))
+    with pytest.raises(RuntimeError, match="Unable to allocate"):
+        bench.finish()
+    assert bench.streams["runs"].end is None
+
+
 def test_a_step_that_raises_leaves_other_models_alone(model: LoadedModel, llama: Path) -> None:
     other = load(llama)
     bench, broken = Bench(model), ScriptedRunner(0)

@@ -129,7 +129,7 @@ _SIGNS = (
         f"{_LESS_MEMORY} See which other processes use the device.",
     ),
     _sign(
-        r"\bMemoryError\b|std::bad_alloc",
+        r"\bMemoryError\b|std::bad_alloc|\[malloc(?:_or_wait)?\] unable to allocate",
         CrashKind.OUT_OF_MEMORY,
         "The worker could not get the memory it asked for.",
         _LESS_MEMORY,

@@ -7,7 +7,7 @@ and its successor tries the next larger one, whatever ended it, unless that was 
 
 from __future__ import annotations
 
-from mlx_serving.core.crash_finding import CrashKind, Finding
+from mlx_serving.core.crash_finding import CrashKind, Finding, diagnose
 
 WHOLE = 1.0
 _LEAST = 0.25
@@ -31,6 +31,11 @@ def died_for_memory(finding: Finding | None, *, kills_are_counted: bool) -> bool
     if finding is None:
         return False
     return finding.kind in _FOR_MEMORY or (finding.kind is CrashKind.KILLED and not kills_are_counted)
+
+
+def tells_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory could not be had."""
+    return died_for_memory(diagnose(f"{type(error).__name__}: {error}", 1, None), kills_are_counted=True)
 
 
 def next_share(share: float, *, for_memory: bool, lived_s: float) -> float:

@@ -46,6 +46,7 @@ class WorkerClient(asyncio.Protocol):
         self._calls: dict[int, asyncio.Future[jsonrpc.Response]] = {}
         self._streams: dict[str, OnRow] = {}
         self._lost: WorkerDied | None = None
+        self._broken = False
         self.has_served = False  # whether any row came
 
     @classmethod
@@ -136,6 +137,8 @@ class WorkerClient(asyncio.Protocol):
         self._transport = cast("asyncio.WriteTransport", transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
         try:
             for message in self._reader.feed(data):
                 match message:
@@ -146,7 +149,9 @@ class WorkerClient(asyncio.Protocol):
                     case Oversized():
                         raise ProtocolError(f"The worker sent a message of {message.size} bytes")
         except ProtocolError as error:
-            # Nothing after this can be trusted: the supervisor replaces the child.
+            # Nothing after this can be trusted, rows that look sound least of all: others may be missing before them.
+            # The supervisor replaces the child.
+            self._broken = True
             self._on_broken(error)
 
     def _on_frame(self, body: bytes) -> None:

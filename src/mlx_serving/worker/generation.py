@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.kv_budget import MEMORY_RETRY_S
+from mlx_serving.core.memory_share import tells_of_memory
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import SchedulerLoad, Step
 from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError, Overloaded
@@ -155,7 +156,11 @@ class Generation:
             self._scheduler.resume(stream_id)
 
     def step(self) -> StepFrame | None:
-        """One step of one model, and what became known of any: None when that is nothing."""
+        """One step of one model, and what became known of any: None when that is nothing.
+
+        Raises what tells of want of memory. That is nobody's fault: the worker is to end, and the next one, which plans
+        with less, goes on with the sequences.
+        """
         began = time.monotonic()
         rows = [self._end(stream_id, _expired()) for stream_id in self._scheduler.expire(began)]
         rows += [self._end(stream_id, _too_large()) for stream_id in self._scheduler.refuse_oversized()]
@@ -203,7 +208,10 @@ class Generation:
             entry.begun = True
             try:
                 entry.model.runner.admit(admission.id, admission.fork_of)
-            except Exception as error:  # noqa: BLE001  a sequence that has no caches fails alone
+            except Exception as error:
+                if tells_of_memory(error):
+                    raise
+                # A sequence that has no caches fails alone.
                 rows.append(self._end(admission.id, _failure(entry.model, "could not begin", error)))
         return rows
 
@@ -250,7 +258,10 @@ class Generation:
         return sequence.failed(error)
 
     def _fail(self, model: LoadedModel, cause: Exception) -> list[Row]:
-        """End all that a model has begun: whatever the failed step left behind must not touch the next one."""
+        """End all that a model has begun: whatever the failed step left behind must not touch the next one. Raises
+        `cause` if it tells of want of memory."""
+        if tells_of_memory(cause):
+            raise cause
         error = _failure(model, "failed in a step", cause)
         ours = {stream_id: self._entries[stream_id] for stream_id in self.stream_ids(model.model_id)}
         rows = [self._end(stream_id, error) for stream_id, entry in ours.items() if entry.begun]
