@@ -11,8 +11,8 @@ Orders are files in the directory that the variable `TROUBLE` names:
     dying-load die, as by SIGKILL, when half of the pieces of a model's weights are read
 
 But for `slow-disk`, an order is taken away by who carries it out, so it is carried out once, whichever worker lives by
-then. The first byte of the file `doing` is `s` while a worker starts, then `l` when a model is loaded, `p` when prompts
-are computed (beside decoding or not), and `d` when it only decodes.
+then. The file `doing` holds the worker's process id (8 bytes) and what it does: `s` while it starts, then `l` when a
+model is loaded, `p` when prompts are computed (beside decoding or not), and `d` when it only decodes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import mmap
 import os
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -28,6 +29,7 @@ from typing import Any
 
 VARIABLE = "TROUBLE"
 _FRAME_MARK = 0xC1
+_NEWS = struct.Struct("=Qc")
 
 
 class Trouble:
@@ -38,17 +40,18 @@ class Trouble:
         directory.mkdir(exist_ok=True)
         news = directory / "doing"
         if not news.exists():
-            news.write_bytes(b"s")
+            news.write_bytes(_NEWS.pack(0, b"-"))
         with news.open("r+b") as file:
-            self._doing = mmap.mmap(file.fileno(), 1)
+            self._news = mmap.mmap(file.fileno(), _NEWS.size)
 
     @property
-    def doing(self) -> str:
-        return chr(self._doing[0])
+    def news(self) -> tuple[int, str]:
+        """The worker's process id, and what it does."""
+        pid, doing = _NEWS.unpack(self._news)
+        return pid, doing.decode()
 
-    @doing.setter
-    def doing(self, what: str) -> None:
-        self._doing[0] = ord(what)
+    def tell(self, doing: str) -> None:
+        self._news[:] = _NEWS.pack(os.getpid(), doing.encode())
 
     def order(self, name: str, content: bytes | str = b"") -> None:
         draft = self._directory / f"{name}.draft"
@@ -123,7 +126,7 @@ def _trouble_the_loader(trouble: Trouble) -> None:
     loader._EVAL_BYTES = 16 << 10  # pyright: ignore[reportPrivateUsage]  a small model has several pieces as well
 
     def find(*arguments: Any) -> Path:
-        trouble.doing = "l"
+        trouble.tell("l")
         return find_healthy(*arguments)
 
     pieces = 0
@@ -147,7 +150,7 @@ def _trouble_the_steps(trouble: Trouble) -> None:
     run_healthy = ModelRunner.run
 
     def run(self: ModelRunner, decode: Collection[str], prefill: Sequence[Any], ending: Collection[str]) -> list[Token]:
-        trouble.doing = "p" if prefill else "d"
+        trouble.tell("p" if prefill else "d")
         if trouble.take("no-memory") is not None:
             raise RuntimeError("[malloc] Unable to allocate 8589934592 bytes.")
         return run_healthy(self, decode, prefill, ending)
@@ -157,7 +160,7 @@ def _trouble_the_steps(trouble: Trouble) -> None:
 
 def _serve() -> int:
     trouble = Trouble(Path(os.environ[VARIABLE]))
-    trouble.doing = "s"
+    trouble.tell("s")
     from mlx_serving.worker.__main__ import main
 
     _trouble_the_pipe(trouble)
