@@ -150,3 +150,12 @@ def test_whoever_comes_and_goes_the_bounds_hold(
             intake.enter(event, now)
             seen["entered"] += 1
     assert len(intake) == seen["entered"] - seen["left"] <= slots + queue
+
+
+def test_other_limits_hold_for_those_who_come_later() -> None:
+    intake = filled(4)
+    intake.reconfigure(replace(POLICY, max_queue=1), None)
+    assert refused(intake).details["limit"] == 1
+    intake.reconfigure(POLICY, None)
+    intake.enter("normal", 0.0)
+    assert len(intake) == 5
