@@ -77,7 +77,7 @@ async def test_interrupting_ends_every_block_with_an_error_of_its_own() -> None:
     tasks = [asyncio.create_task(_forever(in_flight, client, each)) for each in entered]
     for each in entered:
         await each.wait()
-    in_flight.interrupt_all(lambda: EngineClosed("stop"))
+    in_flight.interrupt_all(lambda name: EngineClosed("stop"))
     first, second = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(first, EngineClosed)
     assert isinstance(second, EngineClosed)
@@ -88,8 +88,8 @@ async def test_the_first_reason_counts() -> None:
     in_flight, client, entered = InFlight(), _Client(), asyncio.Event()
     task = asyncio.create_task(_forever(in_flight, client, entered))
     await entered.wait()
-    in_flight.interrupt_all(lambda: EngineClosed("first"))
-    in_flight.interrupt_all(lambda: Aborted("second"))
+    in_flight.interrupt_all(lambda name: EngineClosed("first"))
+    in_flight.interrupt_all(lambda name: Aborted("second"))
     with pytest.raises(EngineClosed, match="first"):
         await task
 
@@ -108,7 +108,7 @@ async def test_a_cancellation_from_elsewhere_wins_over_an_interruption() -> None
     in_flight, client, entered = InFlight(), _Client(), asyncio.Event()
     task = asyncio.create_task(_forever(in_flight, client, entered))
     await entered.wait()
-    in_flight.interrupt_all(lambda: EngineClosed("stop"))
+    in_flight.interrupt_all(lambda name: EngineClosed("stop"))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mlx_serving.config.schema import Config
     from mlx_serving.engine.engine_core import EngineCore
+    from mlx_serving.server.handover import Handover
     from mlx_serving.server.listening import ListenAddress
 
 EPILOG = """\
@@ -27,7 +28,9 @@ examples:
   mlx-serving serve --config mlx-serving.yaml --env production
 
 The first Ctrl-C (or SIGTERM) takes no more requests and gives those that run `server.drain_timeout_s` to finish; the
-second one stops at once. Clients whose requests are cut off are told so.
+second one stops at once. Clients whose requests are cut off are told so. With --resume-file, the requests are written
+there, the next start with the same file finishes them, and their clients get the rest of their answers, with the same
+API key, from GET /v1/resumed/ID, which the error that cuts them off names.
 
 SIGHUP reads the configuration again, from the same file, environment and flags, and goes on with it: running requests
 are kept, also where it needs a fresh worker or another version of a model. What is not valid is logged in full and
@@ -37,7 +40,8 @@ exit status:
   0    everything was finished
   1    it failed: the default model cannot be loaded, the worker cannot be started
   2    wrong usage or configuration
-  75   requests were cut off, because they took longer than `server.drain_timeout_s` (TEMPFAIL of sysexits.h)
+  75   requests took longer than `server.drain_timeout_s` and were cut off, or left in the resume file (TEMPFAIL of
+       sysexits.h)
   130  a second Ctrl-C; 143 a second SIGTERM
 """
 
@@ -50,13 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="PORT", help="port to listen on; 0 takes any free one (default: 8000)")
+    parser.add_argument(
+        "--resume-file",
+        metavar="PATH",
+        help="leave requests that a shutdown does not wait for in this file, and finish those of the last server",
+    )
     parser.add_argument("--json", action="store_true", help="tell in one JSON line on stdout what is served and where")
     add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     def read() -> Config:
-        return config_from(args, {"server.host": args.host, "server.port": args.port})
+        flags = {"server.host": args.host, "server.port": args.port, "server.resume_file": args.resume_file}
+        return config_from(args, flags)
 
     config = read()
     import uvloop
@@ -81,7 +91,8 @@ async def _serve(config: Config, read: Callable[[], Config], *, as_json: bool) -
     _tell(config, f"starting {config.models.default} …")
     await preparing(config, lambda text: get_logger("mlx_serving.cli").info("preparing", model=text))
     stack = assembly.assemble(config)
-    core, app = stack.core, create_app(stack.core, settings_of(config))
+    core, handover = stack.core, _handover(config, stack.core)
+    app = create_app(core, settings_of(config), handover)
     failures: list[EngineError] = []
     announcing: list[asyncio.Task[None]] = []
 
@@ -98,16 +109,34 @@ async def _serve(config: Config, read: Callable[[], Config], *, as_json: bool) -
     try:
         with on_hangup(reloader.reload):
             await core.start()
+            if handover is not None:
+                handover.start(config.generation.timeout_s)
             status = await serve(app, config.server.host, config.server.port, on_started=started)
     finally:
         _log_to_stderr(reloader.config, routine=False)
         for task in announcing:
             task.cancel()
+        if handover is not None:
+            handover.leave()
+            handover.close()
         await core.stop()
     if failures:
         raise failures[0]
     _tell(config, "stopped")
     return status
+
+
+def _handover(config: Config, core: EngineCore) -> Handover | None:
+    """Raises `InvalidConfig` for a resume file that cannot be one."""
+    from pathlib import Path
+
+    from mlx_serving.server.handover import Handover
+
+    server = config.server
+    if server.resume_file is None:
+        return None
+    width = config.scheduler.max_num_seqs * config.workers
+    return Handover(Path(server.resume_file).absolute(), server.resume_max_age_s, core, width=width)
 
 
 async def _announce(core: EngineCore, config: Config, url: str, failures: list[EngineError], *, as_json: bool) -> None:

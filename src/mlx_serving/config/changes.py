@@ -11,7 +11,8 @@ from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import ServedModel
 from mlx_serving.config.tree import leaves
 
-_AT_START_ONLY = ("server.host", "server.port", "workers")
+_SERVER_AT_START = ("host", "port", "resume_file", "resume_max_age_s")
+_AT_START_ONLY = (*(f"server.{name}" for name in _SERVER_AT_START), "workers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def plan(old: Config, new: Config) -> Plan:
     """How to get from `old`, which holds now, to `new`."""
     was, wanted = _settings(old), _settings(new)
     kept = tuple(Kept(path, was[path], wanted[path]) for path in _AT_START_ONLY if was[path] != wanted[path])
-    server = new.server.model_copy(update={"host": old.server.host, "port": old.server.port})
+    server = new.server.model_copy(update={name: getattr(old.server, name) for name in _SERVER_AT_START})
     before = {model.name: model for model in old.models.served}
     after = {model.name: model for model in new.models.served}
     common = [(before[name], after[name]) for name in after if name in before]

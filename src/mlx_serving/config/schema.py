@@ -73,6 +73,20 @@ class ServerConfig(Section):
     drain_timeout_s: float = Field(
         default=30.0, ge=0, le=86_400, description="Time that running requests have to finish at shutdown, in seconds."
     )
+    resume_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File for requests that are not finished at the end of a shutdown; the next start with the same "
+        "file finishes them, and their clients get the rest from `/v1/resumed/ID`. It holds prompts; only its owner "
+        "can read it. Null: such requests are cut off.",
+    )
+    resume_max_age_s: float = Field(
+        default=3600.0,
+        ge=1,
+        le=2_592_000,
+        description="Requests of `resume_file` are forgotten when nobody has fetched their answers for so long, in "
+        "seconds.",
+    )
     access_log: bool = Field(default=True, description="Whether every request is logged.")
 
 

@@ -17,6 +17,7 @@ from mlx_serving.server.access_log import AccessLog
 from mlx_serving.server.admin_routes import LoadModelRequest, UnloadModelRequest, admin_routes
 from mlx_serving.server.body import handle_too_large
 from mlx_serving.server.errors import handle_defect, handle_engine_error, handle_http_exception
+from mlx_serving.server.handover import Handover
 from mlx_serving.server.health_routes import health_routes
 from mlx_serving.server.in_flight import InFlight
 from mlx_serving.server.openai_documents import ChatCompletionChunk
@@ -25,6 +26,7 @@ from mlx_serving.server.openai_schema import ChatCompletionRequest, CompletionRe
 from mlx_serving.server.openapi import describe
 from mlx_serving.server.ports import ServingEngine
 from mlx_serving.server.reload import Reloader
+from mlx_serving.server.resumed_routes import resumed_routes
 from mlx_serving.server.service import Service
 from mlx_serving.server.settings import ServerSettings
 
@@ -50,6 +52,10 @@ class ServerApp:
     def settings(self) -> ServerSettings:
         return self._service.settings
 
+    @property
+    def handover(self) -> Handover | None:
+        return self._service.handover
+
     def reconfigure(self, settings: ServerSettings) -> None:
         """Go on with these settings; what is being answered keeps the ones it began with."""
         self._service.settings = settings
@@ -73,9 +79,10 @@ class _Api(FastAPI):
         return self.openapi_schema
 
 
-def create_app(engine: ServingEngine, settings: ServerSettings) -> ServerApp:
-    """Serve `engine`. Starting and stopping it is the caller's."""
-    service = Service(engine, settings, InFlight())
+def create_app(engine: ServingEngine, settings: ServerSettings, handover: Handover | None = None) -> ServerApp:
+    """Serve `engine`. Starting and stopping it is the caller's, and so is starting the `handover`, through which
+    requests outlive the server."""
+    service = Service(engine, settings, InFlight(), handover=handover)
     api = _Api(
         title="mlx-serving",
         version=version("mlx-serving"),
@@ -92,6 +99,7 @@ def create_app(engine: ServingEngine, settings: ServerSettings) -> ServerApp:
         },
     )
     api.include_router(openai_routes(service))
+    api.include_router(resumed_routes(service))
     api.include_router(health_routes(service))
     api.include_router(admin_routes(service))
 

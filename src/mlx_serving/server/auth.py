@@ -8,9 +8,11 @@ from typing import Annotated, TypeAlias
 
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import Request
 
 from mlx_serving.errors import Forbidden, Unauthenticated
 from mlx_serving.server.service import Service
+from mlx_serving.server.settings import ServerSettings
 
 _Credentials: TypeAlias = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 Guard: TypeAlias = Callable[[_Credentials], Awaitable[None]]
@@ -41,6 +43,17 @@ def require_admin_key(service: Service) -> Guard:
             raise _unauthenticated(credentials, "admin key")
 
     return guard
+
+
+def bearer_of(request: Request) -> str | None:
+    """The key that was sent, whatever it is."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" and key else None
+
+
+def api_key_of(request: Request, settings: ServerSettings) -> str | None:
+    """The key by which the request was let in; None when everybody is."""
+    return None if settings.api_key is None else bearer_of(request)
 
 
 def _matches(credentials: HTTPAuthorizationCredentials | None, key: str) -> bool:

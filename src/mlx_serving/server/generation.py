@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -21,6 +22,7 @@ from mlx_serving.server import sse
 from mlx_serving.server.access_log import AccessRecord
 from mlx_serving.server.errors import DEFECT, encode_error, error_code, json_response
 from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.journal import Journal, Noted
 from mlx_serving.server.keep_alive import EventStream, KeepAlive
 from mlx_serving.server.merged_streams import NumberedDelta, merged_streams
 from mlx_serving.server.openai_chunks import Answer
@@ -40,10 +42,16 @@ class Generation:
     in_flight: InFlight
     answer: Answer
     record: AccessRecord
+    journal: Journal | None = None
+    noted: Noted | None = None
 
-    def admitted(self, receive: Receive) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def admitted(self, receive: Receive) -> AsyncGenerator[None]:
         """See `InFlight.admit`."""
-        return self.in_flight.admit(receive, self.requests[0].timeout_s)
+        name = self.requests[0].request_id
+        async with self.in_flight.admit(receive, self.requests[0].timeout_s, name):
+            with nullcontext() if self.journal is None or self.noted is None else self.journal.noting(self.noted):
+                yield
 
     def streams(self) -> AbstractAsyncContextManager[AsyncIterator[NumberedDelta]]:
         """See `merged_streams`."""
@@ -64,34 +72,35 @@ async def whole_response(generation: Generation, receive: Receive) -> Response:
     async with generation.admitted(receive), generation.streams() as deltas:
         async for number, delta in deltas:
             transcripts[number].add(delta)
+            if generation.noted is not None:
+                generation.noted.add(number, delta)
             if delta.finish_reason is not None:
-                ended[number] = transcripts[number].completed(*_end(delta))
+                ended[number] = transcripts[number].completed(*end_of(delta))
     completions = [ended[number] for number in range(len(ended))]
     usage = generation.usage([completion.stats for completion in completions])
     return json_response(generation.answer.whole(generation.choices.select(completions), usage))
 
 
-class StreamedResponse(Response):
-    """The answer as server-sent events.
+class EventsResponse(Response, ABC):
+    """An answer as server-sent events.
 
-    The stream begins when the backend has accepted the request, or with a first comment before that. What fails until
-    then raises, and becomes an ordinary error response. What fails later is the last event, without `[DONE]`.
+    What fails before the stream begins raises, and becomes an ordinary error response. What fails later is the last
+    event, without `[DONE]`.
     """
 
-    def __init__(self, generation: Generation, keep_alive: KeepAlive) -> None:
+    def __init__(self, keep_alive: KeepAlive, record: AccessRecord) -> None:
         super().__init__(media_type="text/event-stream")
-        self._generation = generation
         self._keep_alive = keep_alive
+        self._record = record
+
+    @abstractmethod
+    async def send_events(self, receive: Receive, stream: EventStream) -> None:
+        """Open the stream, write to it, close it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with EventStream(send, self._keep_alive) as stream:
             try:
-                async with self._generation.admitted(receive):
-                    async with self._generation.streams() as deltas:
-                        await stream.open()
-                        closing = await self._write_events(deltas, stream)
-                    # Only now: once an answer is complete, servers report a disconnect, which disturbs the leaving.
-                    await stream.close(closing)
+                await self.send_events(receive, stream)
                 return
             except EngineError as error:
                 if not stream.begun:
@@ -100,34 +109,56 @@ class StreamedResponse(Response):
             except Exception:
                 if not stream.begun:
                     raise
-                _log.exception("stream failed", request_id=self._generation.record.request_id)
+                _log.exception("stream failed", request_id=self._record.request_id)
                 failure, code = DEFECT, "internal_error"
-            self._generation.record.error = code
+            self._record.error = code
             # A client that reads nothing is not waited for: leaving the answer unfinished closes its connection.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):
                     await stream.close(sse.event(failure))
 
+
+class StreamedResponse(EventsResponse):
+    """The stream begins when the backend has accepted the request, or with a first comment before that."""
+
+    def __init__(self, generation: Generation, keep_alive: KeepAlive) -> None:
+        super().__init__(keep_alive, generation.record)
+        self._generation = generation
+
+    async def send_events(self, receive: Receive, stream: EventStream) -> None:
+        async with self._generation.admitted(receive):
+            async with self._generation.streams() as deltas:
+                await stream.open()
+                closing = await self._write_events(deltas, stream)
+            # Only now: once an answer is complete, servers report a disconnect, which disturbs the leaving.
+            await stream.close(closing)
+
     async def _write_events(self, deltas: AsyncIterator[NumberedDelta], stream: EventStream) -> bytes:
         """Returns the closing ones, which are not sent yet."""
-        answer = self._generation.answer
+        answer, noted = self._generation.answer, self._generation.noted
         choices = [answer.choice(number) for number in range(len(self._generation.requests))]
         opening = b"".join(choice.opening() for choice in choices)
         if opening:
             await stream.write(opening)
+        if noted is not None:
+            noted.opened()
         ended: dict[int, GenerationStats] = {}
         async for number, delta in deltas:
+            if noted is not None:
+                noted.add(number, delta)
             body = choices[number].piece(delta.text, delta.logprobs) if delta.text or delta.logprobs else b""
             if delta.finish_reason is not None:
-                reason, ended[number] = _end(delta)
+                reason, ended[number] = end_of(delta)
                 body += choices[number].ending(reason)
             if body:
                 await stream.write(body)
+            if noted is not None:
+                noted.sent(number)
         usage = self._generation.usage([ended[number] for number in range(len(choices))])
         return answer.closing(usage)
 
 
-def _end(delta: Delta) -> tuple[FinishReason, GenerationStats]:
+def end_of(delta: Delta) -> tuple[FinishReason, GenerationStats]:
     """Why a stream ended, and its stats. Raises `Aborted` for one that was cut off."""
     if delta.finish_reason is None or delta.finish_reason is FinishReason.ABORT:
         raise Aborted("The generation was aborted")

@@ -36,13 +36,14 @@ class InFlight:
         """Return when nothing is running."""
         await self._idle.wait()
 
-    def interrupt_all(self, reason: Callable[[], EngineError]) -> None:
-        """End everything that is running: each block raises a `reason` of its own where it stands."""
+    def interrupt_all(self, reason: Callable[[str], EngineError]) -> None:
+        """End everything that is running: each block raises a `reason` of its own, which is made from its name, where
+        it stands."""
         for interruption in tuple(self._running):
-            interruption.strike(reason())
+            interruption.strike(reason(interruption.name))
 
     @asynccontextmanager
-    async def admit(self, receive: Receive, timeout_s: float | None) -> AsyncGenerator[None]:
+    async def admit(self, receive: Receive, timeout_s: float | None, name: str = "") -> AsyncGenerator[None]:
         """Run the block as one generation, for a request whose body has been read to its end.
 
         Raises `EngineClosed` instead of entering once closed. The block is cancelled, and this raises instead:
@@ -51,7 +52,7 @@ class InFlight:
         """
         if self._closed:
             raise EngineClosed("The server is shutting down and takes no more requests")
-        interruption = _Interruption()
+        interruption = _Interruption(name)
         self._running.add(interruption)
         self._idle.clear()
         watcher = asyncio.create_task(_strike_on_disconnect(receive, interruption))
@@ -73,9 +74,10 @@ class InFlight:
 class _Interruption:
     """Cancels the task that made it, once, and remembers why: the way `asyncio.timeout` does it."""
 
-    __slots__ = ("_cancelling", "_reason", "_task")
+    __slots__ = ("_cancelling", "_reason", "_task", "name")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         task = asyncio.current_task()
         assert task is not None
         self._task = task

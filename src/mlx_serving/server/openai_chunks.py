@@ -14,12 +14,16 @@ import msgspec
 
 from mlx_serving.core.choices import Completion, Usage
 from mlx_serving.core.generation import FinishReason, Logprobs
+from mlx_serving.core.resumption import Api
 from mlx_serving.server import sse
 from mlx_serving.server.openai_logprobs import TextLogprobs, chat_logprobs
 
 _encode = msgspec.json.Encoder().encode
 # A mark that JSON encoding leaves as it is, and that no other part of a chunk can contain: ids are hexadecimal.
 _MARK = "\x7f<text>\x7f"
+
+
+ID_PREFIXES: Mapping[Api, str] = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,12 @@ class TextAnswer:
 
     def closing(self, usage: Usage) -> bytes:
         return self._frame.closing(usage)
+
+
+def answer_of(api: Api, heading: Heading, *, include_usage: bool, logprobs: bool) -> Answer:
+    """How that endpoint words it."""
+    wording = ChatAnswer if api == "chat" else TextAnswer
+    return wording(heading, include_usage=include_usage, logprobs=logprobs)
 
 
 class _ChatChunks:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mlx_serving.core.generation import GenerationRequest
+from mlx_serving.core.resumption import Api, RequestLog, SequenceLog
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.server.access_log import access_record
-from mlx_serving.server.auth import require_api_key
+from mlx_serving.server.auth import api_key_of, require_api_key
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.generation import Generation, StreamedResponse, whole_response
-from mlx_serving.server.openai_chunks import Answer, ChatAnswer, Heading, TextAnswer
+from mlx_serving.server.journal import Noted, seeded
+from mlx_serving.server.openai_chunks import ID_PREFIXES, Heading, answer_of
 from mlx_serving.server.openai_documents import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -30,10 +31,6 @@ from mlx_serving.server.openapi import GENERATION_ERRORS, body_of, error_respons
 from mlx_serving.server.service import Service
 
 
-class _Wording(Protocol):
-    def __call__(self, heading: Heading, *, include_usage: bool, logprobs: bool) -> Answer: ...
-
-
 def openai_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(require_api_key(service))])
 
@@ -44,7 +41,7 @@ def openai_routes(service: Service) -> APIRouter:
         responses=streamed_or_whole(ChatCompletion, ChatCompletionChunk) | error_responses(*GENERATION_ERRORS),
     )
     async def chat_completions(request: Request) -> Response:
-        return await _generate(service, request, parse_chat, "chatcmpl-", ChatAnswer)
+        return await _generate(service, request, parse_chat, "chat")
 
     @router.post(
         "/completions",
@@ -53,7 +50,7 @@ def openai_routes(service: Service) -> APIRouter:
         responses=streamed_or_whole(Completion, Completion) | error_responses(*GENERATION_ERRORS),
     )
     async def completions(request: Request) -> Response:
-        return await _generate(service, request, parse_completion, "cmpl-", TextAnswer)
+        return await _generate(service, request, parse_completion, "completions")
 
     @router.get("/models", summary="The models that may be named", responses=error_responses(401))
     async def models() -> ModelList:
@@ -72,15 +69,16 @@ async def _generate(
     service: Service,
     request: Request,
     parse: Callable[[Mapping[str, object]], Asked],
-    id_prefix: str,
-    wording: _Wording,
+    api: Api,
 ) -> Response:
     record = access_record(request)
     asked = parse(await read_json_object(request, service.settings))
     record.stream, record.user = asked.stream, asked.user
     model = service.model(asked.model)
     record.model = model.name
-    heading = Heading(id_prefix + record.request_id, int(time.time()), model.name, service.settings.system_fingerprint)
+    heading = Heading(
+        ID_PREFIXES[api] + record.request_id, int(time.time()), model.name, service.settings.system_fingerprint
+    )
     wanted = GenerationRequest(
         request_id=heading.completion_id,
         model=model.name,
@@ -89,17 +87,39 @@ async def _generate(
         caller=asked.user or "",
         timeout_s=service.settings.request_timeout_s,
     )
+    requests = asked.choices.expand(wanted, asked.prompts)
+    noted = None
+    if service.handover is not None:
+        requests = seeded(requests)
+        noted = Noted(_log_of(heading, api, asked, requests), api_key_of(request, service.settings))
     generation = Generation(
-        requests=asked.choices.expand(wanted, asked.prompts),
+        requests=requests,
         choices=asked.choices,
         backend=service.engine,
         in_flight=service.in_flight,
-        answer=wording(heading, include_usage=asked.include_usage, logprobs=asked.sampling.logprobs is not None),
+        answer=answer_of(api, heading, include_usage=asked.include_usage, logprobs=asked.sampling.logprobs is not None),
         record=record,
+        journal=None if service.handover is None else service.handover.journal,
+        noted=noted,
     )
     if asked.stream:
         return StreamedResponse(generation, service.keep_alive)
     return await whole_response(generation, request.receive)
+
+
+def _log_of(heading: Heading, api: Api, asked: Asked, requests: Sequence[GenerationRequest]) -> RequestLog:
+    return RequestLog(
+        completion_id=heading.completion_id,
+        api=api,
+        created=heading.created,
+        model=heading.model,
+        system_fingerprint=heading.system_fingerprint,
+        stream=asked.stream,
+        include_usage=asked.include_usage,
+        logprobs=asked.sampling.logprobs is not None,
+        choices=asked.choices,
+        sequences=[SequenceLog(request) for request in requests],
+    )
 
 
 def _document(model: ServedModel, default: ServedModel | None) -> ModelDocument:

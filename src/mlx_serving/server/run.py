@@ -1,12 +1,12 @@
 """Serving the application until it is told to stop.
 
     listening ──first signal──▶ draining ──nothing in flight──▶ stopped, exit code 0
-                                    ├──drain_timeout_s──▶ stopped, exit code 75: some requests were cut off
+                                    ├──drain_timeout_s──▶ stopped, exit code 75: some were cut off, or left
                                     └──second signal──▶ stopped, exit code 128 + the signal's number
 
 While draining, new generations are refused with 503 and /health/ready answers 503, so that balancers look elsewhere;
 the port is closed when the last generation has ended. What is cut off by the time limit or the second signal ends
-with an error event.
+with an error, which says where the rest will be if it was left for the next start (`handover.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import uvicorn
 
 from mlx_serving.errors import EngineClosed
 from mlx_serving.server.app import ServerApp
+from mlx_serving.server.handover import resume_path
 from mlx_serving.server.http_protocol import BoundedHttpProtocol
 from mlx_serving.server.listening import ListenAddress, address_of, listen
 from mlx_serving.telemetry.logger import get_logger
@@ -28,7 +29,8 @@ from mlx_serving.telemetry.logger import get_logger
 _log = get_logger("mlx_serving.server")
 
 EXIT_UNFINISHED = 75
-"""The exit code of a server that had to cut requests off: sysexits.h calls it TEMPFAIL, and so does systemd."""
+"""The exit code of a server that cut requests off or left them for the next start: sysexits.h calls it TEMPFAIL, and so
+does systemd."""
 
 # Longer than the pools of clients keep a connection, so that they never send into one that is being closed.
 _KEEP_ALIVE_S = 75
@@ -87,24 +89,34 @@ class HttpServer:
             self._draining = asyncio.create_task(self._drain())
         else:
             _log.warning("stopping at once", in_flight=len(self._app.in_flight))
+            self._draining.cancel()
             self._exit_code = 128 + signum
             self._end_all()
 
     async def _drain(self) -> None:
         in_flight = self._app.in_flight
         in_flight.close()
+        cut_off = 0
         try:
             async with asyncio.timeout(self._app.settings.drain_timeout_s):
                 await in_flight.wait_idle()
         except TimeoutError:
-            _log.warning("drain timed out", cut_off=len(in_flight), exit_code=EXIT_UNFINISHED)
+            cut_off = len(in_flight)
+            _log.warning("drain timed out", cut_off=cut_off, exit_code=EXIT_UNFINISHED)
+        self._cut_off()
+        handover = self._app.handover
+        if cut_off or (handover is not None and handover.left_unfinished):
             self._exit_code = EXIT_UNFINISHED
-            in_flight.interrupt_all(_stopped)
         self._uvicorn.should_exit = True
+
+    def _cut_off(self) -> None:
+        """End what is running; whoever is to finish it gets it as it is at this moment."""
+        left = frozenset[str]() if self._app.handover is None else self._app.handover.leave()
+        self._app.in_flight.interrupt_all(lambda name: _stopped(name if name in left else None))
 
     def _end_all(self) -> None:
         self._app.in_flight.close()
-        self._app.in_flight.interrupt_all(_stopped)
+        self._cut_off()
         self._uvicorn.should_exit = True
         self._uvicorn.force_exit = True
 
@@ -128,8 +140,15 @@ async def serve(app: ServerApp, host: str, port: int, *, on_started: OnStarted) 
             loop.remove_signal_handler(each)
 
 
-def _stopped() -> EngineClosed:
-    return EngineClosed("The server was stopped before this was finished; send the request again")
+def _stopped(left: str | None) -> EngineClosed:
+    """`left` is the id of an answer that the next start will finish."""
+    if left is None:
+        return EngineClosed("The server was stopped before this was finished; send the request again")
+    path = resume_path(left)
+    return EngineClosed(
+        f"The server was stopped before this was finished. Its next start goes on with it: GET {path}",
+        resume={"id": left, "path": path},
+    )
 
 
 class _Uvicorn(uvicorn.Server):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.errors import ModelNotFound
+from mlx_serving.server.handover import Handover
 from mlx_serving.server.in_flight import InFlight
 from mlx_serving.server.keep_alive import KeepAlive
 from mlx_serving.server.ports import ServingEngine
@@ -15,12 +16,14 @@ from mlx_serving.server.settings import ServerSettings
 
 @dataclass(slots=True)
 class Service:
-    """`settings` may be others from one request to the next. `reloader` reads them again, if it is known whence."""
+    """`settings` may be others from one request to the next. `reloader` reads them again, if it is known whence.
+    `handover` is there if unfinished requests shall outlive this server."""
 
     engine: ServingEngine
     settings: ServerSettings
     in_flight: InFlight
     reloader: Reloader | None = None
+    handover: Handover | None = None
 
     @property
     def keep_alive(self) -> KeepAlive:

@@ -1,0 +1,136 @@
+"""The rest of an answer that the last server did not finish."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Depends
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive
+
+from mlx_serving.core.choices import Completion, Transcript
+from mlx_serving.core.generation import Delta, GenerationStats
+from mlx_serving.core.resumption import RequestLog
+from mlx_serving.errors import InvalidRequest
+from mlx_serving.server.access_log import AccessRecord, access_record
+from mlx_serving.server.auth import bearer_of, require_api_key
+from mlx_serving.server.errors import json_response
+from mlx_serving.server.generation import EventsResponse, end_of
+from mlx_serving.server.handover import Handover, Resumed, unknown
+from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.keep_alive import EventStream, KeepAlive
+from mlx_serving.server.openai_chunks import Answer, Heading, answer_of
+from mlx_serving.server.openapi import error_responses
+from mlx_serving.server.service import Service
+
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def resumed_routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["Resumed"], dependencies=[Depends(require_api_key(service))])
+
+    @router.get(
+        "/resumed/{completion_id}",
+        summary="The rest of an answer that was cut off by the end of a server",
+        description="In the words of the endpoint that was asked: a stream goes on where it was cut off, anything else "
+        "comes whole, as does a stream with `?whole=true`. Only for the key that made the request. What was "
+        "fetched to its end is forgotten.",
+        responses=error_responses(400, 401, 404, 500, 503),
+    )
+    async def resumed(request: Request, completion_id: str) -> Response:
+        handover = service.handover
+        if handover is None:
+            raise unknown(completion_id)
+        found = handover.find(completion_id)
+        if found.key is not None and not await asyncio.to_thread(found.key.matches, bearer_of(request)):
+            raise unknown(completion_id)
+        whole = _wants_whole(request) or not found.log.stream
+        record = access_record(request)
+        record.model, record.stream = found.log.model, not whole
+        if whole:
+            async with service.in_flight.admit(request.receive, None, completion_id):
+                response = json_response(await _whole(found, record))
+            response.background = BackgroundTask(handover.forget, completion_id)
+            return response
+        return _ResumedResponse(found, handover, service.in_flight, service.keep_alive, record)
+
+    return router
+
+
+def _wants_whole(request: Request) -> bool:
+    given = request.query_params.get("whole", "false")
+    if given not in _TRUTH:
+        raise InvalidRequest(f"whole must be true or false, got {given!r}", field="whole", given=given)
+    return _TRUTH[given]
+
+
+def _answer(log: RequestLog) -> Answer:
+    heading = Heading(log.completion_id, log.created, log.model, log.system_fingerprint)
+    return answer_of(log.api, heading, include_usage=log.include_usage, logprobs=log.logprobs)
+
+
+async def _whole(resumed: Resumed, record: AccessRecord) -> bytes:
+    log = resumed.log
+    while not log.ended:
+        await resumed.until_changed()
+    completions = [_completion(sequence.deltas) for sequence in log.sequences]
+    usage = log.choices.usage([completion.stats for completion in completions])
+    record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+    return _answer(log).whole(log.choices.select(completions), usage)
+
+
+def _completion(deltas: list[Delta]) -> Completion:
+    transcript = Transcript()
+    for delta in deltas:
+        transcript.add(delta)
+    return transcript.completed(*end_of(deltas[-1]))
+
+
+class _ResumedResponse(EventsResponse):
+    def __init__(
+        self, resumed: Resumed, handover: Handover, in_flight: InFlight, keep_alive: KeepAlive, record: AccessRecord
+    ) -> None:
+        super().__init__(keep_alive, record)
+        self._resumed = resumed
+        self._handover = handover
+        self._in_flight = in_flight
+
+    async def send_events(self, receive: Receive, stream: EventStream) -> None:
+        completion_id = self._resumed.log.completion_id
+        async with self._in_flight.admit(receive, None, completion_id):
+            with self._resumed.reading() as cursors:
+                await stream.open()
+                await stream.close(await self._write_events(stream, cursors))
+        self._handover.forget(completion_id)
+
+    async def _write_events(self, stream: EventStream, cursors: list[int]) -> bytes:
+        """Returns the closing ones, which are not sent yet."""
+        log, answer = self._resumed.log, _answer(self._resumed.log)
+        choices = [answer.choice(number) for number in range(len(log.sequences))]
+        for choice, sequence in zip(choices, log.sequences, strict=True):
+            sent, _ = sequence.parts()
+            choice.piece(sent.text, sent.logprobs)  # the client has it; the choice counts what it has worded
+        opening = b"" if log.opened else b"".join(choice.opening() for choice in choices)
+        if opening:
+            await stream.write(opening)
+        while True:
+            for number, sequence in enumerate(log.sequences):
+                while cursors[number] < len(sequence.deltas):
+                    delta = sequence.deltas[cursors[number]]
+                    body = choices[number].piece(delta.text, delta.logprobs) if delta.text or delta.logprobs else b""
+                    if delta.finish_reason is not None:
+                        body += choices[number].ending(end_of(delta)[0])
+                    if body:
+                        await stream.write(body)
+                    cursors[number] += 1
+            if log.ended and all(
+                cursor == len(sequence.deltas) for cursor, sequence in zip(cursors, log.sequences, strict=True)
+            ):
+                break
+            await self._resumed.until_changed()
+        stats: list[GenerationStats] = [end_of(sequence.deltas[-1])[1] for sequence in log.sequences]
+        usage = log.choices.usage(stats)
+        self._record.prompt_tokens, self._record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        return answer.closing(usage)

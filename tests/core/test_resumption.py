@@ -1,0 +1,81 @@
+"""What is kept of an unfinished request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_serving.core.choices import Choices
+from mlx_serving.core.generation import (
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    GenerationStats,
+    Logprobs,
+    SamplingParams,
+    TextPrompt,
+    TokenLogprob,
+)
+from mlx_serving.core.resumption import RequestLog, SequenceLog, merged, within_bounds
+
+ASKED = GenerationRequest("r", "m", TextPrompt("Hi"), SamplingParams(seed=7), fork_of="other")
+STATS = GenerationStats(1, 2, 0.1, 20.0, 0.2)
+LAST = Delta("", (), FinishReason.STOP, STATS)
+
+
+def delta(text: str, *token_ids: int) -> Delta:
+    places = tuple(Logprobs(TokenLogprob(token_id, -1.0, b"x")) for token_id in token_ids)
+    return Delta(text, token_ids, logprobs=places)
+
+
+def test_the_rest_is_asked_for_behind_what_was_generated_sent_or_not() -> None:
+    sequence = SequenceLog(ASKED, [delta("a", 1), delta("", 2, 3)], sent=1)
+    assert sequence.next_request() == replace(ASKED, delivered=(1, 2, 3), fork_of=None)
+
+
+def test_who_has_nothing_yet_may_still_share_its_prompt() -> None:
+    assert SequenceLog(ASKED).next_request() == ASKED
+
+
+def test_it_ends_with_a_reason() -> None:
+    sequence = SequenceLog(ASKED)
+    assert not sequence.ended
+    sequence.deltas.append(delta("a", 1))
+    assert not sequence.ended
+    sequence.deltas.append(LAST)
+    assert sequence.ended
+
+
+def test_several_deltas_say_what_one_says() -> None:
+    one = merged([delta("a", 1), delta("b", 2, 3), LAST])
+    assert one == Delta("ab", (1, 2, 3), FinishReason.STOP, STATS, delta("", 1, 2, 3).logprobs)
+    assert merged([]) == Delta("")
+
+
+PIECES = st.lists(st.builds(delta, st.text(max_size=2), st.integers(0, 9)), max_size=4)
+
+
+@given(PIECES, st.booleans(), st.data())
+def test_apart_and_together_again_it_says_the_same(pieces: list[Delta], ended: bool, data: st.DataObject) -> None:
+    deltas = [*pieces, LAST] if ended else pieces
+    sequence = SequenceLog(ASKED, deltas, data.draw(st.integers(0, len(deltas))))
+    again = SequenceLog.of_parts(ASKED, *sequence.parts())
+    assert (again.ended, again.next_request()) == (sequence.ended, sequence.next_request())
+    assert again.parts() == sequence.parts()
+    assert merged(again.deltas) == merged(sequence.deltas)
+
+
+def test_a_request_ends_with_all_of_its_sequences() -> None:
+    first, second = SequenceLog(ASKED, [LAST]), SequenceLog(ASKED)
+    log = RequestLog("id", "chat", 1, "m", "f", True, False, False, Choices(2, 2), [first, second])
+    assert not log.ended
+    second.deltas.append(LAST)
+    assert log.ended
+
+
+def test_what_is_too_old_and_what_is_too_much_is_left_out() -> None:
+    entries = [(1.0, "old"), (5.0, "first"), (9.0, "second"), (10.0, "third")]
+    assert within_bounds(entries, 10.0, max_age_s=5, limit=2) == (["first", "second"], 2)
+    assert within_bounds(entries, 10.0, max_age_s=100, limit=9) == (["old", "first", "second", "third"], 0)
