@@ -25,6 +25,12 @@ from mlx_serving.server.openai_chunks import Answer, Heading, answer_of
 from mlx_serving.server.openapi import error_responses
 from mlx_serving.server.service import Service
 
+_WHOLE = {
+    "name": "whole",
+    "in": "query",
+    "schema": {"type": "boolean", "default": False},
+    "description": "The whole answer as one document, also if it was streamed.",
+}
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -37,6 +43,7 @@ def resumed_routes(service: Service) -> APIRouter:
         description="In the words of the endpoint that was asked: a stream goes on where it was cut off, anything else "
         "comes whole, as does a stream with `?whole=true`. Only for the key that made the request. What was "
         "fetched to its end is forgotten.",
+        openapi_extra={"parameters": [_WHOLE]},
         responses=error_responses(400, 401, 404, 500, 503),
     )
     async def resumed(request: Request, completion_id: str) -> Response:
