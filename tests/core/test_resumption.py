@@ -17,6 +17,7 @@ from mlx_serving.core.generation import (
     SamplingParams,
     TextPrompt,
     TokenLogprob,
+    ToolCallDelta,
 )
 from mlx_serving.core.resumption import RequestLog, SequenceLog, merged, within_bounds
 
@@ -27,7 +28,8 @@ LAST = Delta("", (), FinishReason.STOP, STATS)
 
 def delta(text: str, *token_ids: int) -> Delta:
     places = tuple(Logprobs(TokenLogprob(token_id, -1.0, b"x")) for token_id in token_ids)
-    return Delta(text, token_ids, logprobs=places)
+    calls = tuple(ToolCallDelta(0, arguments=str(token_id)) for token_id in token_ids)
+    return Delta(text, token_ids, logprobs=places, reasoning=text, tool_calls=calls)
 
 
 def test_the_rest_is_asked_for_behind_what_was_generated_sent_or_not() -> None:
@@ -50,7 +52,8 @@ def test_it_ends_with_a_reason() -> None:
 
 def test_several_deltas_say_what_one_says() -> None:
     one = merged([delta("a", 1), delta("b", 2, 3), LAST])
-    assert one == Delta("ab", (1, 2, 3), FinishReason.STOP, STATS, delta("", 1, 2, 3).logprobs)
+    same = delta("ab", 1, 2, 3)
+    assert one == replace(same, finish_reason=FinishReason.STOP, stats=STATS)
     assert merged([]) == Delta("")
 
 

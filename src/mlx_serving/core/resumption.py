@@ -78,6 +78,8 @@ def merged(deltas: Sequence[Delta]) -> Delta:
         deltas[-1].finish_reason,
         deltas[-1].stats,
         tuple(place for delta in deltas for place in delta.logprobs),
+        "".join(delta.reasoning for delta in deltas),
+        tuple(piece for delta in deltas for piece in delta.tool_calls),
     )
 
 

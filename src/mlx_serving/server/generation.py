@@ -25,7 +25,7 @@ from mlx_serving.server.in_flight import InFlight
 from mlx_serving.server.journal import Journal, Noted
 from mlx_serving.server.keep_alive import EventStream, KeepAlive
 from mlx_serving.server.merged_streams import NumberedDelta, merged_streams
-from mlx_serving.server.openai_chunks import Answer
+from mlx_serving.server.openai_chunks import Answer, ChoiceChunks
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.server")
@@ -146,16 +146,23 @@ class StreamedResponse(EventsResponse):
         async for number, delta in deltas:
             if noted is not None:
                 noted.add(number, delta)
-            body = choices[number].piece(delta.text, delta.logprobs) if delta.text or delta.logprobs else b""
+            body = worded(choices[number], delta)
             if delta.finish_reason is not None:
-                reason, ended[number] = end_of(delta)
-                body += choices[number].ending(reason)
+                _, ended[number] = end_of(delta)
             if body:
                 await stream.write(body)
             if noted is not None:
                 noted.sent(number)
         usage = self._generation.usage([ended[number] for number in range(len(choices))])
         return answer.closing(usage)
+
+
+def worded(choice: ChoiceChunks, delta: Delta) -> bytes:
+    """The events that say what the delta says; may be empty. Raises as `end_of`."""
+    body = choice.piece(delta.text, delta.logprobs) if delta.text or delta.logprobs else b""
+    if delta.finish_reason is not None:
+        body += choice.ending(end_of(delta)[0])
+    return body
 
 
 def end_of(delta: Delta) -> tuple[FinishReason, GenerationStats]:

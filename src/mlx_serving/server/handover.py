@@ -169,8 +169,9 @@ class Handover:
             return frozenset()
         try:
             resume_file.leave(self._file, kept)
-        except OSError as error:
-            _log.error("resume file not written", file=str(self._file), problem=error.strerror, lost=len(kept))
+        except (OSError, TypeError, ValueError) as error:
+            problem = error.strerror if isinstance(error, OSError) else type(error).__name__  # which quotes no prompt
+            _log.error("resume file not written", file=str(self._file), problem=problem, lost=len(kept))
             return frozenset()
         unfinished = sum(not log.ended for log, _ in kept)
         self._unfinished = unfinished > 0

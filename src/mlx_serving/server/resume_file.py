@@ -23,8 +23,10 @@ from mlx_serving.core.generation import (
     Priority,
     Prompt,
     SamplingParams,
+    Structure,
     TextPrompt,
     TokenPrompt,
+    ToolChoice,
 )
 from mlx_serving.core.resumption import Api, RequestLog, SequenceLog
 from mlx_serving.errors import InvalidConfig
@@ -46,18 +48,25 @@ class _Tokens(msgspec.Struct, tag="tokens"):
 class _Chat(msgspec.Struct, tag="chat"):
     messages: tuple[dict[str, Any], ...]
     template_kwargs: dict[str, Any]
+    tools: tuple[dict[str, Any], ...]
 
 
 _Prompt: TypeAlias = _Text | _Tokens | _Chat
 
 
 class _Sequence(msgspec.Struct):
+    """A `GenerationRequest` but for what its log has or its next server decides, and what became of it."""
+
     request_id: str
     prompt: _Prompt
     sampling: SamplingParams
     priority: Priority
     caller: str
     fork_of: str | None
+    structure: Structure | None
+    parse_output: bool
+    tool_choice: ToolChoice
+    reasoning_budget: int | None
     sent: Delta
     unsent: Delta
 
@@ -78,6 +87,8 @@ class _Request(msgspec.Struct):
     key: KeyHash | None
     sequences: list[_Sequence]
 
+
+SEQUENCE_FIELDS = _Sequence.__struct_fields__
 
 Saved: TypeAlias = tuple[RequestLog, KeyHash | None]
 """A request, and the hash of the key that made it; None if keys were off."""
@@ -187,6 +198,10 @@ def _saved_sequence(sequence: SequenceLog) -> _Sequence:
         priority=request.priority,
         caller=request.caller,
         fork_of=request.fork_of,
+        structure=request.structure,
+        parse_output=request.parse_output,
+        tool_choice=request.tool_choice,
+        reasoning_budget=request.reasoning_budget,
         sent=sent,
         unsent=unsent,
     )
@@ -199,7 +214,8 @@ def _saved_prompt(prompt: Prompt) -> _Prompt:
         case TokenPrompt():
             return _Tokens(prompt.token_ids)
         case ChatPrompt():
-            return _Chat(tuple(map(_plain, prompt.messages)), _plain(prompt.template_kwargs))
+            messages, tools = map(_plain, prompt.messages), map(_plain, prompt.tools)
+            return _Chat(tuple(messages), _plain(prompt.template_kwargs), tuple(tools))
         case _:
             assert_never(prompt)
 
@@ -235,6 +251,10 @@ def _restored_sequence(saved: _Sequence, model: str) -> SequenceLog:
         priority=saved.priority,
         caller=saved.caller,
         fork_of=saved.fork_of,
+        structure=saved.structure,
+        parse_output=saved.parse_output,
+        tool_choice=saved.tool_choice,
+        reasoning_budget=saved.reasoning_budget,
     )
     return SequenceLog.of_parts(request, saved.sent, saved.unsent)
 
@@ -246,6 +266,6 @@ def _restored_prompt(saved: _Prompt) -> Prompt:
         case _Tokens():
             return TokenPrompt(saved.token_ids)
         case _Chat():
-            return ChatPrompt(saved.messages, saved.template_kwargs)
+            return ChatPrompt(saved.messages, saved.template_kwargs, saved.tools)
         case _:
             assert_never(saved)

@@ -17,7 +17,7 @@ from mlx_serving.errors import InvalidRequest
 from mlx_serving.server.access_log import AccessRecord, access_record
 from mlx_serving.server.auth import bearer_of, require_api_key
 from mlx_serving.server.errors import json_response
-from mlx_serving.server.generation import EventsResponse, end_of
+from mlx_serving.server.generation import EventsResponse, end_of, worded
 from mlx_serving.server.handover import Handover, Resumed, unknown
 from mlx_serving.server.in_flight import InFlight
 from mlx_serving.server.keep_alive import EventStream, KeepAlive
@@ -117,8 +117,7 @@ class _ResumedResponse(EventsResponse):
         log, answer = self._resumed.log, _answer(self._resumed.log)
         choices = [answer.choice(number) for number in range(len(log.sequences))]
         for choice, sequence in zip(choices, log.sequences, strict=True):
-            sent, _ = sequence.parts()
-            choice.piece(sent.text, sent.logprobs)  # the client has it; the choice counts what it has worded
+            worded(choice, sequence.parts()[0])  # the client has it; the choice counts what it has worded
         opening = b"" if log.opened else b"".join(choice.opening() for choice in choices)
         if opening:
             await stream.write(opening)
@@ -126,9 +125,7 @@ class _ResumedResponse(EventsResponse):
             for number, sequence in enumerate(log.sequences):
                 while cursors[number] < len(sequence.deltas):
                     delta = sequence.deltas[cursors[number]]
-                    body = choices[number].piece(delta.text, delta.logprobs) if delta.text or delta.logprobs else b""
-                    if delta.finish_reason is not None:
-                        body += choices[number].ending(end_of(delta)[0])
+                    body = worded(choices[number], delta)
                     if body:
                         await stream.write(body)
                     cursors[number] += 1
