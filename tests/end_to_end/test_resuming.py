@@ -19,7 +19,7 @@ from ..command_line import LIMIT_S, run
 from .served_process import ServedProcess, serving
 from .tiny_server import config_of
 
-LENGTH = 1200
+LENGTH = 800
 KEYS = {"api_key": "key-of-the-clients", "admin_key": "key-of-the-operator"}
 GREEDY: dict[str, Any] = {"temperature": 0}
 SEEDED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "seed": 11}
