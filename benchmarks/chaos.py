@@ -91,6 +91,7 @@ async def served(model: str, trouble: Trouble, log: Path) -> AsyncGenerator[tupl
         # A hang is noticed sooner than by default, so that it can be tried more often.
         "worker.heartbeat_interval_s=0.5",
         "worker.heartbeat_timeout_s=4",
+        "worker.startup_timeout_s=15",
         # More is lost in these minutes than an operator would put up with.
         "worker.max_restarts=1000",
     )

@@ -52,13 +52,11 @@ class Incidents:
     async def inflict(self, kind: str) -> None:
         """One incident, at a phase that chance decides; in one case of three another one before the worker serves
         again, if the first one was the worker's end."""
-        phases = "lpd" if kind == "stop" else "pd"
-        await self._wait_for(self.chosen.choice(phases), at_most_s=1.0)
+        await self._wait_for(self.chosen.choice("pd"), at_most_s=1.0)
         lost = await self._happen(kind, in_recovery=False)
         if lost and self.chosen.random() < _AGAIN:
             again = self.chosen.choice(("kill", kind))
-            phase = self.chosen.choice("lp" if again == "stop" else "slp")
-            if await self._wait_for(phase, at_most_s=_PATIENCE_S, not_pid=lost):
+            if await self._wait_for(self.chosen.choice("slp"), at_most_s=_PATIENCE_S, not_pid=lost):
                 await self._happen(again, in_recovery=True)
 
     async def _happen(self, kind: str, *, in_recovery: bool) -> int | None:
@@ -66,7 +64,8 @@ class Incidents:
         pid, doing = self.trouble.news
         if not await _BY_KIND[kind](self, pid):
             return None
-        self.happened.append(Incident(kind, PHASES.get(doing, doing), in_recovery, time.perf_counter()))
+        phase = PHASES.get(doing, doing)
+        self.happened.append(Incident(kind, phase, in_recovery or phase in ("start", "load"), time.perf_counter()))
         return None if kind == "full-pipe" else pid
 
     async def _wait_for(self, phase: str, *, at_most_s: float, not_pid: int | None = None) -> bool:
