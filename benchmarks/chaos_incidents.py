@@ -25,6 +25,7 @@ PHASES: Mapping[str, str] = {"s": "start", "l": "load", "p": "prefill", "d": "de
 NONSENSE = (b"nonsense\n", b'{"jsonrpc": "2.0", "id": 1e999}\n', bytes(range(128, 192)) * 100, b"\xc1\x00\x00\x00\x01?")
 _AGAIN = 1 / 3
 """How often a lost worker is followed by the loss of the next one, before it serves."""
+_ORDER = "-slpd"
 _LOOK_EVERY_S = 0.0005
 _PATIENCE_S = 20.0
 _SLOW_PIECE_S = 0.02
@@ -56,8 +57,9 @@ class Incidents:
         lost = await self._happen(kind, in_recovery=False)
         if lost and self.chosen.random() < _AGAIN:
             again = self.chosen.choice(("kill", kind))
-            if await self._wait_for(self.chosen.choice("slp"), at_most_s=_PATIENCE_S, not_pid=lost):
-                await self._happen(again, in_recovery=True)
+            aimed_at = self.chosen.choice("slp")
+            if doing := await self._wait_for(aimed_at, at_most_s=_PATIENCE_S, not_pid=lost):
+                await self._happen(again, in_recovery=doing == aimed_at)
 
     async def _happen(self, kind: str, *, in_recovery: bool) -> int | None:
         """Returns the process id of the worker that was lost by it, once it is known to be."""
@@ -68,14 +70,17 @@ class Incidents:
         self.happened.append(Incident(kind, phase, in_recovery or phase in ("start", "load"), time.perf_counter()))
         return None if kind == "full-pipe" else pid
 
-    async def _wait_for(self, phase: str, *, at_most_s: float, not_pid: int | None = None) -> bool:
+    async def _wait_for(self, phase: str, *, at_most_s: float, not_pid: int | None = None) -> str | None:
+        """What the worker does as soon as it is in that phase; or, where another one than `not_pid` is waited for, in a
+        later one."""
         until = time.perf_counter() + at_most_s
         while time.perf_counter() < until:
             pid, doing = self.trouble.news
-            if doing == phase and pid != not_pid:
-                return True
+            later = not_pid is not None and _ORDER.index(doing) > _ORDER.index(phase)
+            if pid != not_pid and (doing == phase or later):
+                return doing
             await asyncio.sleep(_LOOK_EVERY_S)
-        return False
+        return None
 
     async def kill(self, pid: int) -> bool:
         return _send(pid, signal.SIGKILL)
