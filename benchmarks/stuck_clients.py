@@ -9,8 +9,9 @@ one is answered. Prints the output tokens a second of both, the ratio (the media
 memory that the two processes hold: when all are paused, at the end of the round, and the most between. The worker's
 memory is without the buffers that MLX keeps for reuse, which are bounded.
 
-Exits with 1 when the ratio is below --least, when memory grew by more than --most-growth MiB while clients were stuck
-or from the first to the last time they were, or when a stuck stream failed or was left behind.
+Exits with 1 when the ratio is below --least, when memory grew by more than --most-growth MiB from when all were paused
+to the end of the round, or from the first round's end to the last one's, or when a stuck stream failed or was left
+behind. (The most between is what the healthy clients take for their prompts.)
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Outcome:
             found.append(f"healthy clients have {self.ratio:.2f} of their speed, less than {least}")
         for name in ("parent", "worker"):
             held: list[Held] = [getattr(phase, name) for phase in self.phases]
-            grown = max(max(one.most - one.paused for one in held), held[-1].end - held[0].end)
+            grown = max(max(one.end - one.paused for one in held), held[-1].end - held[0].end)
             if grown > most_growth:
                 found.append(f"the {name} grew by {grown:.1f} MiB, more than {most_growth}")
         return found
