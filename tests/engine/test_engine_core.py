@@ -112,7 +112,7 @@ async def test_the_breaker_opens_when_requests_keep_killing_workers(tmp_path: Pa
         "is_vision_model": False, "cached_path": "", "model_type": "t", "vocab_size": 9, "memory_bytes": 1,
         "has_chat_template": False, "capabilities": {
             "batch": True, "batch_prefill": True, "trim": True, "quantise_cache": True, "draft": True,
-        }, "eos_token_ids": [], "quantization": None,
+        }, "eos_token_ids": [], "quantization": None, "config_digest": "00",
     }  # fmt: skip
     body = (
         f"handshake()\nfacts = {facts!r}\nfor m in messages:\n"
