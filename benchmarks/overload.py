@@ -15,10 +15,10 @@ Exits with 1 when
     something failed otherwise than by 429 or 503, or an answer was cut short,
     a refusal has no Retry-After, or one that is no whole number of seconds from 1 to 60,
     somebody admitted waited longer than --most-wait times what the queue holds at the rate of answers meanwhile, or
-    than that of --max-queue-s,
+    half of them longer than --max-queue-s (which is kept to by a forecast: the pace may fall afterwards),
     memory of either process was more than --most-growth MiB higher in the second half of the load than in the first,
     /health took more than --most-health seconds, or
-    the latency was not normal again --most-recovery seconds after the load.
+    the latency was not normal again --most-recovery seconds after what was in the queue must have been answered.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ RETRY_AFTER = range(1, 61)
 NORMAL = 1.5
 """Times the latency before."""
 _HEALTH_EVERY_S = 0.25
+_LIMIT_S = 300.0
 _PROBES = 15
 _PROBE_WINDOW = 5
 
@@ -72,6 +73,7 @@ class Outcome:
     first_token_s: float | None = None
     total_s: float = 0.0
     retry_after: str | None = None
+    code: str | None = None
     error: str | None = None
     complete: bool = False
 
@@ -144,8 +146,9 @@ class Client:
             outcome.error = str(error)
         outcome.ended = time.perf_counter()
         outcome.total_s = outcome.ended - began
-        if outcome.status not in (0, 200) and not outcome.refused:
-            outcome.error = _code(bytes(refusal))
+        if outcome.status not in (0, 200):
+            outcome.code = _code(bytes(refusal))
+            outcome.error = None if outcome.refused else outcome.code
         return outcome
 
     async def capacity(self, seconds: float, clients: int) -> float:
@@ -217,7 +220,7 @@ async def overload(
         load.ended = time.perf_counter()
         load.seconds = load.ended - began
         watching.cancel()
-        load.normal_again_s = await client.normal_again(before, arguments.most_recovery)
+        load.normal_again_s = await client.normal_again(before, _LIMIT_S)
     return load
 
 
@@ -246,7 +249,7 @@ class Report:
     offered: int
     served: int
     served_rps: float
-    refused: dict[int, int]
+    refused: dict[str, int]
     errors: dict[str, int]
     queue_time_s: dict[str, float]
     queue_holds_s: float
@@ -288,7 +291,7 @@ def report(arguments: argparse.Namespace, capacity: float, before: float, load: 
         offered=load.offered,
         served=len(served),
         served_rps=round(rate, 1),
-        refused=dict(Counter(one.status for one in refused)),
+        refused=dict(Counter(f"{one.status} {one.code}" for one in refused)),
         errors=dict(Counter(one.error or "cut short" for one in failed)),
         queue_time_s=spread([one.first_token_s for one in served if one.first_token_s is not None]),
         queue_holds_s=round((MAX_QUEUE + MAX_NUM_SEQS) / rate, 2) if rate else 0.0,
@@ -312,17 +315,20 @@ def complaints(found: Report, arguments: argparse.Namespace) -> list[str]:
         told.append(f"other errors than refusals: {found.errors}")
     if found.retry_after_wrong:
         told.append(f"{found.retry_after_wrong} refusals without a sane Retry-After")
-    bound = min(found.queue_holds_s, arguments.max_queue_s or found.queue_holds_s)
-    if found.queue_time_s and found.queue_time_s["max"] > arguments.most_wait * bound:
-        told.append(f"somebody waited {found.queue_time_s['max']} s, more than {arguments.most_wait} times {bound} s")
+    bound = arguments.most_wait * found.queue_holds_s
+    if found.queue_time_s and found.queue_time_s["max"] > bound:
+        told.append(f"somebody waited {found.queue_time_s['max']} s, more than {bound:.1f} s")
+    if arguments.max_queue_s and found.queue_time_s and found.queue_time_s["p50"] > arguments.max_queue_s:
+        told.append(f"half of the admitted waited {found.queue_time_s['p50']} s, more than --max-queue-s")
     for name, held in (("parent", found.parent_mib), ("worker", found.worker_mib)):
         grown = held["most of second half"] - held["most of first half"]
         if grown > arguments.most_growth:
             told.append(f"the {name} grew by {grown:.1f} MiB in the second half of the load")
     if found.health_s["max"] > arguments.most_health:
         told.append(f"/health took {found.health_s['max']} s")
-    if found.normal_again_after_s is None:
-        told.append(f"the latency was not normal again within {arguments.most_recovery} s")
+    again, limit = found.normal_again_after_s, found.queue_holds_s + arguments.most_recovery
+    if again is None or again > limit:
+        told.append(f"the latency was not normal again within {limit:.1f} s")
     return told
 
 
@@ -353,13 +359,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the load lasts")
     parser.add_argument("--calm", type=float, default=8.0, help="seconds in which the capacity is measured")
     parser.add_argument("--times", type=float, default=10.0, help="the capacity")
-    parser.add_argument("--tokens", type=int, default=256, help="of an answer")
+    parser.add_argument("--tokens", type=int, default=128, help="of an answer")
     parser.add_argument("--max-queue-s", type=float, help="the server's bound on the time to wait; default: none")
     parser.add_argument("--seed", type=int, default=0, help="decides when requests arrive")
     parser.add_argument("--most-wait", type=float, default=2.0)
     parser.add_argument("--most-growth", type=float, default=16.0, help="in MiB")
     parser.add_argument("--most-health", type=float, default=2.0)
-    parser.add_argument("--most-recovery", type=float, default=30.0)
+    parser.add_argument("--most-recovery", type=float, default=10.0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
