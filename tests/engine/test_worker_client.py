@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +96,28 @@ async def test_a_loss_fails_what_is_under_way_and_all_that_comes_later() -> None
             await ask(client)
         assert caught.value is loss
         client.post(methods.SHUTDOWN, methods.NoParams())  # nobody is there to hear it
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_what_is_asked_between_the_end_of_the_connection_and_the_news_of_it_is_lost_as_well(
+    run: Callable[[Coroutine[None, None, None]], None],
+) -> None:
+    async def ask_too_late() -> None:
+        async with connected() as (client, peer):
+            transport = client._transport  # pyright: ignore[reportPrivateUsage]
+            assert transport is not None
+            peer.close()
+            async with asyncio.timeout(30):
+                while not transport.is_closing():  # noqa: ASYNC110  nobody tells of it
+                    await asyncio.sleep(0)
+            call = ask(client)
+            client.post(methods.ABORT, methods.AbortParams(stream_id="a"))
+            await asyncio.sleep(0)
+            client.abandon(WorkerDied("it has ended"))
+            with pytest.raises(WorkerDied, match="it has ended"):
+                await call
+
+    run(ask_too_late())
 
 
 async def test_who_is_cancelled_at_the_moment_of_a_loss_leaves_no_unread_error() -> None:

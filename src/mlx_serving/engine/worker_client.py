@@ -128,7 +128,9 @@ class WorkerClient(asyncio.Protocol):
             raise self._lost
         if self._transport is None:
             raise ProtocolError("The connection to the worker is not open")
-        self._transport.write(message)
+        if not self._transport.is_closing():
+            self._transport.write(message)
+        # Else its end is about to be noticed, which fails the call; uvloop refuses to write to a closed transport.
 
     # -- asyncio.Protocol
 
