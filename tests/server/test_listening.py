@@ -5,9 +5,10 @@ import errno
 import socket
 
 import pytest
+import uvloop
 
 from mlx_serving.errors import InvalidConfig
-from mlx_serving.server.listening import ListenAddress, address_of, listen
+from mlx_serving.server.listening import ListenAddress, address_of, listen, with_more_acceptors
 
 
 async def test_port_0_is_a_free_port_that_is_reported() -> None:
@@ -86,3 +87,31 @@ async def test_what_the_system_refuses_is_explained_and_leaves_nothing_open(
 )
 def test_the_url_is_one_that_reaches_it(host: str, url: str) -> None:
     assert ListenAddress(host, 8000).url == url
+
+
+def test_many_connections_are_accepted_in_one_turn_of_the_loop() -> None:
+    """With a turn for each, clients that have a connection and use it well keep the others out."""
+
+    async def turns_until_accepted(count: int) -> int:
+        accepted: list[asyncio.BaseTransport] = []
+
+        class Noting(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                accepted.append(transport)
+
+        listening = await listen("127.0.0.1", 0)
+        address = address_of(listening[0])
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(Noting, sock=each) for each in with_more_acceptors(listening)]
+        clients = [socket.create_connection((address.host, address.port)) for _ in range(count)]
+        turns = 0
+        while len(accepted) < count:
+            turns += 1
+            await asyncio.sleep(0)
+        for each in (*clients, *servers):
+            each.close()
+        for transport in accepted:
+            transport.close()
+        return turns
+
+    assert uvloop.run(turns_until_accepted(64)) < 32

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mlx_serving.errors import InvalidConfig
 
 _BACKLOG = 2048
+_ACCEPTED_AT_ONCE = 16
 _REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  every interface, seen from this machine
 _UNAVAILABLE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
@@ -56,6 +57,15 @@ async def listen(host: str, port: int) -> Sequence[socket.socket]:
     if not sockets and unavailable is not None:
         raise _explained(host, port, unavailable)
     return sockets
+
+
+def with_more_acceptors(listening: Sequence[socket.socket]) -> list[socket.socket]:
+    """The sockets, and so many copies of each that as many connections are accepted in one turn of the event loop.
+
+    libuv, under uvloop, accepts one a turn from each socket. When there is much to do, turns are long: the clients who
+    have a connection would then keep those out who come, until these give up or the load is over.
+    """
+    return [*listening, *(each.dup() for each in listening for _ in range(_ACCEPTED_AT_ONCE - 1))]
 
 
 def address_of(listening: socket.socket) -> ListenAddress:

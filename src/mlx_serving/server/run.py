@@ -23,7 +23,7 @@ from mlx_serving.errors import EngineClosed
 from mlx_serving.server.app import ServerApp
 from mlx_serving.server.handover import resume_path
 from mlx_serving.server.http_protocol import BoundedHttpProtocol
-from mlx_serving.server.listening import ListenAddress, address_of, listen
+from mlx_serving.server.listening import ListenAddress, address_of, listen, with_more_acceptors
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.server")
@@ -67,8 +67,9 @@ class HttpServer:
 
     async def run(self, host: str, port: int) -> int:
         """Serve until stopped; returns the exit code. Raises `InvalidConfig` when it cannot listen there."""
-        sockets = list(await listen(host, port))
-        addresses = [address_of(each) for each in sockets]
+        listening = await listen(host, port)
+        addresses = [address_of(each) for each in listening]
+        sockets = with_more_acceptors(listening)
         self._uvicorn.when_started = lambda: self._on_started(addresses)
         try:
             await self._uvicorn.serve(sockets)
