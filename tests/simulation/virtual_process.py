@@ -57,6 +57,9 @@ class VirtualPipe:
     def close(self) -> None:
         self._closed = True
 
+    def is_closing(self) -> bool:
+        return self._closed
+
     def say(self, data: bytes) -> None:
         """From the worker's end."""
         self._up.append(data)
