@@ -8,6 +8,7 @@
     │   ├── UnknownMethod
     │   ├── UnsupportedParameter    known to the protocol, not served here; never ignored
     │   ├── ContextLengthExceeded   prompt + max_tokens do not fit; carries the numbers
+    │   ├── GuidanceError           the structure asked of the answer is impossible, too complex or not supported
     │   ├── Unauthenticated         no or wrong API key
     │   └── Forbidden               not this caller's right
     ├── NotFound
@@ -117,6 +118,28 @@ class UnsupportedParameter(InvalidRequest):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "ContextLengthExceeded"
+
+
+class GuidanceError(InvalidRequest):
+    """The form that an answer must have cannot be had. `keywords` are those of the schema that are at fault, where it
+    is one of them."""
+
+    code = "GuidanceError"
+    rpc_code = -32004
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        limit: object = None,
+        given: object = None,
+        issues: list[dict[str, object]] | None = None,
+        keywords: list[str] | None = None,
+    ) -> None:
+        super().__init__(message, field=field, limit=limit, given=given, issues=issues)
+        if keywords:
+            self.details["keywords"] = keywords
 
 
 class Unauthenticated(InvalidRequest):

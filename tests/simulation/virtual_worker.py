@@ -122,7 +122,9 @@ class VirtualWorker:
         self._unloading: dict[str, list[Reply[methods.SuccessResult]]] = {}
         self._outbox = cast("Outbox", _Outbox(process))
         tokenizers = cast("TokenizerThread", _Tokenizers(self._put))
-        self.streams = StreamHandlers(self._outbox, self._models, self.generation, tokenizers, SamplingDefaults())
+        self.streams = StreamHandlers(
+            self._outbox, self._models, self.generation, tokenizers, tokenizers, SamplingDefaults()
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._run(self._live())
 
@@ -260,6 +262,7 @@ class VirtualWorker:
             facts=_facts(model_id, batching=model_id not in self._unbatchable),
             model=cast("Any", None),
             tokenizer=cast("Any", _Tokenizer()),
+            structures=cast("Any", None),
             decode=decode,
             token_bytes=cast("Any", None),
             generation_config={},

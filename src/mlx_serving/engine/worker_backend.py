@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import assert_never
 
@@ -18,6 +18,7 @@ from mlx_serving.core.generation import (
     GenerationRequest,
     GenerationStats,
     Logprobs,
+    Structure,
     TextPrompt,
     TokenLogprob,
     TokenPrompt,
@@ -248,6 +249,15 @@ def _token_logprob(candidate: Candidate) -> TokenLogprob:
     return TokenLogprob(candidate.token_id, candidate.logprob, candidate.raw, candidate.special)
 
 
+def _guidance(structure: Structure | None) -> methods.Guidance | None:
+    if structure is None:
+        return None
+    value = structure.value
+    if isinstance(value, Mapping):
+        return methods.Guidance(mode=structure.kind, schema=dict(value))
+    return methods.Guidance(mode=structure.kind, schema=list(value) if isinstance(value, tuple) else value)
+
+
 def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on_trial: bool) -> methods.GenerateParams:
     chosen = request.sampling
     params = methods.GenerateParams(
@@ -280,6 +290,7 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
         fork_of=fork_of,
         delivered=list(request.delivered),
         timeout_s=request.timeout_s,
+        guidance=_guidance(request.structure),
     )
     match request.prompt:
         case TextPrompt():

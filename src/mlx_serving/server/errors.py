@@ -46,6 +46,7 @@ _CODE_BY_CLASS: Mapping[type[EngineError], str] = {
     BodyTimedOut: "request_timeout",
     errors.UnsupportedParameter: "unsupported_parameter",
     errors.ContextLengthExceeded: "context_length_exceeded",
+    errors.GuidanceError: "invalid_structure",
     errors.Unauthenticated: "invalid_api_key",
     errors.Forbidden: "permission_denied",
     errors.NotFound: "not_found",

@@ -21,6 +21,7 @@ BY_NUMBER: Mapping[int, type[EngineError]] = {
     -32001: errors.ModelLoadError,
     -32002: errors.GenerationError,
     -32003: errors.TokenizerError,
+    -32004: errors.GuidanceError,
     -32005: errors.ModelNotLoaded,
     -32006: errors.Aborted,
     -32007: errors.DeadlineExceeded,

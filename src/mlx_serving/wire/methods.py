@@ -168,6 +168,14 @@ class SuccessResult(msgspec.Struct, frozen=True):
     success: bool = True
 
 
+class Guidance(Params):
+    """The form that an answer must have: `schema` is a JSON Schema, nothing for any JSON object, a regular expression,
+    texts to choose from, or a grammar in Lark's notation or llama.cpp's GBNF."""
+
+    mode: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    schema: dict[str, Any] | list[str] | str | None = None
+
+
 class GenerateParams(Params):
     """One of `prompt`, `prompt_tokens` and `messages` is required. `messages` go through the model's chat template.
     Higher priorities go first; requests of one priority take fair turns by `caller`. `fork_of` is a stream with the
@@ -210,7 +218,7 @@ class GenerateParams(Params):
     delivered: Annotated[list[TokenId], msgspec.Meta(max_length=1_000_000)] = []
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
     streaming: bool = True
-    guidance: Any = None
+    guidance: Guidance | None = None
 
 
 class GenerateResult(msgspec.Struct, frozen=True):

@@ -37,12 +37,14 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
     generation = Generation(scheduler)
     memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read)
     tokenizers = TokenizerThread(inbox.put)
+    grammars = TokenizerThread(inbox.put, "grammar")
     loop = Loop(inbox, outbox, generation, memory, progress, linger=linger)
     handlers = Handlers(
         outbox,
         generation,
         memory,
         tokenizers,
+        grammars,
         progress,
         Pulse(progress, outbox.notify),
         Telemetry(generation, tokenizers, outbox, cache_limit_bytes=lambda: memory.plan.buffer_cache),

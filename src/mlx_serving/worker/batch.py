@@ -3,6 +3,9 @@
 A step launches the next forward pass before the host looks at the tokens of the one before, so the host's work
 (detokenizing, stop strings, frames) happens while the device computes. A row that turns out to be finished has then
 been computed once too often; that token is dropped with the row.
+
+Rows that follow a grammar need their last token before the next can be chosen. Where there are any, the host reads the
+tokens and finds out what the grammars allow while the forward pass runs, and launches the sampling behind it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_serving.errors import GuidanceError
 from mlx_serving.worker.kv_cache import MergedCache, RowLengths, SlotKVCache, SoloCache, decode_layer
 from mlx_serving.worker.logprobs import RowLogprobs
 from mlx_serving.worker.sampler import BatchSampler, Launched
@@ -22,11 +26,14 @@ from mlx_serving.worker.sampling_row import SamplingRow
 
 
 class Token(NamedTuple):
-    """The token that a sequence got, and its log-probabilities if it asked for them."""
+    """The token that a sequence got, and its log-probabilities if it asked for them. `is_last`: its grammar is
+    complete. `error`: why its grammar does not allow the token, or cannot be followed further."""
 
     stream_id: str
     token_id: int
     logprobs: RowLogprobs | None = None
+    is_last: bool = False
+    error: GuidanceError | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -133,12 +140,16 @@ class DecodeBatch:
         self._lengths.advance()
         if self._sampler is None:
             self._sampler = BatchSampler([row.sampling for row in self._rows], logits.shape[-1])
+        tokens: list[Token] = []
+        if self._sampler.follows:
+            mx.async_eval(logits)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
+            tokens = self.drain()
         launched = self._sampler(logits, self._inputs)
         launched.start()
         earlier, self._unread, self._inputs = self._unread, (list(self._rows), launched), launched.tokens
         for stream_id in ending:
             self._drop(stream_id)
-        return _read(earlier)
+        return tokens or _read(earlier)
 
     def drain(self) -> list[Token]:
         """Read what was launched, without launching anything."""
@@ -193,5 +204,10 @@ def _read(earlier: tuple[list[_Row], Launched] | None) -> list[Token]:
     for row, (token, logprobs) in zip(rows, launched.read(), strict=True):
         if not row.gone:
             row.sampling.drawn.append(token)
-            tokens.append(Token(row.stream_id, token, logprobs))
+            matcher = row.sampling.matcher
+            if matcher is None:
+                tokens.append(Token(row.stream_id, token, logprobs))
+            else:
+                matcher.advance(token)
+                tokens.append(Token(row.stream_id, token, logprobs, matcher.is_complete, matcher.error))
     return tokens

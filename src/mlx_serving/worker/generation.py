@@ -233,13 +233,16 @@ class Generation:
     def _accept(self, tokens: Iterable[Token]) -> list[Row]:
         now = time.monotonic()
         rows: list[Row] = []
-        for stream_id, token_id, logprobs in tokens:
+        for stream_id, token_id, logprobs, is_last, error in tokens:
             entry = self._entries[stream_id]
+            if error is not None:
+                rows.append(self._end(stream_id, error))
+                continue
             try:
                 named = None if logprobs is None else name(token_id, logprobs, entry.model.token_bytes)
-                row = entry.sequence.accept(token_id, now, named)
-            except Exception as error:  # noqa: BLE001  a token that cannot become text fails its own stream only
-                row = entry.sequence.failed(_failure(entry.model, "could not be decoded", error))
+                row = entry.sequence.accept(token_id, now, named, is_last=is_last)
+            except Exception as cause:  # noqa: BLE001  a token that cannot become text fails its own stream only
+                row = entry.sequence.failed(_failure(entry.model, "could not be decoded", cause))
             if row.end is not None:
                 self._forget(stream_id)
             rows.append(row)

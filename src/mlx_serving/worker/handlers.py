@@ -1,6 +1,6 @@
 """What the methods of the pipe do, one file per group of them.
 
-All run on the thread that owns MLX; what takes long goes to the tokenizer thread.
+All run on the thread that owns MLX; what takes long goes to the tokenizer thread and the grammar thread.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Handlers:
         generation: Generation,
         memory: MemoryGuard,
         tokenizers: TokenizerThread,
+        grammars: TokenizerThread,
         progress: Progress,
         pulse: Pulse,
         telemetry: Telemetry,
@@ -47,8 +48,9 @@ class Handlers:
         stop: Callable[[], None],
     ) -> None:
         self._tokenizers = tokenizers
+        self._grammars = grammars
         models = LoadedModels()
-        streams = StreamHandlers(outbox, models, generation, tokenizers, defaults)
+        streams = StreamHandlers(outbox, models, generation, tokenizers, grammars, defaults)
         self._models = ModelHandlers(outbox, models, generation, memory, streams, progress, make_runner)
         tokens = TokenHandlers(models, tokenizers)
         runtime = RuntimeHandlers(
@@ -72,8 +74,8 @@ class Handlers:
 
     @property
     def owes_answers(self) -> bool:
-        """Whether requests are being tokenized: work that no step shows yet."""
-        return self._tokenizers.pending > 0
+        """Whether requests are being tokenized, or their grammars compiled: work that no step shows yet."""
+        return self._tokenizers.pending > 0 or self._grammars.pending > 0
 
     def finish_unloading(self) -> None:
         """Drop the models that are to go and that nobody uses any more."""

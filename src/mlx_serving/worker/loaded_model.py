@@ -11,13 +11,15 @@ import mlx.nn as nn
 from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.wire.methods import LoadModelResult
 from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
+from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import Decode, PromptTokenizer
 
 
 @dataclass(slots=True)
 class LoadedModel:
-    """`tokenizer` belongs to the tokenizer thread, everything else to the thread that owns MLX.
+    """`tokenizer` belongs to the tokenizer thread, `structures` to the grammar thread, everything
+    else to the thread that owns MLX.
 
     `generation_config` is the model's own file of sampling defaults, empty when it has none. `kv_bytes_per_token` is
     what a token takes in the caches of all layers, `prefill_memory` what computing a prompt takes besides. XTC sampling
@@ -27,6 +29,7 @@ class LoadedModel:
     facts: LoadModelResult
     model: nn.Module
     tokenizer: PromptTokenizer
+    structures: StructureCompiler
     decode: Decode
     token_bytes: TokenBytes
     generation_config: Mapping[str, object]

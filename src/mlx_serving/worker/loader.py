@@ -22,6 +22,7 @@ from mlx_serving.worker.capabilities import kv_bytes_and_logits, probe
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.model_shape import prefill_memory_of
+from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
 
@@ -93,6 +94,7 @@ def load(
         facts=facts,
         model=model,
         tokenizer=prompts,
+        structures=StructureCompiler(tokenizer, params.model_id, facts.vocab_size, frozenset(tokenizer.eos_token_ids)),
         decode=decode,
         token_bytes=token_bytes,
         generation_config=generation_config,

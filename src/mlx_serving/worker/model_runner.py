@@ -19,6 +19,7 @@ from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.scheduling import PrefillChunk
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.batch import DecodeBatch, Token
+from mlx_serving.worker.matcher import Matcher
 from mlx_serving.worker.prompts import Prompt, advance_all
 from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
 
@@ -26,7 +27,7 @@ from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
 @dataclass(frozen=True, slots=True)
 class Job:
     """One sequence as the device sees it: `token_ids` of its prompt, and of its answer those that were `drawn` before.
-    `seed` decides its draws."""
+    `seed` decides its draws, `matcher`, which has seen what was drawn, what they may be."""
 
     stream_id: str
     token_ids: Sequence[int]
@@ -34,6 +35,7 @@ class Job:
     seed: int
     rules: TokenRules = NO_RULES
     drawn: Sequence[int] = ()
+    matcher: Matcher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,13 @@ class ModelRunner:
     def open(self, job: Job) -> None:
         """Take a sequence in; nothing is computed yet."""
         self._rows[job.stream_id] = SamplingRow(
-            job.sampling, job.seed, job.token_ids, list(job.drawn), len(job.drawn), rules=job.rules
+            job.sampling,
+            job.seed,
+            job.token_ids,
+            list(job.drawn),
+            len(job.drawn),
+            rules=job.rules,
+            matcher=job.matcher,
         )
 
     def admit(self, stream_id: str, fork_of: str | None = None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, TextPrompt, TokenPrompt
+from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
 from mlx_serving.core.sampling_defaults import ResolvedSampling
+from mlx_serving.core.structure import check
 from mlx_serving.errors import ContextLengthExceeded, InvalidRequest
 from mlx_serving.wire.methods import GenerateParams
 from mlx_serving.worker.loaded_model import LoadedModel
@@ -51,6 +52,16 @@ def sampling_of(params: GenerateParams) -> SamplingParams:
         ignore_eos=params.ignore_eos,
         logprobs=params.logprobs,
     )
+
+
+def structure_of(params: GenerateParams) -> Structure | None:
+    """Raises `GuidanceError` for a description that is none of its kind, or too large."""
+    if params.guidance is None:
+        return None
+    schema = params.guidance.schema
+    structure = Structure(params.guidance.mode, tuple(schema) if isinstance(schema, list) else schema)
+    check(structure, "guidance")
+    return structure
 
 
 def check_ids(params: GenerateParams, model: LoadedModel) -> None:

@@ -1,9 +1,9 @@
 """Choosing the next token of every row of a batch, in one go.
 
-The order is the field's: bias, penalties and bans, temperature, then top-k, top-p and min-p, typical-p, XTC, then one
-draw. Parameters are arrays, made anew only when the membership of the batch changes. Rows that go through the same
-stages go through them together, and no row goes through a stage that it does not ask for: what a row gets does not
-depend on what the others ask.
+The order is the field's: bias, penalties and bans, what grammars allow, temperature, then top-k, top-p and min-p,
+typical-p, XTC, then one draw. Parameters are arrays, made anew only when the membership of the batch changes. Rows that
+go through the same stages go through them together, and no row goes through a stage that it does not ask for: what a
+row gets does not depend on what the others ask.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mlx_serving.worker.logprobs import LaunchedLogprobs, LogprobSampler, RowLog
 from mlx_serving.worker.penalties import AnswerPenalties, RepetitionPenalty
 from mlx_serving.worker.randomness import uniform
 from mlx_serving.worker.sampling_row import SamplingRow
+from mlx_serving.worker.structure_mask import StructureMask
 
 _EDITS: Sequence[type[LogitEdit]] = (
     Bias,
@@ -30,6 +31,7 @@ _EDITS: Sequence[type[LogitEdit]] = (
     AllowedTokens,
     MinTokens,
     BannedSequences,
+    StructureMask,
 )
 _FILTERS = (LikeliestFilter, TypicalFilter, XtcFilter)
 
@@ -61,6 +63,8 @@ class BatchSampler:
 
     def __init__(self, rows: Sequence[SamplingRow], vocabulary: int) -> None:
         self._rows = rows
+        self.follows = any(row.matcher is not None for row in rows)
+        """Whether it needs the tokens of the launch before on the host: the masks of grammars depend on them."""
         self._edits = _edits_of(rows, vocabulary)
         self._groups = _groups_of(rows, vocabulary)
         # Groups give their tokens one after the other: from there back to the order of the rows.

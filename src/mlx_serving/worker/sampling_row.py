@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mlx_serving.core.sampling_defaults import ResolvedSampling
+from mlx_serving.worker.matcher import Matcher
 
 _MIN_TEMPERATURE = 1e-5  # below, logits over temperature leave the range of float32; the likeliest token is taken
 
@@ -33,7 +34,8 @@ NO_RULES = TokenRules()
 @dataclass(slots=True)
 class SamplingRow:
     """`drawn` are the tokens of the answer that the host has read, `position` counts those that were launched: the
-    last one may not have been read yet. A token that was launched is fed at the next step."""
+    last one may not have been read yet. A token that was launched is fed at the next step. `matcher` has seen what was
+    `drawn`."""
 
     sampling: ResolvedSampling
     seed: int
@@ -41,6 +43,7 @@ class SamplingRow:
     drawn: list[int] = field(default_factory=list[int])
     position: int = 0
     rules: TokenRules = NO_RULES
+    matcher: Matcher | None = None
 
     @property
     def is_sampled(self) -> bool:

@@ -40,10 +40,10 @@ class RunningSequence:
         self._started_at = started_at
         self._first_token_at: float | None = None
 
-    def accept(self, token_id: int, now: float, logprobs: TokenLogprobs | None = None) -> Row:
+    def accept(self, token_id: int, now: float, logprobs: TokenLogprobs | None = None, *, is_last: bool = False) -> Row:
         """Take the next token at time `now` (seconds, monotonic). A row with an `end` is the last.
 
-        `logprobs` are the token's, and go out with it.
+        `logprobs` are the token's, and go out with it. `is_last`: with it the answer is whole.
         """
         self._generated += 1
         if self._first_token_at is None:
@@ -55,11 +55,11 @@ class RunningSequence:
         text, stopped = self._feed(self._detokenizer.add(token_id))
         if stopped:
             return Row(self.stream_id, [token_id], text, self._completed(FinishReason.STOP, now), named)
-        if self._generated < self._ending.max_tokens:
+        if self._generated < self._ending.max_tokens and not is_last:
             return Row(self.stream_id, [token_id], text, None, named)
         rest, _ = self._feed(self._detokenizer.finish())
         text += rest + self._stops.finish()
-        reason = FinishReason.STOP if self._stops.stopped else FinishReason.LENGTH
+        reason = FinishReason.STOP if self._stops.stopped or is_last else FinishReason.LENGTH
         return Row(self.stream_id, [token_id], text, self._completed(reason, now), named)
 
     def replay(self, token_ids: Sequence[int]) -> None:

@@ -1,4 +1,5 @@
-"""Beginning and ending streams. A prompt is tokenized off this thread; meanwhile its stream is `opening`."""
+"""Beginning and ending streams. A prompt is tokenized and a grammar compiled off this thread; meanwhile the stream is
+`opening`."""
 
 from __future__ import annotations
 
@@ -9,15 +10,17 @@ from typing import Any
 
 from mlx_serving.core import sampling_defaults
 from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefaults
-from mlx_serving.errors import Aborted, EngineError, InvalidRequest, UnsupportedParameter
+from mlx_serving.errors import Aborted, EngineError, InvalidRequest
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import Row, StepFrame
 from mlx_serving.worker.generation import Generation, Terms
+from mlx_serving.worker.grammar_checker import GrammarChecker
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.matcher import Matcher
 from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.pipe import Outbox
-from mlx_serving.worker.requests import check_ids, prompt_of, rules_of, sampling_of, tokens_that_fit
+from mlx_serving.worker.requests import check_ids, prompt_of, rules_of, sampling_of, structure_of, tokens_that_fit
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.sampling_row import TokenRules
 from mlx_serving.worker.sequence import Ending, RunningSequence
@@ -31,12 +34,15 @@ class StreamHandlers:
         models: LoadedModels,
         generation: Generation,
         tokenizers: TokenizerThread,
+        grammars: TokenizerThread,
         defaults: SamplingDefaults,
     ) -> None:
         self._outbox = outbox
         self._models = models
         self._generation = generation
         self._tokenizers = tokenizers
+        self._grammars = grammars
+        self._checker = GrammarChecker()
         self._defaults = defaults
         self._opening: dict[str, str] = {}  # stream id -> model id, while the prompt is tokenized
 
@@ -71,8 +77,6 @@ class StreamHandlers:
             del self._opening[stream_id]
 
     def generate(self, params: methods.GenerateParams, reply: Reply[methods.GenerateResult]) -> None:
-        if params.guidance is not None:
-            raise UnsupportedParameter("guidance is not supported", field="guidance")
         model = self._models.get(params.model_id)
         stream_id = params.stream_id or str(uuid.uuid4())
         if stream_id in self._opening or stream_id in self._generation:
@@ -82,11 +86,12 @@ class StreamHandlers:
         sampling_defaults.validate(sampling_params)
         sampling = sampling_defaults.resolve(sampling_params, model.generation_config, self._defaults)
         check_ids(params, model)
+        structure = structure_of(params)
         started_at, started = time.time(), time.monotonic()
         self._opening[stream_id] = model.model_id
 
-        def admit(tokenized: tuple[list[int], TokenRules]) -> None:
-            token_ids, rules = tokenized
+        def admit(opened: tuple[list[int], TokenRules, Matcher | None]) -> None:
+            token_ids, rules, matcher = opened
             if self._opening.pop(stream_id, None) is None:
                 reply.fail(Aborted("The stream was aborted before it began", stream_id=stream_id))
                 return
@@ -99,7 +104,7 @@ class StreamHandlers:
             )
             deadline = None if params.timeout_s is None else started + params.timeout_s
             terms = Terms(max_tokens, params.priority, params.caller, deadline, params.fork_of)
-            job = Job(stream_id, token_ids, sampling, _seed(sampling), rules, params.delivered)
+            job = Job(stream_id, token_ids, sampling, _seed(sampling), rules, params.delivered, matcher)
             self._submit(model, job, terms, started)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
 
@@ -107,10 +112,20 @@ class StreamHandlers:
             self._opening.pop(stream_id, None)
             reply.fail(error)
 
-        def work() -> tuple[list[int], TokenRules]:
-            return model.tokenizer.prompt_ids(prompt), rules_of(sampling, model)
+        def tokenize() -> tuple[list[int], TokenRules, None]:
+            return model.tokenizer.prompt_ids(prompt), rules_of(sampling, model), None
 
-        self._tokenizers.submit(work, admit, refuse)
+        if structure is None:
+            self._tokenizers.submit(tokenize, admit, refuse)
+            return
+
+        def compile_beside() -> tuple[list[int], TokenRules, Matcher]:
+            tokenized = self._tokenizers.run(tokenize)
+            compiled = model.structures.compile(structure, self._checker)
+            token_ids, rules, _ = tokenized.result()
+            return token_ids, rules, model.structures.matcher(compiled, params.delivered, sampling, rules.ends)
+
+        self._grammars.submit(compile_beside, admit, refuse)
 
     def _submit(self, model: LoadedModel, job: Job, terms: Terms, started: float) -> None:
         asked = job.sampling

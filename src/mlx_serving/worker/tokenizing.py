@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -133,8 +133,8 @@ class TokenizerThread:
     Exactly one of `done` and `failed` sees it through: where `done` raises, `failed` is called with the error.
     """
 
-    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+    def __init__(self, post: Callable[[Callable[[], None]], None], name: str = "tokenizer") -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._post = post
         self.pending = 0
         """Work whose outcome has not come back yet. Read and written by the MLX thread only."""
@@ -158,6 +158,15 @@ class TokenizerThread:
 
         self.pending += 1
         self._executor.submit(run)
+
+    def run(self, work: Callable[[], T]) -> Future[T]:
+        """For a thread that waits for the outcome itself."""
+
+        def run() -> T:
+            with tokenizer_errors():
+                return work()
+
+        return self._executor.submit(run)
 
     def _settle(self, duration_s: float) -> None:
         self.pending -= 1

@@ -1,0 +1,158 @@
+"""Compiling the structures that answers to one model must have. Everything here runs on the grammar thread."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from transformers import PreTrainedTokenizerFast
+
+from mlx_serving.core.generation import Structure
+from mlx_serving.core.sampling_defaults import ResolvedSampling
+from mlx_serving.core.structure import MAX_SOURCE_CHARS, source
+from mlx_serving.errors import GuidanceError
+from mlx_serving.worker.grammar_checker import GrammarChecker
+from mlx_serving.worker.grammar_limits import grammar_limits
+from mlx_serving.worker.matcher import Ends, Matcher
+
+_MAX_COMPILED = 64
+_MAX_COMPILED_CHARS = 4 * MAX_SOURCE_CHARS
+_WORD = 32
+
+# JSON is written as most models write it in one line: nothing is left to choose but the values.
+_JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# What a schema says of itself may not loosen it.
+_STRICT: Any = {"lenient": False, "coerce_one_of": False}
+_UNKNOWN_KEYS = re.compile(r"Unimplemented keys: (\[.*?\])")
+_NAMED_KEYWORD = re.compile(r"^(oneOf|'?(?:minimum|maximum|multipleOf)'?|Unknown (format))|: its (\$ref) ")
+
+
+class StructureCompiler:
+    """`vocabulary` is the number of logits, `eos_token_ids` end a turn. What was compiled last is kept, bounded in
+    number and in the size of its sources."""
+
+    def __init__(
+        self,
+        wrapper: TokenizerWrapper,
+        model_id: str,
+        vocabulary: int,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self._wrapper = wrapper
+        self._model_id = model_id
+        self._vocabulary = vocabulary
+        self._eos_token_ids = frozenset(token for token in eos_token_ids if token < vocabulary)
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
+
+    def matcher(
+        self, compiled: LLMatcher, delivered: Sequence[int], sampling: ResolvedSampling, ends: frozenset[int]
+    ) -> Matcher:
+        """For an answer that has the tokens `delivered`, and that the tokens `ends` end.
+
+        Raises `GuidanceError` when these tokens do not fit.
+        """
+        always = self._eos_token_ids - ends if sampling.ignore_eos else frozenset[int]()
+        early = (self._eos_token_ids | ends) if sampling.min_tokens else frozenset[int]()
+        words = -(-self._set_up().vocab_size // _WORD)
+        matcher = Matcher(compiled.deep_copy(), words, Ends(always, early, sampling.min_tokens))
+        matcher.begin(delivered)
+        return matcher
+
+    def compile(self, structure: Structure, checker: GrammarChecker) -> LLMatcher:
+        """A matcher at the beginning, to be copied.
+
+        Raises `GuidanceError` for a structure that is impossible, too complex or not supported, and for a model whose
+        tokenizer cannot be constrained.
+        """
+        key = (structure.kind, source(structure))
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            checker.start()  # it starts while the tokenizer is set up
+            compiled = self._compiled[key] = self._compile(structure, checker)
+        self._compiled.move_to_end(key)
+        while len(self._compiled) > _MAX_COMPILED or sum(map(_chars, self._compiled)) > _MAX_COMPILED_CHARS:
+            self._compiled.popitem(last=False)
+        return compiled
+
+    def _compile(self, structure: Structure, checker: GrammarChecker) -> LLMatcher:
+        tokenizer = self._set_up()
+        grammar = _grammar(structure)
+        problem = checker.check(grammar, structure.value if isinstance(structure.value, Mapping) else None)
+        if problem:
+            raise _refusal(problem)
+        compiled = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
+        if compiled.is_error():
+            raise _refusal(compiled.get_error())
+        compiled.compute_bitmask()  # what it finds out for the first token all answers share
+        if compiled.is_error():
+            raise _refusal(compiled.get_error())
+        if compiled.is_stopped() and not compiled.is_accepting():
+            raise _refusal(compiled.stop_reason())
+        return compiled
+
+    def _set_up(self) -> LLTokenizer:
+        if self._tokenizer is not None:
+            return self._tokenizer
+        tokenizer: Any = self._wrapper._tokenizer  # noqa: SLF001  pyright: ignore[reportPrivateUsage]
+        if not isinstance(tokenizer, PreTrainedTokenizerFast) or not self._eos_token_ids:
+            what = "has no end of the turn" if not self._eos_token_ids else "is not of the fast kind"
+            raise GuidanceError(
+                f"{self._model_id} cannot give structured answers: its tokenizer {what}", field="structure"
+            )
+        backend: Any = tokenizer.backend_tokenizer
+        count = max(self._vocabulary, int(backend.get_vocab_size(with_added_tokens=True)))
+        try:
+            self._tokenizer = LLTokenizer(backend.to_str(), n_vocab=count, eos_token=sorted(self._eos_token_ids))
+        except Exception as error:
+            raise GuidanceError(
+                f"{self._model_id} cannot give structured answers: its tokenizer cannot be constrained: {error}",
+                field="structure",
+            ) from error
+        return self._tokenizer
+
+
+def _chars(key: tuple[str, str]) -> int:
+    return len(key[1])
+
+
+def _grammar(structure: Structure) -> str:
+    """The structure in llguidance's own notation."""
+    text = source(structure)
+    match structure.kind:
+        case "json_object":
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}', _JSON_STYLE, _STRICT)
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(text, _JSON_STYLE, _STRICT)
+        case "regex":
+            return LLMatcher.grammar_from_regex(text)
+        case "choice":
+            choices: list[str] = json.loads(text)
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
+        case "grammar":
+            try:
+                return LLMatcher.grammar_from_lark(any_to_lark(text))
+            except Exception as error:
+                raise GuidanceError(f"The grammar cannot be read: {error}", field="structure") from error
+
+
+def _refusal(problem: str) -> GuidanceError:
+    text = problem.partition("<non-verbose/>")[0].strip()
+    if text.startswith("NoExtension"):
+        return GuidanceError("No answer fits the structure", field="structure")
+    return GuidanceError(f"The structure cannot be followed: {text}", field="structure", keywords=_keywords(text))
+
+
+def _keywords(problem: str) -> list[str]:
+    """The keywords of a JSON Schema that llguidance's message names."""
+    unknown = _UNKNOWN_KEYS.search(problem)
+    if unknown is not None:
+        return list(map(str, json.loads(unknown[1])))
+    named = _NAMED_KEYWORD.search(problem)
+    return [] if named is None else [(named[3] or named[2] or named[1]).strip("'")]
