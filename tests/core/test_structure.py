@@ -101,7 +101,10 @@ ENDING: list[dict[str, Any]] = [
     {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
     {"anyOf": []},
     {"allOf": [{"$ref": "#/$defs/a~1b"}], "$defs": {"a/b": {"type": "integer"}}},
-    {"$ref": "#/$defs/tree", "$defs": {"tree": {"anyOf": [{"type": "array", "minItems": 2, "items": {"$ref": "#/$defs/tree"}}, {"type": "integer"}]}}},
+    {
+        "$ref": "#/$defs/tree",
+        "$defs": {"tree": {"anyOf": [{"type": "array", "minItems": 2, "items": {"$ref": "#/$defs/tree"}}, {}]}},
+    },
     {"$ref": "https://example.com/elsewhere"},
     {"$ref": "#/$defs/missing/further"},
     {

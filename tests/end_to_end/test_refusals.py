@@ -24,7 +24,7 @@ from .tiny_server import HELLO, MAX_BODY_BYTES, SHORT_CONTEXT
         ({"messages": [{"role": "king", "content": "x"}]}, 400, "invalid_value", "messages[0].role", "king"),
         ({"n": 129}, 400, "invalid_value", "n", "at most 128, got 129"),
         ({"top_logprobs": 2}, 400, "invalid_value", "top_logprobs", "logprobs is true"),
-        ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format", "not supp"),
+        ({"response_format": {"type": "jason"}}, 400, "invalid_value", "response_format.type", "jason"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             400,

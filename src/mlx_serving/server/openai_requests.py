@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from mlx_serving.core.choices import Choices
-from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, TextPrompt, TokenPrompt
+from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
 from mlx_serving.core.sampling_defaults import validate
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.server import unsupported
@@ -28,6 +28,7 @@ from mlx_serving.server.openai_schema import (
     StreamOptions,
     TextPart,
 )
+from mlx_serving.server.structured_output import structure_of
 
 _COMPLETION_MAX_TOKENS = 16  # what OpenAI documents; a chat's default is the engine's
 _NO_TEXT = {"type": "text", "text": ""}
@@ -41,6 +42,7 @@ class Asked:
     prompts: tuple[Prompt, ...]
     choices: Choices
     sampling: SamplingParams
+    structure: Structure | None
     stream: bool
     include_usage: bool
     user: str | None
@@ -210,6 +212,7 @@ def _asked(
         prompts=prompts,
         choices=choices,
         sampling=_sampling(request, max_tokens, logprobs),
+        structure=structure_of(request),
         stream=request.stream or False,
         include_usage=request.stream_options is not None and (request.stream_options.include_usage or False),
         user=request.user,

@@ -84,6 +84,7 @@ async def _generate(
         model=model.name,
         prompt=asked.prompts[0],
         sampling=asked.sampling,
+        structure=asked.structure,
         caller=asked.user or "",
         timeout_s=service.settings.request_timeout_s,
     )

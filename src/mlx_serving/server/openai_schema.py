@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.server.json_values import as_array, depth
+from mlx_serving.server.structured_output import StructureFields
 
 _TOKEN_ID = re.compile(r"-?[0-9]{1,19}")
 _MAX_TEMPLATE_DEPTH = 16
@@ -133,7 +134,7 @@ class StreamOptions(Body):
     include_usage: bool | None = Field(default=None, description="Send a last chunk with the token counts.")
 
 
-class GenerationFields(SamplingFields):
+class GenerationFields(StructureFields, SamplingFields):
     model: str | None = Field(default=None, description="A name that GET /v1/models lists; the default model if none.")
     n: int | None = Field(default=None, description="Answers to each prompt, at most 128; 1 if none is given.")
     stream: bool | None = Field(default=None, description="Send the text as server-sent events while it is generated.")

@@ -40,8 +40,10 @@ class GrammarChecker:
         self._is_ready = False
 
     def check(self, grammar: str, schema: Mapping[str, object] | None) -> str:
-        """What is wrong with a grammar, and the schema it was made of; empty if nothing is. Raises `GuidanceError` for one that takes too much time or
-        memory."""
+        """What is wrong with a grammar, and the schema it was made of; empty if nothing is.
+
+        Raises `GuidanceError` for one that takes too much time or memory.
+        """
         self.start()
         process = self._process
         assert process is not None

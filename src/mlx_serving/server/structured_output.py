@@ -1,0 +1,119 @@
+"""The form that an answer must have, as OpenAI (`response_format`) and vLLM (`structured_outputs`, `guided_*`) ask
+for it. A schema is always followed to the letter: `strict` makes no difference."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlx_serving.core.generation import Structure
+from mlx_serving.core.structure import check
+from mlx_serving.errors import GuidanceError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class JsonSchemaFormat(_Part):
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, object] | None = Field(default=None, alias="schema", description="Any value if none is given.")
+    strict: bool | None = Field(default=None, description="Makes no difference: the schema always holds.")
+
+
+class ResponseFormat(_Part):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = Field(default=None, description="Required for type json_schema.")
+
+
+class StructuredOutputs(_Part):
+    """vLLM's: one of these."""
+
+    json_: dict[str, object] | str | None = Field(default=None, alias="json", description="A JSON Schema, or its text.")
+    json_object: bool | None = Field(default=None, description="Any JSON object.")
+    regex: str | None = Field(default=None, description="A regular expression that the whole answer matches.")
+    choice: list[str] | None = Field(default=None, description="The answer is one of these.")
+    grammar: str | None = Field(default=None, description="A grammar in Lark's notation or GBNF.")
+
+
+class StructureFields(BaseModel):
+    """What a generation may be asked for; one of these."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, object] | str | None = Field(default=None, description="As structured_outputs.json.")
+    guided_regex: str | None = Field(default=None, description="As structured_outputs.regex.")
+    guided_choice: list[str] | None = Field(default=None, description="As structured_outputs.choice.")
+    guided_grammar: str | None = Field(default=None, description="As structured_outputs.grammar.")
+
+
+def structure_of(fields: StructureFields) -> Structure | None:
+    """Raises `GuidanceError`, which names the parameter, for what contradicts itself or is no description of a form."""
+    asked = [*_openai(fields.response_format), *_vllm(fields.structured_outputs), *_guided(fields)]
+    if len(asked) > 1:
+        names = " and ".join(name for name, _ in asked)
+        raise GuidanceError(f"An answer can have one form only, got {names}", field=asked[1][0])
+    for name, structure in asked:
+        check(structure, name)
+        return structure
+    return None
+
+
+def _openai(asked: ResponseFormat | None) -> list[tuple[str, Structure]]:
+    if asked is None:
+        return []
+    if (asked.json_schema is not None) != (asked.type == "json_schema"):
+        raise GuidanceError(
+            "response_format.json_schema must be given for type json_schema, and for no other",
+            field="response_format.json_schema",
+        )
+    if asked.json_schema is not None:
+        schema = asked.json_schema.schema_
+        return [("response_format.json_schema.schema", Structure("json_schema", {} if schema is None else schema))]
+    return [("response_format", Structure("json_object"))] if asked.type == "json_object" else []
+
+
+def _vllm(asked: StructuredOutputs | None) -> list[tuple[str, Structure]]:
+    if asked is None:
+        return []
+    found = _described("structured_outputs.", asked.json_, asked.regex, asked.choice, asked.grammar)
+    if asked.json_object:
+        found.append(("structured_outputs.json_object", Structure("json_object")))
+    if not found:
+        raise GuidanceError("structured_outputs must have one of its parameters", field="structured_outputs")
+    return found
+
+
+def _guided(fields: StructureFields) -> list[tuple[str, Structure]]:
+    return _described("guided_", fields.guided_json, fields.guided_regex, fields.guided_choice, fields.guided_grammar)
+
+
+def _described(
+    prefix: str,
+    schema: dict[str, object] | str | None,
+    regex: str | None,
+    choice: list[str] | None,
+    grammar: str | None,
+) -> list[tuple[str, Structure]]:
+    found: list[tuple[str, Structure]] = []
+    if schema is not None:
+        found.append((prefix + "json", Structure("json_schema", _read(schema, prefix + "json"))))
+    if regex is not None:
+        found.append((prefix + "regex", Structure("regex", regex)))
+    if choice is not None:
+        found.append((prefix + "choice", Structure("choice", tuple(choice))))
+    if grammar is not None:
+        found.append((prefix + "grammar", Structure("grammar", grammar)))
+    return found
+
+
+def _read(schema: dict[str, object] | str, field: str) -> dict[str, object]:
+    if not isinstance(schema, str):
+        return schema
+    try:
+        return msgspec.json.decode(schema, type=dict[str, object])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise GuidanceError(f"{field} is no JSON Schema: {error}", field=field) from None
