@@ -228,6 +228,7 @@ class Engine:
             model=asked.model,
             prompt=asked.to_prompt(),
             sampling=asked.to_sampling(),
+            structure=asked.structured,
             priority=how.core_priority,
             timeout_s=None if how.timeout_ms is None else how.timeout_ms / 1000,
         )

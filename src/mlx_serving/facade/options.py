@@ -26,12 +26,14 @@ from mlx_serving.core.generation import (
     Priority,
     Prompt,
     SamplingParams,
+    Structure,
     TextPrompt,
     TokenPrompt,
 )
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.facade.shapes import camel
+from mlx_serving.facade.structures import as_structure
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -126,7 +128,8 @@ Ids = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 
 
 class GeneratorParams(Options):
-    """One of `prompt` and `messages` is required; `prompt` is text, a template, or token ids."""
+    """One of `prompt` and `messages` is required; `prompt` is text, a template, or token ids. `structured`, or
+    `output_type`, is the form that the answer must have: see `facade.structures.as_structure`."""
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
     prompt: PromptValue | None = None
@@ -154,11 +157,19 @@ class GeneratorParams(Options):
     ignore_eos: bool = Field(default=False, validation_alias=_either("ignore_eos"))
     logprobs: int | None = None
     streaming: bool = Field(default=True, validation_alias=AliasChoices("streaming", "stream"))
-    structured: Any = None
+    structured: Any = Field(
+        default=None,
+        validation_alias=AliasChoices("structured", "structure", "guidance", "output_type", "outputType"),
+    )
     multimodal: Any = None
     draft_model: Any = Field(default=None, validation_alias=_either("draft_model"))
 
-    @field_validator("structured", "multimodal", "draft_model")
+    @field_validator("structured")
+    @classmethod
+    def _structure(cls, value: object) -> Structure | None:
+        return None if value is None else as_structure(value)
+
+    @field_validator("multimodal", "draft_model")
     @classmethod
     def _absent(cls, value: object) -> object:
         if value is not None:
