@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_serving.core.generation import Delta, GenerationRequest, TokenPrompt
+from mlx_serving.core.generation import Delta, GenerationRequest, Structure, TokenPrompt
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.errors import InvalidRequest, RequestCrashedWorker
 from mlx_serving.telemetry.events import ErrorOccurred, GenerationCompleted, GenerationStarted, StreamRecovered
@@ -106,6 +106,28 @@ async def test_a_kill_is_a_pause(tiny_model: Path) -> None:
         await check(core, kill)
         health = await core.health()
         assert (health.worker.restarts, health.active_streams) == (2, 0)
+
+
+async def test_answers_with_a_form_go_on_in_it(tiny_model: Path) -> None:
+    forms = [
+        Structure("regex", "([a-z]{1,9} ){200}"),
+        Structure("json_schema", {"type": "array", "minItems": 150, "items": {"enum": ["north", "south", 1, None]}}),
+        None,
+    ]
+    async with running(serving(tiny_model)) as core:
+        asked = [
+            replace(one, structure=form, sampling=replace(one.sampling, stop=(), temperature=0.8, seed=3))
+            for one, form in zip(crowd(3), forms, strict=True)
+        ]
+        expected = await asyncio.gather(*(complete(core, one) for one in asked))
+
+        async def kill() -> None:
+            send(await worker_pid(core), signal.SIGKILL)
+
+        answers = await disturbed(core, asked, kill)
+        assert [ids_of(deltas) for deltas in answers] == [ids_of(deltas) for deltas in expected]
+        assert [text_of(deltas) for deltas in answers] == [text_of(deltas) for deltas in expected]
+        assert (await core.health()).worker.restarts == 2
 
 
 async def test_a_stopped_process_is_a_pause(tiny_model: Path) -> None:

@@ -62,6 +62,7 @@ def test_every_draw_fits_the_schema_and_ends_by_itself(worker: WorkerProcess, ll
     ("guidance", "pattern"),
     [
         ({"mode": "regex", "schema": r"[a-f]{3}-\d{2}"}, r"[a-f]{3}-\d{2}"),
+        ({"mode": "regex", "schema": r"\d\w\d/\w{9}"}, "[0-9][0-9A-Za-z_][0-9]/[0-9A-Za-z_]{9}"),
         ({"mode": "choice", "schema": ["yes", 'a "quoted" no', "ünsure"]}, r'yes|a "quoted" no|ünsure'),
         ({"mode": "grammar", "schema": 'start: pair ("," pair)~2\npair: /[a-z]/ "=" /[0-9]/'}, r"([a-z]=[0-9],?){3}"),
         ({"mode": "grammar", "schema": 'root ::= "<" [a-c]+ ">"'}, r"<[abc]+>"),

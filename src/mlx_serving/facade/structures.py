@@ -139,7 +139,7 @@ def _of_type(given: object) -> Structure:
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     closed = {name: _closed_within(value) for name, value in schema.items()}
-    if "properties" in closed:
+    if closed.get("type") == "object" and "properties" in closed:
         closed.setdefault("additionalProperties", False)
     return closed
 

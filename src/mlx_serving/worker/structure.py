@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import PreTrainedTokenizerFast
@@ -24,6 +24,7 @@ from mlx_serving.worker.matcher import Ends, Matcher
 _MAX_COMPILED = 64
 _MAX_COMPILED_CHARS = 4 * MAX_SOURCE_CHARS
 _WORD = 32
+_ASCII_CLASSES = "dw"
 
 # JSON is written as most models write it in one line: nothing is left to choose but the values.
 _JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -131,7 +132,8 @@ def _grammar(structure: Structure) -> str:
         case "json_schema":
             return LLMatcher.grammar_from_json_schema(text, _JSON_STYLE, _STRICT)
         case "regex":
-            return LLMatcher.grammar_from_regex(text)
+            # As in JSON Schema, \d and \w are of ASCII: nobody who writes them thinks of all the digits of Unicode.
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, _ASCII_CLASSES)}/")
         case "choice":
             choices: list[str] = json.loads(text)
             return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
