@@ -1,9 +1,13 @@
+import pytest
+
 from mlx_serving.core.generation import (
+    CacheOutcome,
     ChatPrompt,
     Delta,
     FinishReason,
     GenerationRequest,
     SamplingParams,
+    Served,
     TextPrompt,
     TokenLogprob,
 )
@@ -38,3 +42,22 @@ def test_a_token_is_shown_with_bytes_that_are_no_character_spelled_out() -> None
     assert TokenLogprob(1, -0.5, " naïve".encode()).text == " naïve"
     assert TokenLogprob(1, -0.5, b" \xf0\x9f\x99").text == r" \xf0\x9f\x99"
     assert TokenLogprob(1, -0.5, b"").text == ""
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "told"),
+    [
+        ((), None),
+        (("hit",), "hit"),
+        (("hit", "shared"), "shared"),
+        (("miss", "hit"), "miss"),
+        (("shared", "miss", "shared"), "miss"),
+    ],
+)
+def test_the_dearest_of_several_sequences_tells_how_a_request_is_served(
+    outcomes: tuple[CacheOutcome, ...], told: CacheOutcome | None
+) -> None:
+    served = Served()
+    for outcome in outcomes:
+        served.note(outcome)
+    assert served.cache == told

@@ -16,13 +16,14 @@ WHOLE = (Delta("a", (1,)), Delta("b", (2,)), Delta("", (), FinishReason.STOP))
 
 @dataclass(slots=True)
 class Script:
-    """One call: `at_entry` or `after` may raise; a gate holds it until a test opens it."""
+    """One call: `at_entry` or `after` may raise; a gate holds it until a test opens it, and then comes `last`."""
 
     at_entry: BaseException | None = None
     deltas: Sequence[Delta] = WHOLE
     after: BaseException | None = None
     entry_gate: asyncio.Event | None = None
     delta_gate: asyncio.Event | None = None
+    last: Delta | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +65,8 @@ class ScriptedBackend:
             await script.delta_gate.wait()
         if script.after is not None:
             raise script.after
+        if script.last is not None:
+            yield script.last
 
 
 def request(*, max_tokens: int | None = None, timeout_s: float | None = None) -> GenerationRequest:

@@ -111,6 +111,28 @@ class SamplingParams:
     logprobs: int | None = None
 
 
+CacheOutcome = Literal["hit", "shared", "miss"]
+
+
+@dataclass(slots=True)
+class Served:
+    """How a request, with its forks, is being served: layers write it while its stream opens, who asked reads it then.
+
+    `cache` tells what it cost: `hit`, nothing; `shared`, what somebody else's request cost as well; `miss`, a
+    computation of its own. None where nothing is kept and nothing shared.
+    """
+
+    cache: CacheOutcome | None = None
+
+    def note(self, outcome: CacheOutcome) -> None:
+        """Of several sequences, the dearest one speaks for all."""
+        if self.cache is None or _COST[outcome] > _COST[self.cache]:
+            self.cache = outcome
+
+
+_COST: Mapping[CacheOutcome, int] = {"hit": 0, "shared": 1, "miss": 2}
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sequence to generate. `request_id` names its stream everywhere: in logs, events and on the pipe. Requests of
@@ -119,7 +141,8 @@ class GenerationRequest:
     reader has already: generation goes on behind it, with everything as if it had just been generated.
 
     `structure` is the form that the answer must have. With `parse_output` the deltas have reasoning and calls of tools
-    apart from the text. After `reasoning_budget` tokens of reasoning the model is made to answer."""
+    apart from the text. After `reasoning_budget` tokens of reasoning the model is made to answer. Layers write into
+    `served`, if it is there, how they serve it."""
 
     request_id: str
     model: str
@@ -134,6 +157,7 @@ class GenerationRequest:
     parse_output: bool = False
     tool_choice: ToolChoice = ToolChoice()
     reasoning_budget: int | None = None
+    served: Served | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
