@@ -1,15 +1,18 @@
 """From a configuration to a running engine: the only place where features are chosen.
 
-Read the stack from the outside in: refuse what the operator does not allow, refuse what is more than can wait, keep the
-caller's deadline, spare a worker that keeps failing, go on in another worker when one dies, choose a worker, hold the
-model that is named in it, generate there.
+Read the stack from the outside in: refuse what the operator does not allow, keep the caller's deadline, give an answer
+again that is known, compute once what several ask at a time, refuse what is more than can wait, spare a worker that
+keeps failing, go on in another worker when one dies, choose a worker, hold the model that is named in it, generate
+there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from mlx_serving.config.changes import Plan
+from mlx_serving.config.policies import ResponseCacheConfig
 from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import ServedModel
 from mlx_serving.core.generation import Backend
@@ -24,10 +27,14 @@ from mlx_serving.engine.engine_core import CALL_TIMEOUT_S, EngineCore, Parts
 from mlx_serving.engine.intake import IntakeBackend
 from mlx_serving.engine.limits import LimitsBackend
 from mlx_serving.engine.model_manager import ModelManager, ModelSpec
+from mlx_serving.engine.model_versions import ModelVersions
 from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.residency import ResidencyBackend
+from mlx_serving.engine.response_cache import MemoryBodies, ResponseCacheBackend
+from mlx_serving.engine.response_store import DiskBodies
 from mlx_serving.engine.runtime_telemetry import TelemetryReader
+from mlx_serving.engine.sharing import SharingBackend
 from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_backend import WorkerBackend
 from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
@@ -58,12 +65,14 @@ class Stack:
         breaker: BreakerBackend,
         intake: Intake,
         calls: BatchQueue,
+        layers: Layers,
     ) -> None:
         self.core = core
         self._shares = shares
         self._breaker = breaker
         self._intake = intake
         self._calls = calls
+        self._layers = layers
 
     def adopt(self, plan: Plan) -> None:
         """Carry out what of a plan can be done at once: all but fresh workers and models.
@@ -75,8 +84,16 @@ class Stack:
         self._breaker.policy = config.circuit_breaker
         self._calls.reconfigure(config.batch_queue)
         self._intake.reconfigure(config.scheduler.policy, config.scheduler.max_queue_s)
-        backend = _outermost(self._breaker, self._intake, config)
-        self.core.adopt(backend=backend, retry=config.retry, default_model=config.models.default)
+        self._layers.reconfigure(config)
+        if plan.fresh_worker:  # until they are there, answers are of neither configuration
+            self._layers.versions.settings = None
+        self.core.adopt(
+            backend=self._layers.outermost(config),
+            sharing=self._layers.sharing,
+            responses=self._layers.responses,
+            retry=config.retry,
+            default_model=config.models.default,
+        )
         for share, worker in zip(self._shares, self.core.workers, strict=True):
             worker.streams.flow_policy = config.scheduler.flow
             worker.supervisor.reconfigure(_command(config, share), config.worker)
@@ -86,8 +103,10 @@ class Stack:
 
         Returns by name why models could not be replaced. Raises `WorkerDied` when a worker does not come back.
         """
+        await self._layers.close_former()
         if plan.fresh_worker:
             await self.core.restart_workers()
+            self._layers.versions.settings = _told(plan.config)
         return await self.core.change_models(
             added=[_spec(model) for model in plan.added],
             removed=[model.name for model in plan.removed],
@@ -112,6 +131,8 @@ def assemble(config: Config) -> Stack:
     streams = RecoveryBackend(pool, pool.forget, events)
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
     intake = Intake(config.scheduler.policy, config.workers, max_wait_s=config.scheduler.max_queue_s)
+    layers = Layers(IntakeBackend(breaker, intake), ModelVersions(models, _told(config)))
+    layers.reconfigure(config)
     calls = BatchQueue(config.batch_queue, CALL_TIMEOUT_S)
     core = EngineCore(
         Parts(
@@ -119,7 +140,9 @@ def assemble(config: Config) -> Stack:
             models=models,
             streams=streams,
             breaker=breaker,
-            backend=_outermost(breaker, intake, config),
+            backend=layers.outermost(config),
+            sharing=layers.sharing,
+            responses=layers.responses,
             batch_queue=calls,
             events=events,
             retry=config.retry,
@@ -127,14 +150,53 @@ def assemble(config: Config) -> Stack:
             preload=tuple(served.name for served in config.models.served if served.preload),
         )
     )
-    return Stack(core, shares, breaker, intake, calls)
+    return Stack(core, shares, breaker, intake, calls, layers)
 
 
-def _outermost(inner: Backend, intake: Intake, config: Config) -> Backend:
-    backend: Backend = IntakeBackend(DeadlineBackend(inner, config.generation.timeout_s), intake)
-    if config.generation.max_tokens_limit is not None:
-        backend = LimitsBackend(backend, config.generation.max_tokens_limit)
-    return backend
+class Layers:
+    """The layers that requests enter by. Those that remember something are the same ones after a change of the
+    configuration that does not concern them."""
+
+    def __init__(self, inner: Backend, versions: ModelVersions) -> None:
+        self.versions = versions
+        self.sharing: SharingBackend | None = None
+        self.responses: ResponseCacheBackend | None = None
+        self._inner = inner
+        self._response_config = ResponseCacheConfig()
+        self._former: list[ResponseCacheBackend] = []
+
+    def reconfigure(self, config: Config) -> None:
+        if not config.sharing.enabled:
+            self.sharing = None
+        elif self.sharing is None:
+            self.sharing = SharingBackend(self._inner, self.versions.configured)
+        wanted = config.response_cache
+        if wanted != self._response_config:
+            if self.responses is not None:
+                self._former.append(self.responses)
+            self._response_config, self.responses = wanted, None
+            if wanted.enabled:
+                bodies = MemoryBodies() if wanted.path is None else DiskBodies(Path(wanted.path).expanduser())
+                self.responses = ResponseCacheBackend(self._inner, wanted, bodies, self.versions.loaded)
+        if self.responses is not None:
+            self.responses.inner = self.sharing or self._inner
+
+    def outermost(self, config: Config) -> Backend:
+        """The layer that requests enter by."""
+        backend: Backend = DeadlineBackend(self.responses or self.sharing or self._inner, config.generation.timeout_s)
+        if config.generation.max_tokens_limit is not None:
+            backend = LimitsBackend(backend, config.generation.max_tokens_limit)
+        return backend
+
+    async def close_former(self) -> None:
+        """Close what was replaced."""
+        while self._former:
+            await self._former.pop().close()
+
+
+def _told(config: Config) -> str:
+    """What the workers know of defaults."""
+    return repr(config.generation.sampling_defaults)
 
 
 def _worker(number: int, share: DeviceShare, config: Config, inquest: Inquest, events: EventBus) -> PooledWorker:

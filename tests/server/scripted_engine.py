@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 
 from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats, Logprobs, TokenLogprob
-from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel, WorkerHealth, WorkerTelemetry
+from mlx_serving.core.response_index import ResponseCacheStats
+from mlx_serving.core.serving import (
+    EngineTelemetry,
+    HealthReport,
+    ReuseStats,
+    ServedModel,
+    WorkerHealth,
+    WorkerTelemetry,
+)
 from mlx_serving.errors import EngineError, ModelNotFound
 
 PROMPT_TOKENS = 7
@@ -23,6 +31,7 @@ TELEMETRY = EngineTelemetry(
     runtime=None,
     workers=(WorkerTelemetry("ready", 2, 1, None),),
 )
+REUSE = ReuseStats(4, 1, ResponseCacheStats(3, 30, 300, 2, 1, 5, 1, 1))
 TINY = ServedModel("tiny", "org/tiny", 1_700_000_000, "ready", context_length=2048, default=True)
 OTHER = ServedModel("org/other", "org/other", 1_700_000_001, "absent")
 
@@ -148,6 +157,12 @@ class ScriptedEngine:
         if name not in {model.name for model in self.models}:
             raise ModelNotFound(f"The model {name!r} is not served", model=name)
         self.unloads.append((name, force))
+
+    def reuse(self) -> ReuseStats:
+        return REUSE
+
+    async def clear_responses(self) -> int:
+        return 3
 
     async def restart_workers(self) -> None:
         self.restarts += 1

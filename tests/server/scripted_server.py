@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats
-from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel, WorkerHealth
+from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel, WorkerHealth
 from mlx_serving.server.app import create_app
 from mlx_serving.server.listening import ListenAddress
 from mlx_serving.server.run import serve
@@ -37,6 +37,12 @@ class _HangingEngine:
 
     async def health(self) -> HealthReport:
         return HealthReport("healthy", 0.0, 0, ("tiny",), (WorkerHealth("ready", 0.0),))
+
+    def reuse(self) -> ReuseStats:
+        raise NotImplementedError
+
+    async def clear_responses(self) -> int:
+        raise NotImplementedError
 
     async def restart_workers(self) -> None:
         raise NotImplementedError

@@ -15,6 +15,7 @@ from pydantic import Field
 from mlx_serving.core.batch_queue import BatchQueuePolicy
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy
 from mlx_serving.core.memory_budget import MemoryPolicy
+from mlx_serving.core.response_index import ResponseCachePolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
 
@@ -22,6 +23,7 @@ _BACKOFF = BackoffPolicy()
 _BATCH_QUEUE = BatchQueuePolicy()
 _BREAKER = CircuitBreakerPolicy()
 _MEMORY = MemoryPolicy()
+_RESPONSES = ResponseCachePolicy()
 _RETRY = RetryPolicy()
 _WORKER = WorkerPolicy()
 
@@ -99,6 +101,52 @@ class BatchQueueConfig(BatchQueuePolicy):
     max_text_chars: Annotated[
         int, Field(ge=0, description="A longer text goes alone and at once, so that others need not wait for it.")
     ] = _BATCH_QUEUE.max_text_chars
+
+
+@dataclass(frozen=True, slots=True)
+class SharingConfig:
+    """Whether equal requests share a computation."""
+
+    enabled: Annotated[
+        bool,
+        Field(
+            description="Requests that are in flight at the same time and have the same answer, because they are greedy "
+            "or seeded and the same in all that matters, are computed once."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseCacheConfig(ResponseCachePolicy):
+    """Answers that are kept to be given again: to requests that are greedy or seeded, and the same in all that
+    matters."""
+
+    enabled: Annotated[bool, Field(description="Whether answers are kept.")] = False
+    max_entries: Annotated[int, Field(ge=1, le=10_000_000, description="Answers that are kept at most.")] = (
+        _RESPONSES.max_entries
+    )
+    max_tokens: Annotated[int, Field(ge=1, description="Tokens of all answers together at most.")] = (
+        _RESPONSES.max_tokens
+    )
+    max_bytes: Annotated[int, Field(ge=1, description="Size of all answers together at most, in bytes.")] = (
+        _RESPONSES.max_bytes
+    )
+    ttl_s: Annotated[float, Field(gt=0, description="How long an answer is kept, in seconds.")] = _RESPONSES.ttl_s
+    unseeded: Annotated[
+        bool,
+        Field(description="Also keep answers that were left to chance: the same request then gets the same draw."),
+    ] = _RESPONSES.unseeded
+    per_caller: Annotated[
+        bool,
+        Field(description="Nobody gets what was computed for another API key, nor learns that it was."),
+    ] = _RESPONSES.per_caller
+    path: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="SQLite file that keeps the answers from one start to the next; null keeps them in memory.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from mlx_serving.config.policies import (
     BatchQueueConfig,
     CircuitBreakerConfig,
     MemoryConfig,
+    ResponseCacheConfig,
     RetryConfig,
+    SharingConfig,
     WorkerConfig,
 )
 from mlx_serving.config.served_models import NO_SPACES, ModelsConfig
@@ -278,5 +280,10 @@ class Config(Section):
     batch_queue: BatchQueueConfig = Field(
         default=BatchQueueConfig(),
         description="How small calls, such as counting tokens, share messages to the worker.",
+    )
+    sharing: SharingConfig = Field(default=SharingConfig(), description="Whether equal requests share a computation.")
+    response_cache: ResponseCacheConfig = Field(
+        default=ResponseCacheConfig(),
+        description="Answers that are kept to be given again to requests that are greedy or seeded.",
     )
     logging: LoggingConfig = Field(default=LoggingConfig(), description="What is logged, and how it looks.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mlx_serving.core.batch_queue import BatchQueueStats
+from mlx_serving.core.response_index import ResponseCacheStats
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 
 ServedModelState: TypeAlias = Literal["absent", "loading", "ready", "draining", "failed"]
@@ -77,6 +78,16 @@ class HealthReport:
     def worker(self) -> WorkerHealth:
         """The first one, which is the only one where there are not several."""
         return self.workers[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseStats:
+    """What was computed once for several. `shared` requests joined the computation of another one, `running` may be
+    joined now; None where nothing is shared. `response_cache` is None where no answers are kept."""
+
+    shared: int | None
+    running: int | None
+    response_cache: ResponseCacheStats | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,14 @@ from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import Backend, Delta, GenerationRequest
 from mlx_serving.core.health import concerns, status_of
 from mlx_serving.core.retry import RetryPolicy
-from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel
+from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.model_manager import ModelSpec
 from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.recovery import RecoveryBackend
+from mlx_serving.engine.response_cache import ResponseCacheBackend
+from mlx_serving.engine.sharing import SharingBackend
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
 from mlx_serving.errors import EngineError, InvalidRequest
@@ -54,6 +56,8 @@ class Parts:
     retry: RetryPolicy
     default_model: str
     preload: tuple[str, ...]
+    sharing: SharingBackend | None = None
+    responses: ResponseCacheBackend | None = None
 
 
 class EngineCore:
@@ -90,6 +94,8 @@ class EngineCore:
     async def stop(self) -> None:
         """End the workers and everything in flight. Safe to call twice."""
         await self._parts.pool.stop()
+        if self._parts.responses is not None:
+            await self._parts.responses.close()
 
     async def restart_workers(self) -> None:
         """Replace each worker by a fresh one, one after the other and without draining: what is in flight goes on.
@@ -100,9 +106,24 @@ class EngineCore:
         """See `core.generation.Backend`."""
         return self._parts.backend.generate(request)
 
-    def adopt(self, *, backend: Backend, retry: RetryPolicy, default_model: str) -> None:
-        """Go on with another outermost layer and these settings; what is in flight keeps the layers it came through."""
-        self._parts = replace(self._parts, backend=backend, retry=retry, default_model=default_model)
+    def adopt(
+        self,
+        *,
+        backend: Backend,
+        sharing: SharingBackend | None,
+        responses: ResponseCacheBackend | None,
+        retry: RetryPolicy,
+        default_model: str,
+    ) -> None:
+        """Go on with other outer layers and these settings; what is in flight keeps the layers it came through."""
+        self._parts = replace(
+            self._parts,
+            backend=backend,
+            sharing=sharing,
+            responses=responses,
+            retry=retry,
+            default_model=default_model,
+        )
 
     async def change_models(
         self,
@@ -262,6 +283,20 @@ class EngineCore:
             runtime=workers[0].runtime,
             workers=workers,
         )
+
+    # -- what is computed once for several
+
+    def reuse(self) -> ReuseStats:
+        sharing, responses = self._parts.sharing, self._parts.responses
+        return ReuseStats(
+            shared=None if sharing is None else sharing.shared,
+            running=None if sharing is None else sharing.running,
+            response_cache=None if responses is None else responses.stats,
+        )
+
+    async def clear_responses(self) -> int:
+        """Forget the answers that are kept; returns how many there were."""
+        return 0 if self._parts.responses is None else await self._parts.responses.clear()
 
     # -- health
 

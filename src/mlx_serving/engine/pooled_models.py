@@ -109,6 +109,15 @@ class PooledModels:
                 manager.install(spec, prepared.get(manager))
         self._events.publish(ModelVersionChanged(model_id=name, reference=spec.reference, revision=spec.revision))
 
+    def facts(self, name: str) -> list[LoadModelResult]:
+        """What each worker that has a model knows of it."""
+        by_worker = (manager.loaded() for manager in self._managers)
+        return [loaded[name] for loaded in by_worker if name in loaded]
+
+    def all_facts(self) -> list[LoadModelResult]:
+        """The same of all models."""
+        return [facts for manager in self._managers for facts in manager.loaded().values()]
+
     def loaded(self) -> dict[str, LoadModelResult]:
         """Those that any worker has."""
         loaded: dict[str, LoadModelResult] = {}

@@ -63,6 +63,7 @@ class DiskBodies:
         self._connection: sqlite3.Connection | None = None
         self._used = 0  # counts up with every use, from one run to the next
         self._failed = False
+        self._closed = False
 
     async def open(self) -> list[tuple[str, Kept]]:
         return await self._do(self._open, [])
@@ -79,6 +80,7 @@ class DiskBodies:
 
     async def close(self) -> None:
         await self._do(self._close, None)
+        self._closed = True
         self._thread.shutdown(wait=False)
 
     # -- in the thread
@@ -166,6 +168,8 @@ class DiskBodies:
     # -- outside of it
 
     async def _do(self, work: Callable[[], R], otherwise: R) -> R:
+        if self._closed:
+            return otherwise
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except (OSError, sqlite3.Error) as error:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from pydantic import Field, ValidationError
 from starlette.requests import Request
 
-from mlx_serving.core.serving import EngineTelemetry, ServedModel, ServedModelState
+from mlx_serving.core.serving import EngineTelemetry, ReuseStats, ServedModel, ServedModelState
 from mlx_serving.errors import InvalidConfig, NotFound
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_admin_key
@@ -56,6 +56,10 @@ class ServedModelDocument(Document):
 class UnloadedDocument(Document):
     name: str
     unloaded: bool = True
+
+
+class ClearedDocument(Document):
+    answers: int = Field(description="That were kept, and are forgotten.")
 
 
 class RestartedWorkerDocument(Document):
@@ -153,6 +157,14 @@ def admin_routes(service: Service) -> APIRouter:
         except InvalidConfig as error:
             issues = cast("list[dict[str, object]] | None", error.details.get("issues"))
             raise ConfigRefused(error.message, issues=issues) from None
+
+    @router.get("/cache", summary="What was computed once for several requests", responses=error_responses(401, 403))
+    async def reuse() -> ReuseStats:
+        return service.engine.reuse()
+
+    @router.post("/cache/clear", summary="Forget the answers that are kept", responses=error_responses(401, 403))
+    async def clear_cache() -> ClearedDocument:
+        return ClearedDocument(answers=await service.engine.clear_responses())
 
     @router.get(
         "/telemetry",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mlx_serving.core.generation import Backend
-from mlx_serving.core.serving import EngineTelemetry, HealthReport, ServedModel
+from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
 
 
 class ServingEngine(Backend, Protocol):
@@ -43,6 +43,14 @@ class ServingEngine(Backend, Protocol):
 
         Raises `ModelNotFound`, and `InvalidRequest` while it is in use and `force` is not given.
         """
+        ...
+
+    def reuse(self) -> ReuseStats:
+        """What was computed once for several requests."""
+        ...
+
+    async def clear_responses(self) -> int:
+        """Forget the answers that are kept; returns how many there were."""
         ...
 
     async def restart_workers(self) -> None:
