@@ -16,7 +16,9 @@
     │   └── ModelNotLoaded          known, but not in the worker
     │       └── ModelReplaced         another version has taken its place
     ├── Overloaded                wait: carries retry_after
-    │   └── CircuitOpen             the worker fails too often to be asked again at once
+    │   ├── CircuitOpen             the worker fails too often to be asked again at once
+    │   └── RateLimited             this caller has had what is his for now
+    │       └── QuotaExceeded         and for today
     ├── Aborted                   the caller left or cancelled
     ├── DeadlineExceeded          the time that the caller or the configuration allows is over
     ├── ModelError                the operator
@@ -196,6 +198,18 @@ class Overloaded(EngineError):
 
 class CircuitOpen(Overloaded):
     code = "CircuitOpen"
+
+
+class RateLimited(Overloaded):
+    """`details` carries `what` is limited, and the `limit`."""
+
+    code = "RateLimited"
+    http_status = 429
+
+
+class QuotaExceeded(RateLimited):
+    code = "QuotaExceeded"
+    retryable = False
 
 
 class Aborted(EngineError):

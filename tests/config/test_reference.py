@@ -47,6 +47,7 @@ def test_secrets_are_what_the_schema_says_and_whatever_holds_or_belongs_to_one()
     assert {path for path, setting in reference.settings.items() if setting.is_secret} == {
         ("server", "api_key"),
         ("server", "admin_key"),
+        ("keys", "inline"),
     }
     assert reference.holds_secret(("server",))
     assert reference.holds_secret(("server", "api_key", "x"))

@@ -72,7 +72,7 @@ def test_every_endpoint_has_a_summary() -> None:
     assert set(DOCUMENT["paths"]) == {
         "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model_id}", "/health", "/health/live",
         "/health/ready", "/admin/models/load", "/admin/models/unload", "/admin/workers/restart", "/admin/telemetry",
-        "/admin/reload", "/v1/resumed/{completion_id}",
+        "/admin/reload", "/admin/cache", "/admin/cache/clear", "/v1/resumed/{completion_id}",
     }  # fmt: skip
     for path in DOCUMENT["paths"].values():
         for operation in path.values():

@@ -15,6 +15,7 @@ _VERBS = {
     "chat": "talk to a model in the terminal",
     "models": "list, pull, remove models; tell about one",
     "bench": "measure throughput and latency, of ourselves and of other servers",
+    "keys": "make, list and remove API keys with limits",
     "doctor": "check this machine and this installation",
     "config": "show, check, describe the configuration",
 }

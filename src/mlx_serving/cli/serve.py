@@ -64,9 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mlx_serving.server.key_ring import check_keys
+    from mlx_serving.server.settings import settings_of
+
     def read() -> Config:
         flags = {"server.host": args.host, "server.port": args.port, "server.resume_file": args.resume_file}
-        return config_from(args, flags)
+        config = config_from(args, flags)
+        check_keys(settings_of(config).keys)
+        return config
 
     config = read()
     import uvloop
@@ -120,6 +125,7 @@ async def _serve(config: Config, read: Callable[[], Config], *, as_json: bool) -
             handover.leave()
             handover.close()
         await core.stop()
+        app.close()
     if failures:
         raise failures[0]
     _tell(config, "stopped")

@@ -11,7 +11,7 @@ from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import ServedModel
 from mlx_serving.config.tree import leaves
 
-_SERVER_AT_START = ("host", "port", "resume_file", "resume_max_age_s")
+_SERVER_AT_START = ("host", "port", "tls_cert", "tls_key", "resume_file", "resume_max_age_s")
 _AT_START_ONLY = (*(f"server.{name}" for name in _SERVER_AT_START), "workers")
 
 

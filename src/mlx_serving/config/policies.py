@@ -110,8 +110,8 @@ class SharingConfig:
     enabled: Annotated[
         bool,
         Field(
-            description="Requests that are in flight at the same time and have the same answer, because they are greedy "
-            "or seeded and the same in all that matters, are computed once."
+            description="Requests that are in flight at the same time and have the same answer, because they are "
+            "greedy or seeded and the same in all that matters, are computed once."
         ),
     ] = False
 

@@ -90,6 +90,43 @@ class ServerConfig(Section):
         "seconds.",
     )
     access_log: bool = Field(default=True, description="Whether every request is logged.")
+    cors_origins: str | None = Field(
+        default=None,
+        pattern=r"^(\*|https?://[^/\s]+( +https?://[^/\s]+)*)$",
+        description="Origins whose scripts may call this server from a browser, separated by spaces, as in "
+        "`https://chat.example.org`; `*` is every origin, null none.",
+    )
+    tls_cert: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file with the certificate, and those up to its root; null serves unencrypted HTTP.",
+    )
+    tls_key: str | None = Field(default=None, min_length=1, description="PEM file with the key of `tls_cert`.")
+
+    @model_validator(mode="after")
+    def _certificate_has_a_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("tls_key", "tls_cert") if self.tls_cert is None else ("tls_cert", "tls_key")
+            raise PydanticCustomError("tls", "needs {missing} as well", {"missing": missing, "at": [given]})
+        return self
+
+
+class KeysConfig(Section):
+    """API keys with limits of their own, beside `server.api_key`, which has none."""
+
+    file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="JSON file of API keys, which `mlx-serving keys` writes; it is read again when it changes.",
+    )
+    inline: SecretStr | None = Field(
+        default=None, description="The content of such a file, for keys that come from the environment."
+    )
+    state_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File that remembers what each key has spent today; null forgets it at every start.",
+    )
 
 
 class GenerationConfig(Section):
@@ -258,6 +295,9 @@ class Config(Section):
     """The configuration of mlx-serving."""
 
     server: ServerConfig = Field(default=ServerConfig(), description="The HTTP server.")
+    keys: KeysConfig = Field(
+        default=KeysConfig(), description="API keys with limits of their own, beside `server.api_key`, which has none."
+    )
     models: ModelsConfig = Field(default=ModelsConfig(), description="The models that clients can name.")
     generation: GenerationConfig = Field(
         default=GenerationConfig(),

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_serving.core.generation import Served
+from mlx_serving.server import response_headers
+from mlx_serving.server.key_ring import KeyHolder
+from mlx_serving.server.response_headers import usable_id
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.server")
@@ -21,9 +26,18 @@ _MAX_USER_CHARS = 64
 
 @dataclass(slots=True)
 class AccessRecord:
-    """What becomes known of one request while it is answered. `error` is the code of what ended it early."""
+    """What becomes known of one request while it is answered. `error` is the code of what ended it early.
+
+    `request_id` is ours and unique, `given_id` the one that the client gave. `holder` is whose API key it came with, if
+    that has limits. `accepted_s` is when the worker accepted it, in seconds after `started`, which is monotonic time.
+    """
 
     request_id: str = field(default_factory=lambda: uuid4().hex)
+    given_id: str | None = None
+    holder: KeyHolder | None = None
+    served: Served = field(default_factory=Served)
+    started: float = field(default_factory=time.monotonic)
+    accepted_s: float | None = None
     status: int | None = None
     model: str | None = None
     stream: bool | None = None
@@ -35,16 +49,36 @@ class AccessRecord:
     def facts(self) -> dict[str, object]:
         """What is known, for the log."""
         known = {
-            "request_id": self.request_id,
+            "request_id": self.given_id or self.request_id,
+            "own_id": None if self.given_id is None else self.request_id,
+            "key": None if self.holder is None else self.holder.name,
             "status": self.status,
             "model": self.model,
             "stream": self.stream,
             "user": None if self.user is None else self.user[:_MAX_USER_CHARS],
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
+            "cache": self.served.cache,
             "error": self.error,
         }
         return {name: value for name, value in known.items() if value is not None}
+
+
+_current: ContextVar[AccessRecord | None] = ContextVar("access_record", default=None)
+
+
+def current_record() -> AccessRecord | None:
+    """The record of the request that this task, or the one that made it, answers."""
+    return _current.get()
+
+
+def begin_record() -> AccessRecord:
+    """The same; where there is none, a new one, for what is no HTTP request."""
+    record = _current.get()
+    if record is None:
+        record = AccessRecord()
+        _current.set(record)
+    return record
 
 
 def access_record(request: Request) -> AccessRecord:
@@ -69,14 +103,14 @@ class AccessLog:
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
-        record = AccessRecord()
+        record = AccessRecord(given_id=usable_id(Headers(scope=scope).get("x-request-id")))
         scope[_SCOPE_KEY] = record
-        started = time.monotonic()
+        token = _current.set(record)
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                MutableHeaders(scope=message).append("x-request-id", record.request_id)
+                response_headers.add(message, _headers(record))
             await send(message)
 
         try:
@@ -85,8 +119,9 @@ class AccessLog:
             record.error = "internal_error"
             _log.exception("request failed", request_id=record.request_id)
         finally:
+            _current.reset(token)
             if self._enabled():
-                self._write(scope, record, time.monotonic() - started)
+                self._write(scope, record, time.monotonic() - record.started)
 
     def _write(self, scope: Scope, record: AccessRecord, seconds: float) -> None:
         path: str = scope["path"]
@@ -97,3 +132,12 @@ class AccessLog:
             duration_s=round(seconds, 4),
             **record.facts(),
         )
+
+
+def _headers(record: AccessRecord) -> Iterator[tuple[str, str]]:
+    now = time.monotonic()
+    yield "x-request-id", record.given_id or record.request_id
+    yield from response_headers.timing(now - record.started, record.accepted_s)
+    yield from response_headers.cache(record.served)
+    if record.holder is not None:
+        yield from response_headers.rates(record.holder.usage.allowances(now))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -16,10 +16,13 @@ from mlx_serving.errors import EngineError, MessageTooLarge
 from mlx_serving.server.access_log import AccessLog
 from mlx_serving.server.admin_routes import LoadModelRequest, UnloadModelRequest, admin_routes
 from mlx_serving.server.body import handle_too_large
+from mlx_serving.server.cross_origin import CrossOrigin
 from mlx_serving.server.errors import handle_defect, handle_engine_error, handle_http_exception
 from mlx_serving.server.handover import Handover
 from mlx_serving.server.health_routes import health_routes
 from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.key_ring import KeyRing
+from mlx_serving.server.metering import MeteredEngine
 from mlx_serving.server.openai_documents import ChatCompletionChunk
 from mlx_serving.server.openai_routes import openai_routes
 from mlx_serving.server.openai_schema import ChatCompletionRequest, CompletionRequest
@@ -46,7 +49,9 @@ class ServerApp:
         self.in_flight = service.in_flight
         self._api = api
         self._service = service
-        self._asgi = AccessLog(api, lambda: service.settings.access_log)
+        self._asgi = AccessLog(
+            CrossOrigin(api, lambda: service.settings.cors_origins), lambda: service.settings.access_log
+        )
 
     @property
     def settings(self) -> ServerSettings:
@@ -57,8 +62,16 @@ class ServerApp:
         return self._service.handover
 
     def reconfigure(self, settings: ServerSettings) -> None:
-        """Go on with these settings; what is being answered keeps the ones it began with."""
+        """Go on with these settings; what is being answered keeps the ones it began with.
+
+        Raises `InvalidConfig`, before anything has changed, for API keys that cannot be read.
+        """
+        self._service.keys.reconfigure(settings.keys)
         self._service.settings = settings
+
+    def close(self) -> None:
+        """Write what is to be remembered."""
+        self._service.keys.save()
 
     def reload_with(self, reloader: Reloader) -> None:
         """Let the operator ask for it over HTTP."""
@@ -81,8 +94,10 @@ class _Api(FastAPI):
 
 def create_app(engine: ServingEngine, settings: ServerSettings, handover: Handover | None = None) -> ServerApp:
     """Serve `engine`. Starting and stopping it is the caller's, and so is starting the `handover`, through which
-    requests outlive the server."""
-    service = Service(engine, settings, InFlight(), handover=handover)
+    requests outlive the server. Raises `InvalidConfig` for API keys that cannot be read."""
+    keys = KeyRing(settings.keys)
+    metered = cast("ServingEngine", MeteredEngine(engine, keys))
+    service = Service(metered, settings, InFlight(), handover=handover, keys=keys)
     api = _Api(
         title="mlx-serving",
         version=version("mlx-serving"),

@@ -54,6 +54,8 @@ _CODE_BY_CLASS: Mapping[type[EngineError], str] = {
     errors.ModelNotLoaded: "model_not_loaded",
     errors.Overloaded: "overloaded",
     errors.CircuitOpen: "circuit_open",
+    errors.RateLimited: "rate_limit_exceeded",
+    errors.QuotaExceeded: "insufficient_quota",
     errors.Aborted: "aborted",
     errors.DeadlineExceeded: "timeout",
     errors.ModelLoadError: "model_load_failed",
@@ -87,8 +89,14 @@ def encode_error(error: EngineError) -> bytes:
     """The JSON body for an error."""
     param = error.field if isinstance(error, errors.InvalidRequest) else None
     details = {key: value for key, value in error.details.items() if key not in _PRIVATE_DETAILS | _OWN_KEYS}
-    kind = "overloaded_error" if isinstance(error, errors.Overloaded) else _type_of(error.http_status)
-    return _encode(error.message, kind, param, error_code(error), details)
+    return _encode(error.message, _kind_of(error), param, error_code(error), details)
+
+
+def _kind_of(error: EngineError) -> str:
+    if isinstance(error, errors.QuotaExceeded):
+        return "insufficient_quota"
+    overloaded = isinstance(error, errors.Overloaded) and not isinstance(error, errors.RateLimited)
+    return "overloaded_error" if overloaded else _type_of(error.http_status)
 
 
 def encode_status(status: int, message: str, code: str) -> bytes:
@@ -111,6 +119,8 @@ def error_response(error: EngineError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, errors.Overloaded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, errors.QuotaExceeded):
+        headers["x-should-retry"] = "false"  # the official clients would, within seconds
     if isinstance(error, errors.Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     return json_response(encode_error(error), error.http_status, headers)

@@ -13,7 +13,7 @@ from mlx_serving.core.generation import GenerationRequest
 from mlx_serving.core.resumption import Api, RequestLog, SequenceLog
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.server.access_log import access_record
-from mlx_serving.server.auth import api_key_of, require_api_key
+from mlx_serving.server.auth import api_key_of, is_allowed, require_allowed, require_api_key
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.generation import Generation, StreamedResponse, whole_response
 from mlx_serving.server.journal import Noted, seeded
@@ -55,12 +55,14 @@ def openai_routes(service: Service) -> APIRouter:
     @router.get("/models", summary="The models that may be named", responses=error_responses(401))
     async def models() -> ModelList:
         default = service.default_model()
-        return ModelList(data=[_document(model, default) for model in service.engine.served_models()])
+        return ModelList(
+            data=[_document(model, default) for model in service.engine.served_models() if is_allowed(model)]
+        )
 
     # Names may be hub ids, which contain a slash.
     @router.get("/models/{model_id:path}", summary="One model", responses=error_responses(401, 404))
     async def model(model_id: str) -> ModelDocument:
-        return _document(service.model(model_id), service.default_model())
+        return _document(require_allowed(service.model(model_id)), service.default_model())
 
     return router
 
@@ -92,7 +94,7 @@ async def _generate(
     noted = None
     if service.handover is not None:
         requests = seeded(requests)
-        noted = Noted(_log_of(heading, api, asked, requests), api_key_of(request, service.settings))
+        noted = Noted(_log_of(heading, api, asked, requests), api_key_of(service, request.headers))
     generation = Generation(
         requests=requests,
         choices=asked.choices,

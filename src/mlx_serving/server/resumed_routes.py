@@ -15,7 +15,7 @@ from mlx_serving.core.generation import Delta, GenerationStats
 from mlx_serving.core.resumption import RequestLog
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.server.access_log import AccessRecord, access_record
-from mlx_serving.server.auth import bearer_of, require_api_key
+from mlx_serving.server.auth import key_of, require_api_key
 from mlx_serving.server.errors import json_response
 from mlx_serving.server.generation import EventsResponse, end_of, worded
 from mlx_serving.server.handover import Handover, Resumed, unknown
@@ -51,7 +51,7 @@ def resumed_routes(service: Service) -> APIRouter:
         if handover is None:
             raise unknown(completion_id)
         found = handover.find(completion_id)
-        if found.key is not None and not await asyncio.to_thread(found.key.matches, bearer_of(request)):
+        if found.key is not None and not await asyncio.to_thread(found.key.matches, key_of(request.headers)):
             raise unknown(completion_id)
         whole = _wants_whole(request) or not found.log.stream
         record = access_record(request)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.errors import ModelNotFound
 from mlx_serving.server.handover import Handover
 from mlx_serving.server.in_flight import InFlight
 from mlx_serving.server.keep_alive import KeepAlive
+from mlx_serving.server.key_ring import KeyRing, KeySettings
 from mlx_serving.server.ports import ServingEngine
 from mlx_serving.server.reload import Reloader
 from mlx_serving.server.settings import ServerSettings
@@ -17,13 +18,15 @@ from mlx_serving.server.settings import ServerSettings
 @dataclass(slots=True)
 class Service:
     """`settings` may be others from one request to the next. `reloader` reads them again, if it is known whence.
-    `handover` is there if unfinished requests shall outlive this server."""
+    `handover` is there if unfinished requests shall outlive this server. `keys` are those with limits of
+    their own."""
 
     engine: ServingEngine
     settings: ServerSettings
     in_flight: InFlight
     reloader: Reloader | None = None
     handover: Handover | None = None
+    keys: KeyRing = field(default_factory=lambda: KeyRing(KeySettings()))
 
     @property
     def keep_alive(self) -> KeepAlive:

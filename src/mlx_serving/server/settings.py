@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 from mlx_serving.config.schema import Config
 from mlx_serving.core.bounds import at_least, greater_than
+from mlx_serving.server.key_ring import KeySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,9 @@ class ServerSettings:
     `default_model` answers requests that name none; None is the engine's own choice.
     `keepalive_s` is how long a stream may be silent while work goes on; None is for ever.
     `drain_timeout_s` is how long requests have to finish when the server is stopped.
+    `keys` says where the API keys with limits of their own are.
+    `cors_origins` are the origins whose scripts may call this server; `*` is all of them.
+    `tls_cert` and `tls_key` are PEM files; without them, HTTP is not encrypted.
     `request_timeout_s` bounds one generation from admission to its last byte; None is no limit.
     """
 
@@ -29,6 +34,10 @@ class ServerSettings:
     request_timeout_s: float | None = None
     drain_timeout_s: float = 30.0
     access_log: bool = True
+    keys: KeySettings = field(default_factory=KeySettings)
+    cors_origins: tuple[str, ...] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     system_fingerprint: str = field(default_factory=lambda: f"mlx-serving-{version('mlx-serving')}")
 
     def __post_init__(self) -> None:
@@ -52,4 +61,16 @@ def settings_of(config: Config) -> ServerSettings:
         request_timeout_s=config.generation.timeout_s,
         drain_timeout_s=server.drain_timeout_s,
         access_log=server.access_log,
+        keys=KeySettings(
+            file=_path(config.keys.file),
+            inline=None if config.keys.inline is None else config.keys.inline.get_secret_value(),
+            state_file=_path(config.keys.state_file),
+        ),
+        cors_origins=tuple((server.cors_origins or "").split()),
+        tls_cert=_path(server.tls_cert),
+        tls_key=_path(server.tls_key),
     )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()

@@ -1,0 +1,153 @@
+"""A Backend layer that holds each caller to the limits of the API key that he sent.
+
+Who that is, the access record of the request tells, which `auth` has written it to. So the limits hold for every API
+that this server speaks, without any of them knowing of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from mlx_serving.core.key_usage import KeyLimits, Refusal
+from mlx_serving.errors import Forbidden, QuotaExceeded, RateLimited
+from mlx_serving.server.access_log import AccessRecord, current_record
+from mlx_serving.server.key_ring import KeyHolder, KeyRing
+from mlx_serving.server.ports import ServingEngine
+
+_CHARS_PER_TOKEN = 4  # a guess that is put right when the worker has counted
+
+
+class MeteredEngine:
+    """The engine for callers with limits. What is not said here is the engine's."""
+
+    def __init__(self, engine: ServingEngine, keys: KeyRing) -> None:
+        self._engine = engine
+        self._keys = keys
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    @asynccontextmanager
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
+        """See `core.generation.Backend`. Raises `Forbidden`, `RateLimited` and `QuotaExceeded`.
+
+        Several answers to one prompt are one request.
+        """
+        record = current_record()
+        if record is not None:
+            request = replace(request, served=record.served)
+        holder = None if record is None else record.holder
+        if record is None or holder is None:
+            async with self._engine.generate(request) as deltas:
+                _note_acceptance(record)
+                yield deltas
+            return
+        require_model(holder.limits, request.model)
+        request = replace(request, caller=holder.name, priority=_lower(request, holder.limits))
+        counts = request.fork_of is None
+        usage = holder.usage
+        if counts and (refusal := usage.enter(time.monotonic(), time.time())) is not None:
+            raise _refused(holder.name, refusal)
+        metered = _Metered(holder, self._keys, guess_tokens(request.prompt) if counts else 0)
+        try:
+            async with self._engine.generate(request) as deltas:
+                _note_acceptance(record)
+                yield metered.reading(deltas)
+        except BaseException:
+            if not metered.accepted:
+                metered.give_back()
+            raise
+        finally:
+            if counts:
+                usage.leave()
+
+
+class _Metered:
+    """Deltas whose tokens are counted as they come. Those of the prompt are guessed at first, so that a prompt that is
+    not waited for is not free."""
+
+    def __init__(self, holder: KeyHolder, keys: KeyRing, prompt_tokens: int) -> None:
+        self.accepted = False
+        self._holder = holder
+        self._keys = keys
+        self._prompt_tokens = prompt_tokens
+        self._deltas: AsyncIterator[Delta] | None = None
+        self._spend(prompt_tokens)
+
+    def reading(self, deltas: AsyncIterator[Delta]) -> Self:
+        self.accepted = True
+        self._deltas = deltas
+        return self
+
+    def give_back(self) -> None:
+        """It was refused: nothing was computed."""
+        self._spend(-self._prompt_tokens)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        assert self._deltas is not None
+        delta = await anext(self._deltas)
+        tokens = len(delta.token_ids)
+        if delta.stats is not None and self._prompt_tokens:
+            tokens += delta.stats.prompt_tokens - self._prompt_tokens
+        if tokens:
+            self._spend(tokens)
+        return delta
+
+    def _spend(self, tokens: int) -> None:
+        self._holder.usage.spend(tokens, time.monotonic(), time.time())
+        if self._holder.limits.daily_tokens is not None:
+            self._keys.spent_changed()
+
+
+def _note_acceptance(record: AccessRecord | None) -> None:
+    if record is not None and record.accepted_s is None:
+        record.accepted_s = time.monotonic() - record.started
+
+
+def require_model(limits: KeyLimits, model: str) -> None:
+    """Raises `Forbidden` for a model that the key is not for."""
+    if not limits.allows(model):
+        allowed = ", ".join(sorted(limits.models or ())) or "no model"
+        raise Forbidden(
+            f"This API key is not for the model {model!r}; it is for: {allowed}", field="model", given=model
+        )
+
+
+_RANKS = ("critical", "high", "normal", "low", "background")
+
+
+def _lower(request: GenerationRequest, limits: KeyLimits) -> Any:
+    """A request may ask for less than its key has, and not for more; `normal` is what asks for nothing."""
+    if request.priority == "normal":
+        return limits.priority
+    return max(request.priority, limits.priority, key=_RANKS.index)
+
+
+def guess_tokens(prompt: Prompt) -> int:
+    """Tokens of the prompt, at least 1."""
+    match prompt:
+        case TokenPrompt():
+            return max(1, len(prompt.token_ids))
+        case TextPrompt():
+            chars = len(prompt.text)
+        case ChatPrompt():
+            chars = sum(len(str(message.get("content") or "")) for message in prompt.messages)
+    return max(1, chars // _CHARS_PER_TOKEN)
+
+
+def _refused(name: str, refusal: Refusal) -> RateLimited:
+    cls = QuotaExceeded if refusal.what == "tokens per day" else RateLimited
+    return cls(
+        f"The API key {name} has reached its limit of {refusal.limit} {refusal.what}",
+        retry_after=refusal.retry_after_s,
+        limit=refusal.limit,
+        what=refusal.what,
+    )
