@@ -8,7 +8,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from mlx_serving.core.batch_queue import BatchQueueStats
-from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats, Logprobs, TokenLogprob
+from mlx_serving.core.generation import (
+    ChatPrompt,
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    GenerationStats,
+    Logprobs,
+    TokenLogprob,
+)
 from mlx_serving.core.response_index import ResponseCacheStats
 from mlx_serving.core.serving import (
     EngineTelemetry,
@@ -19,6 +27,7 @@ from mlx_serving.core.serving import (
     WorkerTelemetry,
 )
 from mlx_serving.errors import EngineError, ModelNotFound
+from mlx_serving.wire.methods import TokenizeResult
 
 PROMPT_TOKENS = 7
 HEALTHY = HealthReport("healthy", 12.5, 0, ("tiny",), (WorkerHealth("ready", since=1_700_000_000.0, pid=4711),))
@@ -85,6 +94,7 @@ class ScriptedEngine:
         self.models: list[ServedModel] = [TINY, OTHER]
         self.report: HealthReport | Exception = HEALTHY
         self.loads: list[tuple[str, str | None, str | None, bool]] = []
+        self.tokenized: list[tuple[str, object, bool]] = []
         self.unloads: list[tuple[str, bool]] = []
         self.restarts = 0
         self.unstartable: EngineError | None = None
@@ -157,6 +167,18 @@ class ScriptedEngine:
         if name not in {model.name for model in self.models}:
             raise ModelNotFound(f"The model {name!r} is not served", model=name)
         self.unloads.append((name, force))
+
+    async def tokenize(self, name: str, text: str, *, add_special_tokens: bool = True) -> TokenizeResult:
+        self.tokenized.append((name, text, add_special_tokens))
+        return TokenizeResult([1, 2], ["He", "llo"])
+
+    async def tokenize_chat(self, name: str, prompt: ChatPrompt) -> TokenizeResult:
+        self.tokenized.append((name, prompt, True))
+        return TokenizeResult([1, 2, 3], ["<s>", "He", "llo"])
+
+    async def detokenize(self, name: str, token_ids: Sequence[int]) -> str:
+        self.tokenized.append((name, tuple(token_ids), True))
+        return "Hello"
 
     def reuse(self) -> ReuseStats:
         return REUSE

@@ -10,13 +10,14 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats
+from mlx_serving.core.generation import ChatPrompt, Delta, FinishReason, GenerationRequest, GenerationStats
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel, WorkerHealth
 from mlx_serving.server.app import create_app
 from mlx_serving.server.listening import ListenAddress
 from mlx_serving.server.run import serve
 from mlx_serving.server.settings import ServerSettings
 from mlx_serving.telemetry import logs
+from mlx_serving.wire.methods import TokenizeResult
 
 
 class _HangingEngine:
@@ -37,6 +38,15 @@ class _HangingEngine:
 
     async def health(self) -> HealthReport:
         return HealthReport("healthy", 0.0, 0, ("tiny",), (WorkerHealth("ready", 0.0),))
+
+    async def tokenize(self, name: str, text: str, *, add_special_tokens: bool = True) -> TokenizeResult:
+        raise NotImplementedError
+
+    async def tokenize_chat(self, name: str, prompt: ChatPrompt) -> TokenizeResult:
+        raise NotImplementedError
+
+    async def detokenize(self, name: str, token_ids: Sequence[int]) -> str:
+        raise NotImplementedError
 
     def reuse(self) -> ReuseStats:
         raise NotImplementedError

@@ -27,6 +27,10 @@ async def test_a_slash_may_come_as_it_is(http: httpx2.AsyncClient) -> None:
         "owned_by": "mlx-serving",
         "state": "absent",
         "context_length": None,
+        "max_model_len": None,
+        "root": "org/other",
+        "parent": None,
+        "capabilities": None,
         "default": False,
     }
 

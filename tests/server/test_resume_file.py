@@ -99,7 +99,7 @@ def test_every_part_of_a_request_comes_back(tmp_path: Path, prompt: Prompt) -> N
 
 def test_every_field_of_a_request_is_kept() -> None:
     """Who adds one decides here what becomes of it."""
-    elsewhere = {"model", "timeout_s", "delivered"}
+    elsewhere = {"model", "timeout_s", "delivered", "served"}
     kept = set(resume_file.SEQUENCE_FIELDS)
     assert {field.name for field in dataclasses.fields(GenerationRequest)} - elsewhere <= kept
 

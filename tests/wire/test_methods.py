@@ -37,6 +37,7 @@ from mlx_serving.wire.methods import (
     SHUTDOWN,
     STEP_FRAMES,
     TOKENIZE,
+    TOKENIZE_CHAT,
     UNLOAD_MODEL,
     AbortResult,
     BatchError,
@@ -77,6 +78,7 @@ REQUIRED: dict[str, dict[str, object]] = {
     RESUME.name: {"stream_id": "s"},
     TOKENIZE.name: {"model_id": "m", "text": "t"},
     DETOKENIZE.name: {"model_id": "m", "tokens": [1]},
+    TOKENIZE_CHAT.name: {"model_id": "m", "messages": [{}]},
     BATCH_TOKENIZE.name: {"requests": [{"anything": 1}]},
 }
 FULL: dict[str, dict[str, object]] = {
@@ -141,6 +143,12 @@ FULL: dict[str, dict[str, object]] = {
     },
     TOKENIZE.name: {"model_id": "m", "text": "", "add_special_tokens": False},
     DETOKENIZE.name: {"model_id": "m", "tokens": [], "skip_special_tokens": True},
+    TOKENIZE_CHAT.name: {
+        "model_id": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "template_kwargs": {"thinking": False},
+        "tools": [{"type": "function"}],
+    },
 }
 
 WORK = WorkDone(9, 2, 1.5, prefilled_tokens=30, prefill_s=0.5, decoded_tokens=40, decode_s=0.25)
@@ -216,6 +224,7 @@ RESULTS: dict[str, object] = {
     RESUME.name: StreamResult(found=False),
     TOKENIZE.name: TokenizeResult(tokens=[1], token_strings=["a"]),
     DETOKENIZE.name: DetokenizeResult(text="a"),
+    TOKENIZE_CHAT.name: TokenizeResult(tokens=[1], token_strings=["a"]),
     BATCH_TOKENIZE.name: BatchTokenizeResult(
         [
             BatchTokenizeItem(success=True, result=TokenizeResult(tokens=[], token_strings=[])),

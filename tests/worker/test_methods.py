@@ -187,6 +187,15 @@ def test_tokenize_and_detokenize_are_inverse(worker: WorkerProcess, speller: Pat
     assert worker.call("detokenize", model_id=str(speller), tokens=result["tokens"]) == {"text": text}
 
 
+def test_a_conversation_is_tokenized_as_a_generation_would_see_it(worker: WorkerProcess, speller: Path) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    found = worker.call("tokenize_chat", model_id=str(speller), messages=messages)
+    asked = worker.call("generate", model_id=str(speller), messages=messages, max_tokens=1)
+    assert len(found["tokens"]) == len(found["token_strings"]) == asked["prompt_tokens"]
+    text = worker.call("detokenize", model_id=str(speller), tokens=found["tokens"])["text"]
+    assert text.startswith("<|im_start|>user\nHi<|im_end|>")
+
+
 def test_detokenize_keeps_special_tokens_unless_told_otherwise(worker: WorkerProcess, speller: Path) -> None:
     tokens = [257, *token_ids("a"), 258]
     assert worker.call("detokenize", model_id=str(speller), tokens=tokens)["text"] == "<|im_start|>a<|im_end|>"

@@ -18,7 +18,8 @@ class ServedModel:
     """One model that clients may name.
 
     `reference` is where it comes from (hub id, directory, GGUF path or alias), `created` Unix seconds,
-    `context_length` tokens and known once it was loaded, `error` why it is `failed`.
+    `context_length` tokens and `abilities`, what it can be asked for, are known once it was loaded; `error` tells why
+    it is `failed`.
     At most one served model is the `default`, which answers requests that name none.
     """
 
@@ -29,6 +30,7 @@ class ServedModel:
     context_length: int | None = None
     error: str | None = None
     default: bool = False
+    abilities: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

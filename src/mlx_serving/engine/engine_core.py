@@ -17,7 +17,7 @@ from typing import TypeVar
 from mlx_serving.config.served_models import public_name
 from mlx_serving.core import retry
 from mlx_serving.core.batch_queue import BatchQueueStats
-from mlx_serving.core.generation import Backend, Delta, GenerationRequest
+from mlx_serving.core.generation import Backend, ChatPrompt, Delta, GenerationRequest
 from mlx_serving.core.health import concerns, status_of
 from mlx_serving.core.retry import RetryPolicy
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
@@ -227,6 +227,27 @@ class EngineCore:
             return await self._parts.batch_queue.tokenize(client, params)
 
         return await self._with_model(name, call)
+
+    async def tokenize_chat(self, name: str, prompt: ChatPrompt) -> methods.TokenizeResult:
+        """The prompt that a model's template makes of a conversation, as `call_with_model`."""
+
+        def params(model_id: str) -> methods.TokenizeChatParams:
+            return methods.TokenizeChatParams(
+                model_id=model_id,
+                messages=[dict(message) for message in prompt.messages],
+                template_kwargs=dict(prompt.template_kwargs),
+                tools=[dict(tool) for tool in prompt.tools],
+            )
+
+        return await self.call_with_model(name, methods.TOKENIZE_CHAT, params)
+
+    async def detokenize(self, name: str, token_ids: Sequence[int]) -> str:
+        """Ids to text, special tokens included, as `call_with_model`."""
+
+        def params(model_id: str) -> methods.DetokenizeParams:
+            return methods.DetokenizeParams(model_id=model_id, tokens=list(token_ids))
+
+        return (await self.call_with_model(name, methods.DETOKENIZE, params)).text
 
     def batch_stats(self) -> BatchQueueStats:
         """How calls shared messages."""

@@ -431,15 +431,16 @@ def _served(entry: _Entry, default: str | None) -> ServedModel:
     state = entry.state
     error: str | None = None
     context_length = entry.spec.context_length
+    facts: LoadModelResult | None = None
     match state:
         case residency.Absent():
             stage = "absent"
         case residency.Loading():
             stage = "loading"
         case residency.Ready():
-            stage, context_length = "ready", state.facts.context_length
+            stage, facts = "ready", state.facts
         case residency.Draining():
-            stage, context_length = "draining", state.facts.context_length
+            stage, facts = "draining", state.facts
         case residency.Evicting():
             stage = "draining"
         case residency.LoadFailed():
@@ -451,7 +452,12 @@ def _served(entry: _Entry, default: str | None) -> ServedModel:
         reference=entry.spec.reference,
         created=entry.created,
         state=stage,
-        context_length=context_length,
+        context_length=context_length if facts is None else facts.context_length,
         error=error,
         default=entry.spec.name == default,
+        abilities=None if facts is None else _abilities(facts),
     )
+
+
+def _abilities(facts: LoadModelResult) -> tuple[str, ...]:
+    return ("completions", "chat") if facts.has_chat_template else ("completions",)

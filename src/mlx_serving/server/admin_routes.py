@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar, cast
+from typing import cast
 
 from fastapi import APIRouter, Depends
-from pydantic import Field, ValidationError
+from pydantic import Field
 from starlette.requests import Request
 
 from mlx_serving.core.serving import EngineTelemetry, ReuseStats, ServedModel, ServedModelState
@@ -15,10 +14,10 @@ from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_admin_key
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.errors import ConfigRefused
-from mlx_serving.server.issues import from_validation_error, refuse, screen
 from mlx_serving.server.openai_documents import Document
 from mlx_serving.server.openai_schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
+from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.reload import Reloaded
 from mlx_serving.server.service import Service
 
@@ -110,7 +109,7 @@ def admin_routes(service: Service) -> APIRouter:
         responses=error_responses(400, 401, 403, 404, 500, 503),
     )
     async def load(request: Request) -> ServedModelDocument:
-        wanted = _parse(LoadModelRequest, await read_json_object(request, service.settings))
+        wanted = parse_body(LoadModelRequest, await read_json_object(request, service.settings))
         access_record(request).model = wanted.name or wanted.model
         return _document(
             await service.engine.load_served(
@@ -125,7 +124,7 @@ def admin_routes(service: Service) -> APIRouter:
         responses=error_responses(400, 401, 403, 404, 503),
     )
     async def unload(request: Request) -> UnloadedDocument:
-        wanted = _parse(UnloadModelRequest, await read_json_object(request, service.settings))
+        wanted = parse_body(UnloadModelRequest, await read_json_object(request, service.settings))
         access_record(request).model = wanted.model
         await service.engine.unload_served(wanted.model, force=wanted.force)
         return UnloadedDocument(name=wanted.model)
@@ -175,21 +174,6 @@ def admin_routes(service: Service) -> APIRouter:
         return await service.engine.telemetry()
 
     return router
-
-
-_B = TypeVar("_B", bound=Body)
-
-
-def _parse(model: type[_B], body: Mapping[str, object]) -> _B:
-    given, issues = screen(body, model.model_fields, {})
-    parsed = None
-    try:
-        parsed = model.model_validate(given)
-    except ValidationError as error:
-        issues += from_validation_error(error)
-    refuse(issues)
-    assert parsed is not None
-    return parsed
 
 
 def _reloaded(reloaded: Reloaded) -> ReloadedDocument:

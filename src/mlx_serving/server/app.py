@@ -23,7 +23,7 @@ from mlx_serving.server.health_routes import health_routes
 from mlx_serving.server.in_flight import InFlight
 from mlx_serving.server.key_ring import KeyRing
 from mlx_serving.server.metering import MeteredEngine
-from mlx_serving.server.openai_documents import ChatCompletionChunk
+from mlx_serving.server.openai_documents import ChatCompletionChunk, Document
 from mlx_serving.server.openai_routes import openai_routes
 from mlx_serving.server.openai_schema import ChatCompletionRequest, CompletionRequest
 from mlx_serving.server.openapi import describe
@@ -32,6 +32,8 @@ from mlx_serving.server.reload import Reloader
 from mlx_serving.server.resumed_routes import resumed_routes
 from mlx_serving.server.service import Service
 from mlx_serving.server.settings import ServerSettings
+from mlx_serving.server.token_routes import BODIES as TOKEN_BODIES
+from mlx_serving.server.token_routes import token_routes
 
 _OUTSIDE_FASTAPI = (
     ChatCompletionRequest,
@@ -39,7 +41,12 @@ _OUTSIDE_FASTAPI = (
     ChatCompletionChunk,
     LoadModelRequest,
     UnloadModelRequest,
+    *TOKEN_BODIES,
 )
+
+
+class VersionDocument(Document):
+    version: str
 
 
 class ServerApp:
@@ -115,8 +122,13 @@ def create_app(engine: ServingEngine, settings: ServerSettings, handover: Handov
     )
     api.include_router(openai_routes(service))
     api.include_router(resumed_routes(service))
+    api.include_router(token_routes(service))
     api.include_router(health_routes(service))
     api.include_router(admin_routes(service))
+
+    @api.get("/version", summary="Which version this is", tags=["Health"])
+    async def version_of_server() -> VersionDocument:
+        return VersionDocument(version=api.version)
 
     @api.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:

@@ -20,12 +20,13 @@ _UNAVAILABLE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 class ListenAddress:
     host: str
     port: int
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         """Where a client on this machine reaches it."""
         host = _REACHED_AT.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"{self.scheme}://[{host}]:{self.port}" if ":" in host else f"{self.scheme}://{host}:{self.port}"
 
 
 async def listen(host: str, port: int) -> Sequence[socket.socket]:
@@ -68,9 +69,9 @@ def with_more_acceptors(listening: Sequence[socket.socket]) -> list[socket.socke
     return [*listening, *(each.dup() for each in listening for _ in range(_ACCEPTED_AT_ONCE - 1))]
 
 
-def address_of(listening: socket.socket) -> ListenAddress:
+def address_of(listening: socket.socket, scheme: str = "http") -> ListenAddress:
     host, port = listening.getsockname()[:2]
-    return ListenAddress(str(host), int(port))
+    return ListenAddress(str(host), int(port), scheme)
 
 
 def _listening(family: socket.AddressFamily, address: tuple[str | int, ...]) -> socket.socket:

@@ -134,6 +134,13 @@ class ModelDocument(Document):
     owned_by: Literal["mlx-serving"] = "mlx-serving"
     state: ServedModelState
     context_length: int | None = Field(description="In tokens; null before the model was loaded.")
+    max_model_len: int | None = Field(description="The same, as vLLM calls it.")
+    root: str = Field(description="Where it comes from: hub id, directory, GGUF file or alias.")
+    parent: None = None
+    capabilities: list[str] | None = Field(
+        description="What it can be asked for: `completions`, and `chat` if it has a template; null as long as it was "
+        "not loaded."
+    )
     default: bool = Field(description="Whether it answers requests that name no model.")
 
 

@@ -131,5 +131,8 @@ def _document(model: ServedModel, default: ServedModel | None) -> ModelDocument:
         created=model.created,
         state=model.state,
         context_length=model.context_length,
+        max_model_len=model.context_length,
+        root=model.reference,
+        capabilities=None if model.abilities is None else list(model.abilities),
         default=model == default,
     )

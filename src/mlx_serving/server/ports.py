@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from mlx_serving.core.generation import Backend
+from mlx_serving.core.generation import Backend, ChatPrompt
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
+from mlx_serving.wire.methods import TokenizeResult
 
 
 class ServingEngine(Backend, Protocol):
@@ -43,6 +44,19 @@ class ServingEngine(Backend, Protocol):
 
         Raises `ModelNotFound`, and `InvalidRequest` while it is in use and `force` is not given.
         """
+        ...
+
+    async def tokenize(self, name: str, text: str, *, add_special_tokens: bool = True) -> TokenizeResult:
+        """Text to the ids of a model, which is loaded if need be. Raises what a generation raises at entry."""
+        ...
+
+    async def tokenize_chat(self, name: str, prompt: ChatPrompt) -> TokenizeResult:
+        """The same of the prompt that the model's template makes of a conversation. Raises `InvalidRequest` for what
+        the template refuses."""
+        ...
+
+    async def detokenize(self, name: str, token_ids: Sequence[int]) -> str:
+        """Ids to text, special tokens included. Raises `InvalidRequest` for ids that the model does not have."""
         ...
 
     def reuse(self) -> ReuseStats:

@@ -21,6 +21,7 @@ import uvicorn
 
 from mlx_serving.errors import EngineClosed
 from mlx_serving.server.app import ServerApp
+from mlx_serving.server.certificate import check_certificate
 from mlx_serving.server.handover import resume_path
 from mlx_serving.server.http_protocol import BoundedHttpProtocol
 from mlx_serving.server.listening import ListenAddress, address_of, listen, with_more_acceptors
@@ -62,13 +63,19 @@ class HttpServer:
                 proxy_headers=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_LAST_ANSWERS_S,
+                ssl_certfile=app.settings.tls_cert,
+                ssl_keyfile=app.settings.tls_key,
             )
         )
 
     async def run(self, host: str, port: int) -> int:
-        """Serve until stopped; returns the exit code. Raises `InvalidConfig` when it cannot listen there."""
+        """Serve until stopped; returns the exit code. Raises `InvalidConfig` when it cannot listen there, and for a
+        certificate that it cannot use."""
+        settings = self._app.settings
+        check_certificate(settings.tls_cert, settings.tls_key)
         listening = await listen(host, port)
-        addresses = [address_of(each) for each in listening]
+        scheme = "http" if settings.tls_cert is None else "https"
+        addresses = [address_of(each, scheme) for each in listening]
         sockets = with_more_acceptors(listening)
         self._uvicorn.when_started = lambda: self._on_started(addresses)
         try:

@@ -263,6 +263,15 @@ class TokenizeResult(msgspec.Struct, frozen=True):
     token_strings: list[str]
 
 
+class TokenizeChatParams(Params):
+    """A conversation, as in `generate`. What it makes is the prompt that the model would get."""
+
+    model_id: ModelId
+    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    template_kwargs: dict[str, Any] = {}
+    tools: list[dict[str, Any]] = []
+
+
 class DetokenizeParams(Params):
     model_id: ModelId
     tokens: Annotated[list[TokenId], msgspec.Meta(max_length=1_000_000)]
@@ -316,6 +325,7 @@ ABORT = Method("abort", AbortParams, AbortResult)
 PAUSE = Method("pause", StreamParams, StreamResult)
 RESUME = Method("resume", StreamParams, StreamResult)
 TOKENIZE = Method("tokenize", TokenizeParams, TokenizeResult)
+TOKENIZE_CHAT = Method("tokenize_chat", TokenizeChatParams, TokenizeResult)
 DETOKENIZE = Method("detokenize", DetokenizeParams, DetokenizeResult)
 BATCH_TOKENIZE = Method("batch_tokenize", BatchTokenizeParams, BatchTokenizeResult)
 
@@ -331,6 +341,7 @@ METHODS: tuple[Method[Any, Any], ...] = (
     PAUSE,
     RESUME,
     TOKENIZE,
+    TOKENIZE_CHAT,
     DETOKENIZE,
     BATCH_TOKENIZE,
 )

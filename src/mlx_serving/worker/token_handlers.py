@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import msgspec
 
+from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.errors import EngineError
 from mlx_serving.wire import jsonrpc, methods
 from mlx_serving.worker.loaded_model import LoadedModel
@@ -23,6 +24,7 @@ class TokenHandlers:
     def routes(self) -> tuple[Route[Any, Any], ...]:
         return (
             Route(methods.TOKENIZE, self.tokenize),
+            Route(methods.TOKENIZE_CHAT, self.tokenize_chat),
             Route(methods.DETOKENIZE, self.detokenize),
             Route(methods.BATCH_TOKENIZE, self.batch_tokenize),
         )
@@ -30,6 +32,16 @@ class TokenHandlers:
     def tokenize(self, params: methods.TokenizeParams, reply: Reply[methods.TokenizeResult]) -> None:
         model = self._models.get(params.model_id)
         self._tokenizers.submit(lambda: _tokenize(model, params), reply.send, reply.fail)
+
+    def tokenize_chat(self, params: methods.TokenizeChatParams, reply: Reply[methods.TokenizeResult]) -> None:
+        model = self._models.get(params.model_id)
+        prompt = ChatPrompt(tuple(params.messages), params.template_kwargs, tuple(params.tools))
+
+        def work() -> methods.TokenizeResult:
+            token_ids = model.tokenizer.prompt_ids(prompt)
+            return methods.TokenizeResult(token_ids, model.tokenizer.token_strings(token_ids))
+
+        self._tokenizers.submit(work, reply.send, reply.fail)
 
     def detokenize(self, params: methods.DetokenizeParams, reply: Reply[methods.DetokenizeResult]) -> None:
         model = self._models.get(params.model_id)

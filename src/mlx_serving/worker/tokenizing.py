@@ -107,7 +107,11 @@ class PromptTokenizer:
         messages: list[Mapping[str, object]] = [dict(message) for message in prompt.messages]
         try:
             rendered = self._wrapper.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=True, **prompt.template_kwargs
+                messages,
+                tools=[dict(tool) for tool in prompt.tools] or None,
+                tokenize=True,
+                add_generation_prompt=True,
+                **prompt.template_kwargs,
             )
         except Exception as error:
             raise InvalidRequest(
