@@ -41,7 +41,7 @@ def chunks(order: list[Sequence], seconds: float, tokens: int, cost: StepCost | 
 
 
 def test_prefill_gets_what_the_decode_leaves_of_the_target() -> None:
-    assert allowed(decode_s=0.01).seconds == pytest.approx(0.09)
+    assert allowed(decode_s=0.01).seconds == pytest.approx(POLICY.target_gap_s - 0.01)
 
 
 def test_prefill_keeps_its_share_where_decode_leaves_too_little() -> None:
