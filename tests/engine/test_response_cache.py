@@ -27,6 +27,7 @@ from mlx_serving.core.response_index import ResponseCachePolicy
 from mlx_serving.engine import response_store
 from mlx_serving.engine.response_cache import MemoryBodies, ResponseBodies, ResponseCacheBackend
 from mlx_serving.engine.response_store import DiskBodies
+from mlx_serving.engine.sharing import SharingBackend
 from mlx_serving.errors import WorkerDied
 
 from .harness import collect
@@ -176,6 +177,18 @@ async def test_all_of_it_can_be_cleared(bodies: Bodies) -> None:
         await _ask(cache)
         assert await cache.clear() == 1
         assert (await _ask(cache))[1] == "miss"
+
+
+async def test_over_shared_computations_they_say_what_it_cost() -> None:
+    gate = asyncio.Event()
+    inner = ScriptedBackend([Script(deltas=WHOLE[:1], delta_gate=gate, last=WHOLE[2])])
+    cache = ResponseCacheBackend(SharingBackend(inner, str), ResponseCachePolicy(), MemoryBodies(), str)
+    both = [asyncio.create_task(_ask(cache)) for _ in range(2)]
+    await inner.asked(1)
+    gate.set()
+    assert [outcome for _, outcome in await asyncio.gather(*both)] == ["miss", "shared"]
+    assert (await _ask(cache))[1] == "hit"
+    await cache.close()
 
 
 async def test_a_replay_lets_others_have_their_turn() -> None:

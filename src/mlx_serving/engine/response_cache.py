@@ -19,7 +19,7 @@ from typing import Protocol, Self
 import msgspec
 
 from mlx_serving.core.fingerprint import fingerprint, is_deterministic
-from mlx_serving.core.generation import Backend, CacheOutcome, Delta, FinishReason, GenerationRequest
+from mlx_serving.core.generation import Backend, CacheOutcome, Delta, FinishReason, GenerationRequest, Served
 from mlx_serving.core.response_index import Kept, ResponseCachePolicy, ResponseCacheStats, ResponseIndex
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -120,8 +120,9 @@ class ResponseCacheBackend:
             _note(request, "hit")
             yield _replayed(deltas)
             return
-        _note(request, "miss")
-        async with self.inner.generate(request) as computed:
+        below = Served()
+        async with self.inner.generate(replace(request, served=below)) as computed:
+            _note(request, below.cache or "miss")
             if key is None:
                 yield computed
             else:

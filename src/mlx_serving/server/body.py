@@ -13,11 +13,13 @@ from starlette.types import Receive, Scope, Send
 from mlx_serving.errors import Aborted, InvalidEnvelope, MalformedMessage, MessageTooLarge
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.errors import BodyTimedOut, encode_error, error_code
-from mlx_serving.server.json_values import as_object
+from mlx_serving.server.json_values import as_object, has_more_parts
 from mlx_serving.server.settings import ServerSettings
 
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024**2
+# Each is looked at one by one, while everybody else waits. A conversation of thousands of turns has fewer.
+_MAX_PARTS = 32_768
 
 
 async def read_json_object(request: Request, settings: ServerSettings) -> Mapping[str, object]:
@@ -69,6 +71,8 @@ def parse_json_object(body: bytes) -> Mapping[str, object]:
         raise MalformedMessage("The request body is nested too deeply") from None
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise MalformedMessage(f"The request body is not valid JSON: {error}") from None
+    if has_more_parts(document, _MAX_PARTS):
+        raise InvalidEnvelope(f"The request body may have at most {_MAX_PARTS} objects and lists", limit=_MAX_PARTS)
     given = as_object(document)
     if given is None:
         raise InvalidEnvelope(f"The request body must be a JSON object, got {type(document).__name__}")

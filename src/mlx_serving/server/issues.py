@@ -16,6 +16,9 @@ from mlx_serving.server.unsupported import NeutralValues, is_neutral
 
 _ISSUES_IN_MESSAGE = 5
 _MAX_SHOWN_CHARS = 80
+MAX_ISSUES = 50
+"""Of one kind in one request. Who makes more mistakes than that does not read the list; and each takes its time to
+tell, which others wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ def refuse(issues: Collection[Issue]) -> None:
 def screen(
     given: Mapping[str, object], known: Collection[str], unsupported: NeutralValues, path: str = ""
 ) -> tuple[dict[str, object], list[Issue]]:
-    """Split an object into the parameters that are served and the issues with all others."""
+    """Split an object into the parameters that are served and the issues with all others. Raises `InvalidRequest` at
+    once when there are `MAX_ISSUES`."""
     served: dict[str, object] = {}
     issues: list[Issue] = []
     for name, value in given.items():
@@ -62,6 +66,8 @@ def screen(
             kind = f"{path} parameter" if path else "parameter"
             reason = unknown_key_message(name[:_MAX_SHOWN_CHARS], known, kind)
             issues.append(Issue(field[: _MAX_SHOWN_CHARS * 2], reason, "unknown_parameter"))
+        if len(issues) == MAX_ISSUES:
+            refuse(issues)
     return served, issues
 
 
@@ -84,7 +90,10 @@ _KIND_BY_TYPE: Mapping[str, str] = {
 
 
 def from_validation_error(error: ValidationError) -> Iterable[Issue]:
-    """pydantic's findings in the words of the API."""
+    """pydantic's findings in the words of the API. Raises `InvalidRequest` when they are more than `MAX_ISSUES`."""
+    count = error.error_count()
+    if count > MAX_ISSUES:
+        raise InvalidRequest(f"{count} values of the request are not what they must be", limit=MAX_ISSUES, given=count)
     for found in error.errors(include_url=False):
         yield _from_finding(found)
 

@@ -29,6 +29,19 @@ def depth(value: object, limit: int) -> int:
     return levels
 
 
+def has_more_parts(value: object, limit: int) -> bool:
+    """Whether `value` has more than so many objects and lists in it, itself included."""
+    found = 0
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        found += 1
+        if found > limit:
+            return True
+        waiting += [item for item in _items(part) if isinstance(item, dict | list)]
+    return False
+
+
 def _items(value: object) -> Iterable[object]:
     members = as_object(value)
     return members.values() if members is not None else as_array(value) or ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, Stru
 from mlx_serving.core.sampling_defaults import validate
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.server import unsupported
-from mlx_serving.server.issues import Issue, from_range_error, from_validation_error, refuse, screen, shown
+from mlx_serving.server.issues import MAX_ISSUES, Issue, from_range_error, from_validation_error, refuse, screen, shown
 from mlx_serving.server.json_values import as_array, as_object
 from mlx_serving.server.openai_schema import (
     ChatCompletionRequest,
@@ -51,7 +52,7 @@ class Asked:
 def parse_chat(body: Mapping[str, object]) -> Asked:
     """Raises `InvalidRequest` with every issue there is."""
     given, issues = screen(body, ChatCompletionRequest.model_fields, unsupported.CHAT)
-    issues += _screen_messages(given)
+    issues += islice(_screen_messages(given), MAX_ISSUES)
     request = _checked(ChatCompletionRequest, given, issues)
     messages = tuple(message.for_template() for message in request.messages)
     prompt = ChatPrompt(messages, request.chat_template_kwargs or {})
