@@ -33,7 +33,7 @@ def test_every_error_has_a_status_of_failure_and_a_reserved_rpc_number(cls: type
     assert re.fullmatch(r"[A-Z]\w+", cls.code)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in ERRORS if 400 <= cls.http_status < 499])
+@pytest.mark.parametrize("cls", [cls for cls in ERRORS if 400 <= cls.http_status < 429])
 def test_what_the_caller_must_mend_is_never_retryable(cls: type[EngineError]) -> None:
     assert not cls.retryable
 
