@@ -158,6 +158,20 @@ def test_delivered_tokens_are_replayed(worker: WorkerProcess, llama: Path) -> No
     assert (refused.code, refused.details["field"]) == (-32004, "delivered")
 
 
+def test_a_pause_changes_nothing(worker: WorkerProcess, llama: Path) -> None:
+    """The sequence leaves the batch with its cache, while another goes on, and comes back."""
+    guidance = {"mode": "regex", "schema": "([a-z]{1,9} ){30}"}
+    undisturbed = answer(worker, ask(worker, llama, guidance, stream_id="undisturbed"))
+    worker.generate(model_id=str(llama), prompt="a", stream_id="other", max_tokens=100, logit_bias={"258": -100})
+    stream = ask(worker, llama, guidance, stream_id="paused")
+    begun = worker.take(lambda message: message.get("params", {}).get("stream_id") == stream)["params"]
+    assert worker.call("pause", stream_id=stream) == {"found": True}
+    list(worker.notifications("other"))
+    assert worker.call("resume", stream_id=stream) == {"found": True}
+    rest, reason = answer(worker, stream)
+    assert (begun["token"] + rest, reason) == undisturbed
+
+
 BOMB: Mapping[str, object] = {
     "mode": "json_schema",
     "schema": {"allOf": [{"type": "string", "pattern": f".*(a|b){{{n}}}.*"} for n in range(40)]},
