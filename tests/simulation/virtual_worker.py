@@ -75,7 +75,16 @@ class _Tokenizers:
     def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
         self._post = post
 
-    def submit(self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[EngineError], None]) -> None:
+    def submit(
+        self,
+        work: Callable[[], T],
+        done: Callable[[T], None],
+        failed: Callable[[EngineError], None],
+        *,
+        quick: bool,
+    ) -> None:
+        assert not quick
+
         def settle() -> None:
             try:
                 done(work())

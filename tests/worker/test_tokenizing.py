@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from mlx_lm.utils import load_tokenizer
 
 from mlx_serving.core.generation import ChatPrompt, TextPrompt, TokenPrompt
 from mlx_serving.errors import EngineError, InvalidRequest, ProtocolError, TokenizerError
+from mlx_serving.worker import tokenizing
 from mlx_serving.worker.tokenizing import PromptTokenizer, TokenizerThread, make_decoder
 
 from ..tiny_models import BOS, token_ids
@@ -110,6 +113,26 @@ def test_outcomes_come_in_order_on_the_asking_thread(desk: Desk) -> None:
     assert desk.done == [(index, threading.get_ident()) for index in range(5)]
     assert workers.isdisjoint({threading.get_ident()})
     assert len(workers) == 1
+
+
+def test_outcomes_wait_for_quick_work_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "_HOLD_S", math.inf)
+    executed: list[str] = []
+    posted: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+    thread = TokenizerThread(lambda _: posted.put(list(executed)))
+    gate = threading.Event()
+
+    def work(name: str) -> None:
+        gate.wait(TIMEOUT_S)
+        executed.append(name)
+
+    for name in ("first", "quick", "quick too", "plain"):
+        thread.submit(partial(work, name), lambda _: None, _raise, quick="quick" in name)
+    gate.set()
+    seen = [posted.get(timeout=TIMEOUT_S) for _ in range(4)]
+    thread.close()
+    assert seen[:3] == [["first", "quick", "quick too"]] * 3
+    assert seen[3] == ["first", "quick", "quick too", "plain"]
 
 
 def _raise(error: Exception) -> None:

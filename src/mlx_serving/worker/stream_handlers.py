@@ -6,9 +6,11 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 from mlx_serving.core import sampling_defaults
+from mlx_serving.core.generation import Structure
 from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefaults
 from mlx_serving.errors import Aborted, EngineError, InvalidRequest
 from mlx_serving.wire import methods
@@ -112,20 +114,25 @@ class StreamHandlers:
             self._opening.pop(stream_id, None)
             reply.fail(error)
 
-        def tokenize() -> tuple[list[int], TokenRules, None]:
-            return model.tokenizer.prompt_ids(prompt), rules_of(sampling, model), None
+        compiled = None if structure is None else model.structures.find(structure)
 
-        if structure is None:
-            self._tokenizers.submit(tokenize, admit, refuse)
-            return
+        def tokenize() -> tuple[list[int], TokenRules, Matcher | None]:
+            rules = rules_of(sampling, model)
+            matcher = None
+            if compiled is not None:
+                matcher = model.structures.matcher(compiled, params.delivered, sampling, rules.ends)
+            return model.tokenizer.prompt_ids(prompt), rules, matcher
 
-        def compile_beside() -> tuple[list[int], TokenRules, Matcher]:
+        def compile_beside(structure: Structure) -> tuple[list[int], TokenRules, Matcher]:
             tokenized = self._tokenizers.run(tokenize)
             compiled = model.structures.compile(structure, self._checker)
             token_ids, rules, _ = tokenized.result()
             return token_ids, rules, model.structures.matcher(compiled, params.delivered, sampling, rules.ends)
 
-        self._grammars.submit(compile_beside, admit, refuse)
+        if structure is None or compiled is not None:
+            self._tokenizers.submit(tokenize, admit, refuse, quick=compiled is not None)
+        else:
+            self._grammars.submit(partial(compile_beside, structure), admit, refuse)
 
     def _submit(self, model: LoadedModel, job: Job, terms: Terms, started: float) -> None:
         asked = job.sampling

@@ -1,4 +1,4 @@
-"""Compiling the structures that answers to one model must have. Everything here runs on the grammar thread."""
+"""Compiling the structures that answers to one model must have. That runs on the grammar thread."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer, regex_to_lark
@@ -50,12 +51,13 @@ class StructureCompiler:
         self._vocabulary = vocabulary
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < vocabulary)
         self._tokenizer: LLTokenizer | None = None
+        self._lock = Lock()
         self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
 
     def matcher(
         self, compiled: LLMatcher, delivered: Sequence[int], sampling: ResolvedSampling, ends: frozenset[int]
     ) -> Matcher:
-        """For an answer that has the tokens `delivered`, and that the tokens `ends` end.
+        """For an answer that has the tokens `delivered`, and that the tokens `ends` end. For any thread.
 
         Raises `GuidanceError` when these tokens do not fit.
         """
@@ -72,15 +74,27 @@ class StructureCompiler:
         Raises `GuidanceError` for a structure that is impossible, too complex or not supported, and for a model whose
         tokenizer cannot be constrained.
         """
-        key = (structure.kind, source(structure))
-        compiled = self._compiled.get(key)
+        compiled = self.find(structure)
         if compiled is None:
             checker.start()  # it starts while the tokenizer is set up
-            compiled = self._compiled[key] = self._compile(structure, checker)
-        self._compiled.move_to_end(key)
-        while len(self._compiled) > _MAX_COMPILED or sum(map(_chars, self._compiled)) > _MAX_COMPILED_CHARS:
-            self._compiled.popitem(last=False)
+            compiled = self._compile(structure, checker)
+            self._keep((structure.kind, source(structure)), compiled)
         return compiled
+
+    def find(self, structure: Structure) -> LLMatcher | None:
+        """What was compiled before, if it is still here. For any thread."""
+        key = (structure.kind, source(structure))
+        with self._lock:
+            compiled = self._compiled.get(key)
+            if compiled is not None:
+                self._compiled.move_to_end(key)
+            return compiled
+
+    def _keep(self, key: tuple[str, str], compiled: LLMatcher) -> None:
+        with self._lock:
+            self._compiled[key] = compiled
+            while len(self._compiled) > _MAX_COMPILED or sum(map(_chars, self._compiled)) > _MAX_COMPILED_CHARS:
+                self._compiled.popitem(last=False)
 
     def _compile(self, structure: Structure, checker: GrammarChecker) -> LLMatcher:
         tokenizer = self._set_up()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from mlx_serving.errors import EngineError, InvalidRequest, ProtocolError, Token
 
 T = TypeVar("T")
 Decode = Callable[[Sequence[int]], str]
+
+_HOLD_S = 0.008  # as long as the scheduler waits for others by default
 
 # What decides where the prompt ends and which form the ids come in is ours to say, not the caller's.
 _RESERVED_TEMPLATE_KWARGS = frozenset(
@@ -140,6 +143,9 @@ class TokenizerThread:
     def __init__(self, post: Callable[[Callable[[], None]], None], name: str = "tokenizer") -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._post = post
+        self._quick: deque[bool] = deque()  # of the work that waits, in order
+        self._held: list[Callable[[], None]] = []
+        self._held_since = 0.0
         self.pending = 0
         """Work whose outcome has not come back yet. Read and written by the MLX thread only."""
         self._calls = 0
@@ -148,8 +154,19 @@ class TokenizerThread:
     def telemetry(self) -> TokenizationTelemetry:
         return TokenizationTelemetry(self._calls, self.pending, self._latency.read())
 
-    def submit(self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[EngineError], None]) -> None:
+    def submit(
+        self,
+        work: Callable[[], T],
+        done: Callable[[T], None],
+        failed: Callable[[EngineError], None],
+        *,
+        quick: bool = False,
+    ) -> None:
+        """`quick`: it takes so little time that outcomes before it wait for it, so that those who came together begin
+        together."""
+
         def run() -> None:
+            self._quick.popleft()
             began = time.monotonic()
             try:
                 with tokenizer_errors():
@@ -158,18 +175,32 @@ class TokenizerThread:
                 outcome = _bind(failed, error)
             else:
                 outcome = _guard(_bind(done, result), failed)
-            self._post(_then(_bind(self._settle, time.monotonic() - began), outcome))
+            self._hand_back(_then(_bind(self._settle, time.monotonic() - began), outcome))
 
         self.pending += 1
+        self._quick.append(quick)
         self._executor.submit(run)
+
+    def _hand_back(self, outcome: Callable[[], None]) -> None:
+        now = time.monotonic()
+        if not self._held:
+            self._held_since = now
+        self._held.append(outcome)
+        if self._quick and self._quick[0] and now - self._held_since < _HOLD_S:
+            return
+        held, self._held = self._held, []
+        for each in held:
+            self._post(each)
 
     def run(self, work: Callable[[], T]) -> Future[T]:
         """For a thread that waits for the outcome itself."""
 
         def run() -> T:
+            self._quick.popleft()
             with tokenizer_errors():
                 return work()
 
+        self._quick.append(False)
         return self._executor.submit(run)
 
     def _settle(self, duration_s: float) -> None:
