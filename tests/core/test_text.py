@@ -207,6 +207,21 @@ def test_at_most_one_character_less_than_the_longest_stop_is_held_back(
         assert fed - shown < max(map(len, stops))
 
 
+def test_the_stop_string_that_ended_the_text_is_told() -> None:
+    matcher = StopMatcher(("END", "STOP", "STOPPED"))
+    assert matcher.stop is None
+    matcher.feed("a STOPPED END")
+    assert matcher.stop == "STOP"
+
+
+def test_of_stop_strings_that_overlap_the_one_that_begins_first_ended_the_text() -> None:
+    matcher = StopMatcher(("bc", "abcd"))
+    assert matcher.feed("xabc") == ("x", False)
+    assert matcher.stop is None
+    assert matcher.feed("d") == ("", True)
+    assert matcher.stop == "abcd"
+
+
 def test_a_stop_string_in_what_is_ignored_ends_nothing() -> None:
     matcher = StopMatcher(("END",))
     assert [matcher.feed("a END b", ignore=True), matcher.feed(" c END")] == [("a END b", False), (" c ", True)]

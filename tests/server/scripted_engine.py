@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import (
@@ -49,11 +49,12 @@ OTHER = ServedModel("org/other", "org/other", 1_700_000_001, "absent")
 class Script:
     """Refuse at entry, or deliver the pieces and then end, fail, stop without a word, or hang.
 
-    `logprob` is what every token has, if log-probabilities are asked for.
+    A piece is text, or a delta of anything else. `logprob` is what every token has, if log-probabilities are asked for.
     """
 
-    pieces: tuple[str, ...] = ("Hello", " world")
+    pieces: tuple[str | Delta, ...] = ("Hello", " world")
     last_text: str = ""
+    stop: str | None = None
     finish: FinishReason = FinishReason.STOP
     refusal: Exception | None = None
     failure: Exception | None = None
@@ -128,7 +129,10 @@ class ScriptedEngine:
         for index, piece in enumerate(script.pieces):
             await asyncio.sleep(0)
             run.taken = index + 1
-            yield Delta(piece, (index,), logprobs=_logprobs(run.request, index, piece, script.logprob))
+            if isinstance(piece, Delta):
+                yield replace(piece, token_ids=(index,))
+            else:
+                yield Delta(piece, (index,), logprobs=_logprobs(run.request, index, piece, script.logprob))
         run.delivered.set()
         if script.hang:
             await asyncio.Event().wait()
@@ -139,7 +143,7 @@ class ScriptedEngine:
         count = len(script.pieces)
         stats = None if script.without_stats else GenerationStats(PROMPT_TOKENS, count, 0.01, 100.0, 0.03)
         run.finished = True
-        yield Delta(script.last_text, (), script.finish, stats)
+        yield Delta(script.last_text, (), script.finish, stats, stop=script.stop)
 
     def served_models(self) -> Sequence[ServedModel]:
         return tuple(self.models)

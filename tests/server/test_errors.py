@@ -11,7 +11,8 @@ from starlette.types import Receive, Scope, Send
 from mlx_serving import errors
 from mlx_serving.errors import EngineError
 from mlx_serving.server.access_log import AccessLog
-from mlx_serving.server.errors import encode_error, error_code, error_response, handle_http_exception
+from mlx_serving.server.error_handlers import handle_http_exception
+from mlx_serving.server.errors import encode_error, error_code, error_headers
 
 
 def _classes(root: type[EngineError]) -> list[type[EngineError]]:
@@ -62,7 +63,7 @@ def test_details_that_json_does_not_know_become_text() -> None:
 
 @pytest.mark.parametrize(("retry_after", "header"), [(0.0, "1"), (0.2, "1"), (1.2, "2"), (30.0, "30")])
 def test_retry_after_is_whole_seconds_rounded_up(retry_after: float, header: str) -> None:
-    assert error_response(errors.Overloaded("x", retry_after=retry_after)).headers["retry-after"] == header
+    assert error_headers(errors.Overloaded("x", retry_after=retry_after))["retry-after"] == header
 
 
 async def test_every_refusal_of_the_framework_has_the_shape() -> None:

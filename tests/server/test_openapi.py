@@ -68,9 +68,18 @@ def test_the_error_shape_of_fastapi_is_promised_nowhere() -> None:
             assert "422" not in operation["responses"]
 
 
+async def test_a_wrong_method_is_told_every_right_one(http: httpx2.AsyncClient) -> None:
+    response = await http.put("/v1/responses/resp_x")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "DELETE, GET"
+    assert (await http.delete("/v1/models/org/other")).headers["allow"] == "GET"
+
+
 def test_every_endpoint_has_a_summary() -> None:
     assert set(DOCUMENT["paths"]) == {
-        "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model_id}", "/health", "/health/live",
+        "/v1/chat/completions", "/v1/completions",
+        "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/input_items", "/v1/models", "/v1/models/{model_id}", "/health", "/health/live",
         "/health/ready", "/admin/models/load", "/admin/models/unload", "/admin/workers/restart", "/admin/telemetry",
         "/admin/reload", "/admin/cache", "/admin/cache/clear", "/v1/resumed/{completion_id}",
         "/tokenize", "/detokenize", "/v1/embeddings", "/version",

@@ -43,7 +43,7 @@ _stats = st.builds(
 )
 _ends = (
     st.none()
-    | st.builds(Completed, finish_reason=st.sampled_from(FinishReason), stats=_stats)
+    | st.builds(Completed, finish_reason=st.sampled_from(FinishReason), stats=_stats, stop=st.none() | st.text())
     | st.text().map(lambda message: Failed(jsonrpc.rpc_error(GenerationError(message, step=1))))
 )
 _candidates = st.builds(
@@ -214,6 +214,11 @@ def test_a_completed_stream_ends_with_its_stats_and_its_event(reason: FinishReas
             {"stream_id": "s", "event": "completed", "finish_reason": reason.value, "is_final": True},
         ),
     ]
+
+
+def test_the_event_of_a_stream_that_a_stop_string_ended_names_it() -> None:
+    _, event = _params(Row("s", [], "", Completed(FinishReason.STOP, STATS, "END")))
+    assert event[1]["stop"] == "END"
 
 
 def test_the_last_chunk_comes_before_the_end() -> None:

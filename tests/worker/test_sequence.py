@@ -116,6 +116,14 @@ def test_a_stop_string_in_what_is_released_last_still_stops() -> None:
     assert (text_of(rows), reason_of(rows)) == ("a", FinishReason.STOP)
 
 
+def test_the_end_tells_the_stop_string_that_came() -> None:
+    [*_, by_string] = feed(sequence(stop=("no", "b")), b"ab")
+    [*_, by_token] = feed(sequence(max_tokens=1, stop=("no",)), b"a")
+    assert isinstance(by_string.end, Completed)
+    assert isinstance(by_token.end, Completed)
+    assert (by_string.end.stop, by_token.end.stop) == ("b", None)
+
+
 def test_the_stats_count_tokens_and_time() -> None:
     rows = feed(sequence(max_tokens=5), b"abcde")
     assert isinstance(rows[-1].end, Completed)

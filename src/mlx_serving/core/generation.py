@@ -211,7 +211,8 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of a stream: new text, the ids it was decoded from, and, on the last only, why it ended and the stats.
+    """A piece of a stream: new text, the ids it was decoded from, and, on the last only, why it ended, the stop string
+    that ended it if one did, and the stats.
 
     `text` may be empty while the ids are not: an unfinished character, or text that may yet become a stop string.
     `logprobs` has one entry for each id if they were asked for. Where a request has its output parsed, `text` is what
@@ -225,6 +226,7 @@ class Delta:
     logprobs: tuple[Logprobs, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    stop: str | None = None
 
 
 class Backend(Protocol):

@@ -64,8 +64,11 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
+    """`stop` is the stop string that ended it, if one did."""
+
     reason: FinishReason
     stats: GenerationStats
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +106,11 @@ class SendAbort:
 
 @dataclass(frozen=True, slots=True)
 class EndWith:
-    """The good ending: the last delta's reason and stats; without stats when a lost worker was the confirmation."""
+    """The good ending: what the last delta says; without stats when a lost worker was the confirmation."""
 
     reason: FinishReason
     stats: GenerationStats | None = None
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ def _opening(state: Opening, event: StreamEvent) -> Step:
         case Delivered():
             return _STREAMING, (Opened(), Deliver(event.delta))
         case Completed():
-            return _finish(event.reason, event.stats, Opened())
+            return _complete(event, Opened())
         case Errored() | WorkerLost():
             return _fail(event.error)
         case AbortRequested():
@@ -163,7 +167,7 @@ def _streaming(state: Streaming, event: StreamEvent) -> Step:
         case Delivered():
             return state, (Deliver(event.delta),)
         case Completed():
-            return _finish(event.reason, event.stats)
+            return _complete(event)
         case Errored() | WorkerLost():
             return _fail(event.error)
         case AbortRequested():
@@ -186,8 +190,12 @@ def _aborting(state: Aborting, event: StreamEvent) -> Step:
             assert_never(event)
 
 
-def _finish(reason: FinishReason, stats: GenerationStats | None, *before: StreamEffect) -> Step:
-    return Finished(reason), (*before, EndWith(reason, stats), Release())
+def _complete(event: Completed, *before: StreamEffect) -> Step:
+    return Finished(event.reason), (*before, EndWith(event.reason, event.stats, event.stop), Release())
+
+
+def _finish(reason: FinishReason, stats: GenerationStats | None) -> Step:
+    return Finished(reason), (EndWith(reason, stats), Release())
 
 
 def _fail(error: EngineError) -> Step:

@@ -78,12 +78,18 @@ class StopMatcher:
         self._held = ""
         self._fed = 0
         self._match: int | None = None
+        self._matched = ""
         self._stopped = False
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string ended the text."""
         return self._stopped
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended the text: of several that begin at the same place, the one completed first."""
+        return self._matched if self._stopped else None
 
     def feed(self, text: str, *, ignore: bool = False) -> tuple[str, bool]:
         """The text that may be shown now, and whether a stop string has ended it; then nothing more is ever shown.
@@ -102,7 +108,8 @@ class StopMatcher:
             for pattern in self._patterns:
                 if pattern.completes_with(char) and not ignore:
                     found = self._fed - len(pattern.text)
-                    self._match = found if self._match is None else min(self._match, found)
+                    if self._match is None or found < self._match:
+                        self._match, self._matched = found, pattern.text
             # A match is final once no longer stop string that began before it can still be completed.
             if self._match is not None and self._match <= self._earliest_partial():
                 return self._end_at(self._match - start), True

@@ -27,7 +27,7 @@ from mlx_serving.core.inquest import Inquest
 from mlx_serving.core.stream import StreamEvent
 from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_client import WorkerClient
-from mlx_serving.errors import Aborted, EngineError, RequestCrashedWorker, WorkerDied
+from mlx_serving.errors import Aborted, EngineError, RequestCrashedWorker, UnsupportedParameter, WorkerDied
 from mlx_serving.wire import jsonrpc, methods
 from mlx_serving.wire.notifications import Candidate, Completed, Row
 
@@ -54,6 +54,7 @@ class WorkerBackend:
 
         A request_id must not be in use.
         """
+        _refuse_unserved(request)
         client = await self._enter(request.request_id)
         # An id may come again while the abort of its last stream is still on its way: on the pipe each is its own.
         pipe_id = f"{next(self._numbers)}-{request.request_id}"[:_MAX_ID_CHARS]
@@ -175,7 +176,7 @@ class _Stream:
                 self._ready.append(effect.delta)
                 self._signal(self._flow.on_buffered(len(effect.delta.token_ids)))
             case stream.EndWith():
-                self._end(effect.reason, effect.stats)
+                self._end(effect)
             case stream.Raise():
                 self._error = effect.error
             case stream.SendAbort():
@@ -197,12 +198,12 @@ class _Stream:
             case _:
                 assert_never(signal)
 
-    def _end(self, reason: FinishReason, stats: GenerationStats | None) -> None:
+    def _end(self, ending: stream.EndWith) -> None:
         self._ended = True
-        if reason is FinishReason.ABORT:
+        if ending.reason is FinishReason.ABORT:
             self._error = Aborted("The stream was aborted", stream_id=self._request.request_id)
         else:
-            self._ready.append(Delta("", (), reason, stats))
+            self._ready.append(Delta("", (), ending.reason, ending.stats, stop=ending.stop))
 
     def _on_row(self, row: Row) -> None:
         if row.token_ids or row.text:
@@ -220,7 +221,7 @@ class _Stream:
                     tokens_per_second=measured.tokens_per_second,
                     total_time=measured.total_time,
                 )
-                self.dispatch(stream.Completed(row.end.finish_reason, stats))
+                self.dispatch(stream.Completed(row.end.finish_reason, stats, row.end.stop))
             case _:
                 self.dispatch(stream.Errored(jsonrpc.to_engine_error(row.end.error)))
 
@@ -228,6 +229,18 @@ class _Stream:
         if not self._cleared and self._inquest.deliver(self._request.request_id, tokens):
             self._cleared = True
             self._on_cleared()
+
+
+def _refuse_unserved(request: GenerationRequest) -> None:
+    """Raises `UnsupportedParameter` for what workers would never learn of: nothing that is asked for is ignored."""
+    tools = isinstance(request.prompt, ChatPrompt) and request.prompt.tools and request.tool_choice.mode != "none"
+    unserved = {
+        "tools": bool(tools),
+        "reasoning_budget": request.reasoning_budget is not None,
+    }
+    for name, asked in unserved.items():
+        if asked:
+            raise UnsupportedParameter(f"{name} is not supported by this server", field=name)
 
 
 def _blamed(error: WorkerDied, losses: float) -> RequestCrashedWorker:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_serving.core.generation import Served
 from mlx_serving.server import response_headers
+from mlx_serving.server.anthropic_errors import is_anthropics
 from mlx_serving.server.key_ring import KeyHolder
 from mlx_serving.server.response_headers import usable_id
 from mlx_serving.telemetry.logger import get_logger
@@ -81,6 +82,11 @@ def begin_record() -> AccessRecord:
     return record
 
 
+def set_record(record: AccessRecord) -> None:
+    """From now on, this task answers that request."""
+    _current.set(record)
+
+
 def access_record(request: Request) -> AccessRecord:
     """The record of the request that is being answered."""
     return _record(request.scope)
@@ -110,7 +116,7 @@ class AccessLog:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                response_headers.add(message, _headers(record))
+                response_headers.add(message, _headers(record, scope["path"]))
             await send(message)
 
         try:
@@ -121,22 +127,20 @@ class AccessLog:
         finally:
             _current.reset(token)
             if self._enabled():
-                self._write(scope, record, time.monotonic() - record.started)
-
-    def _write(self, scope: Scope, record: AccessRecord, seconds: float) -> None:
-        path: str = scope["path"]
-        _log.info(
-            "request",
-            method=scope["method"],
-            path=path[:_MAX_PATH_CHARS],
-            duration_s=round(seconds, 4),
-            **record.facts(),
-        )
+                log_request(scope["method"], scope["path"], record)
 
 
-def _headers(record: AccessRecord) -> Iterator[tuple[str, str]]:
+def log_request(method: str, path: str, record: AccessRecord) -> None:
+    """The line of a request that has ended."""
+    seconds = time.monotonic() - record.started
+    _log.info("request", method=method, path=path[:_MAX_PATH_CHARS], duration_s=round(seconds, 4), **record.facts())
+
+
+def _headers(record: AccessRecord, path: str) -> Iterator[tuple[str, str]]:
     now = time.monotonic()
     yield "x-request-id", record.given_id or record.request_id
+    if is_anthropics(path):
+        yield "request-id", record.given_id or record.request_id
     yield from response_headers.timing(now - record.started, record.accepted_s)
     yield from response_headers.cache(record.served)
     if record.holder is not None:

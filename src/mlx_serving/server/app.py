@@ -15,9 +15,15 @@ from starlette.types import Receive, Scope, Send
 from mlx_serving.errors import EngineError, MessageTooLarge
 from mlx_serving.server.access_log import AccessLog
 from mlx_serving.server.admin_routes import LoadModelRequest, UnloadModelRequest, admin_routes
-from mlx_serving.server.body import handle_too_large
+from mlx_serving.server.anthropic_routes import anthropic_routes
+from mlx_serving.server.anthropic_schema import CountTokensRequest, MessagesRequest
 from mlx_serving.server.cross_origin import CrossOrigin
-from mlx_serving.server.errors import handle_defect, handle_engine_error, handle_http_exception
+from mlx_serving.server.error_handlers import (
+    handle_defect,
+    handle_engine_error,
+    handle_http_exception,
+    handle_too_large,
+)
 from mlx_serving.server.handover import Handover
 from mlx_serving.server.health_routes import health_routes
 from mlx_serving.server.in_flight import InFlight
@@ -29,16 +35,24 @@ from mlx_serving.server.openai_schema import ChatCompletionRequest, CompletionRe
 from mlx_serving.server.openapi import describe
 from mlx_serving.server.ports import ServingEngine
 from mlx_serving.server.reload import Reloader
+from mlx_serving.server.responses_routes import responses_routes
+from mlx_serving.server.responses_schema import ResponsesRequest
 from mlx_serving.server.resumed_routes import resumed_routes
 from mlx_serving.server.service import Service
 from mlx_serving.server.settings import ServerSettings
+from mlx_serving.server.stored_responses import StoredResponses
 from mlx_serving.server.token_routes import BODIES as TOKEN_BODIES
 from mlx_serving.server.token_routes import token_routes
+from mlx_serving.server.websocket_routes import PATH as WEBSOCKET_PATH
+from mlx_serving.server.websocket_routes import websocket_routes
 
 _OUTSIDE_FASTAPI = (
     ChatCompletionRequest,
     CompletionRequest,
     ChatCompletionChunk,
+    MessagesRequest,
+    CountTokensRequest,
+    ResponsesRequest,
     LoadModelRequest,
     UnloadModelRequest,
     *TOKEN_BODIES,
@@ -104,7 +118,8 @@ def create_app(engine: ServingEngine, settings: ServerSettings, handover: Handov
     requests outlive the server. Raises `InvalidConfig` for API keys that cannot be read."""
     keys = KeyRing(settings.keys)
     metered = cast("ServingEngine", MeteredEngine(engine, keys))
-    service = Service(metered, settings, InFlight(), handover=handover, keys=keys)
+    stored = StoredResponses(settings.stored_responses)
+    service = Service(metered, settings, InFlight(), handover=handover, keys=keys, responses=stored)
     api = _Api(
         title="mlx-serving",
         version=version("mlx-serving"),
@@ -121,6 +136,9 @@ def create_app(engine: ServingEngine, settings: ServerSettings, handover: Handov
         },
     )
     api.include_router(openai_routes(service))
+    api.include_router(responses_routes(service))
+    api.include_router(anthropic_routes(service))
+    api.include_router(websocket_routes(service))
     api.include_router(resumed_routes(service))
     api.include_router(token_routes(service))
     api.include_router(health_routes(service))
@@ -141,8 +159,10 @@ def _index(api: FastAPI, base_url: str) -> str:
     lines = [
         f"mlx-serving {api.version}",
         f"OpenAI clients: base_url={base_url}/v1",
+        f"Anthropic clients: base_url={base_url}",
         "",
     ]
     for path, operations in api.openapi()["paths"].items():
         lines += [f"{method.upper():5}{path}  {operation['summary']}" for method, operation in operations.items()]
+    lines.append(f"GET  {WEBSOCKET_PATH}  Chats over a WebSocket, several at a time")
     return "\n".join([*lines, "GET  /openapi.json  The description of all of these", ""])

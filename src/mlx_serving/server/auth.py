@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
 from hmac import compare_digest
 from typing import Annotated, TypeAlias
 
@@ -47,6 +48,11 @@ def require_admin_key(service: Service) -> Guard:
 def key_of(headers: Mapping[str, str]) -> str | None:
     """The key that was sent, whatever it is."""
     return next(iter(_keys_of(headers)), None)
+
+
+def owner_of(headers: Mapping[str, str]) -> str:
+    """Who keeps something here: a digest of what was sent as the key, the same for all who send none."""
+    return sha256("\n".join(_keys_of(headers)).encode("latin-1")).hexdigest()
 
 
 def api_key_of(service: Service, headers: Mapping[str, str]) -> str | None:

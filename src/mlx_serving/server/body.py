@@ -11,8 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_serving.errors import Aborted, InvalidEnvelope, MalformedMessage, MessageTooLarge
-from mlx_serving.server.access_log import access_record
-from mlx_serving.server.errors import BodyTimedOut, encode_error, error_code
+from mlx_serving.server.errors import BodyTimedOut
 from mlx_serving.server.json_values import as_object, has_more_parts
 from mlx_serving.server.settings import ServerSettings
 
@@ -86,8 +85,8 @@ class LingeringResponse(Response):
     once, then what keeps arriving is thrown away for a bounded while, then the connection is closed.
     """
 
-    def __init__(self, error: MessageTooLarge) -> None:
-        super().__init__(encode_error(error), error.http_status, {"connection": "close"}, media_type="application/json")
+    def __init__(self, body: bytes, status: int) -> None:
+        super().__init__(body, status, {"connection": "close"}, media_type="application/json")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -107,9 +106,3 @@ async def _discard(receive: Receive) -> None:
                 left -= len(message.get("body", b""))
     except TimeoutError:
         return
-
-
-async def handle_too_large(request: Request, error: Exception) -> Response:
-    assert isinstance(error, MessageTooLarge)
-    access_record(request).error = error_code(error)
-    return LingeringResponse(error)

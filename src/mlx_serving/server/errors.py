@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from mlx_serving import errors
 from mlx_serving.errors import EngineError
-from mlx_serving.server.access_log import access_record
 from mlx_serving.server.json_values import as_array, as_object
 
 _TYPE_BY_STATUS: Mapping[int, str] = {
@@ -88,8 +85,12 @@ def error_code(error: EngineError) -> str:
 def encode_error(error: EngineError) -> bytes:
     """The JSON body for an error."""
     param = error.field if isinstance(error, errors.InvalidRequest) else None
-    details = {key: value for key, value in error.details.items() if key not in _PRIVATE_DETAILS | _OWN_KEYS}
-    return _encode(error.message, _kind_of(error), param, error_code(error), details)
+    return _encode(error.message, _kind_of(error), param, error_code(error), told_details(error))
+
+
+def told_details(error: EngineError) -> Mapping[str, object]:
+    """What a client may know of an error, beside its message and its field."""
+    return {key: value for key, value in error.details.items() if key not in _PRIVATE_DETAILS | _OWN_KEYS}
 
 
 def _kind_of(error: EngineError) -> str:
@@ -115,46 +116,24 @@ def _encode(message: str, kind: str, param: str | None, code: str, details: Mapp
     return _encoder.encode({"error": body})
 
 
-def error_response(error: EngineError) -> Response:
+def error_headers(error: EngineError) -> Mapping[str, str]:
+    """What official clients look at before they ask again, and how to authenticate."""
     headers: dict[str, str] = {}
+    if error.http_status >= 500 and error.http_status != HTTPStatus.SERVICE_UNAVAILABLE and not error.retryable:
+        headers["x-should-retry"] = "false"
     if isinstance(error, errors.Overloaded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, errors.QuotaExceeded):
         headers["x-should-retry"] = "false"  # the official clients would, within seconds
     if isinstance(error, errors.Unauthenticated):
         headers["www-authenticate"] = "Bearer"
-    return json_response(encode_error(error), error.http_status, headers)
+    return headers
 
 
 def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(body, status, headers, media_type="application/json")
 
 
-async def handle_engine_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, EngineError)
-    access_record(request).error = error_code(error)
-    return error_response(error)
-
-
-async def handle_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals: no such path, or not with this method."""
-    assert isinstance(error, HTTPException)
-    asked = f"{request.method} {request.url.path}"
-    match error.status_code:
-        case 404:
-            message, code = f"There is no {asked}; GET / lists what there is", "unknown_url"
-        case 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            message, code = f"{asked} is not served; this path takes {allowed}", "method_not_allowed"
-        case status:
-            message, code = error.detail, HTTPStatus(status).name.lower()
-    access_record(request).error = code
-    return json_response(encode_status(error.status_code, message, code), error.status_code, error.headers)
-
-
-DEFECT = encode_status(500, "Internal error; the server's log tells more", "internal_error")
+DEFECT_MESSAGE = "Internal error; the server's log tells more"
+DEFECT = encode_status(500, DEFECT_MESSAGE, "internal_error")
 """The body for a defect of ours: the log has it, the client learns only that much."""
-
-
-async def handle_defect(_request: Request, _error: Exception) -> Response:
-    return json_response(DEFECT, 500)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -81,6 +82,14 @@ async def whole_response(generation: Generation, receive: Receive) -> Response:
     return json_response(generation.answer.whole(generation.choices.select(completions), usage))
 
 
+class EventSink(Protocol):
+    """Where the events of an answer go."""
+
+    async def write(self, body: bytes) -> None:
+        """Returns when there is room for more."""
+        ...
+
+
 class EventsResponse(Response, ABC):
     """An answer as server-sent events.
 
@@ -97,6 +106,10 @@ class EventsResponse(Response, ABC):
     async def send_events(self, receive: Receive, stream: EventStream) -> None:
         """Open the stream, write to it, close it."""
 
+    def failure(self, error: EngineError | None) -> bytes:
+        """The event that ends a stream which failed; None is a defect of ours."""
+        return sse.event(DEFECT if error is None else encode_error(error))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with EventStream(send, self._keep_alive) as stream:
             try:
@@ -105,17 +118,17 @@ class EventsResponse(Response, ABC):
             except EngineError as error:
                 if not stream.begun:
                     raise
-                failure, code = encode_error(error), error_code(error)
+                failure, code = self.failure(error), error_code(error)
             except Exception:
                 if not stream.begun:
                     raise
                 _log.exception("stream failed", request_id=self._record.request_id)
-                failure, code = DEFECT, "internal_error"
+                failure, code = self.failure(None), "internal_error"
             self._record.error = code
             # A client that reads nothing is not waited for: leaving the answer unfinished closes its connection.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):
-                    await stream.close(sse.event(failure))
+                    await stream.close(failure)
 
 
 class StreamedResponse(EventsResponse):
@@ -129,32 +142,33 @@ class StreamedResponse(EventsResponse):
         async with self._generation.admitted(receive):
             async with self._generation.streams() as deltas:
                 await stream.open()
-                closing = await self._write_events(deltas, stream)
+                closing = await write_events(self._generation, deltas, stream)
             # Only now: once an answer is complete, servers report a disconnect, which disturbs the leaving.
             await stream.close(closing)
 
-    async def _write_events(self, deltas: AsyncIterator[NumberedDelta], stream: EventStream) -> bytes:
-        """Returns the closing ones, which are not sent yet."""
-        answer, noted = self._generation.answer, self._generation.noted
-        choices = [answer.choice(number) for number in range(len(self._generation.requests))]
-        opening = b"".join(choice.opening() for choice in choices)
-        if opening:
-            await stream.write(opening)
+
+async def write_events(generation: Generation, deltas: AsyncIterator[NumberedDelta], stream: EventSink) -> bytes:
+    """Returns the closing events, which are not sent yet."""
+    noted = generation.noted
+    choices = [generation.answer.choice(number) for number in range(len(generation.requests))]
+    opening = b"".join(choice.opening() for choice in choices)
+    if opening:
+        await stream.write(opening)
+    if noted is not None:
+        noted.opened()
+    ended: dict[int, GenerationStats] = {}
+    async for number, delta in deltas:
         if noted is not None:
-            noted.opened()
-        ended: dict[int, GenerationStats] = {}
-        async for number, delta in deltas:
-            if noted is not None:
-                noted.add(number, delta)
-            body = worded(choices[number], delta)
-            if delta.finish_reason is not None:
-                _, ended[number] = end_of(delta)
-            if body:
-                await stream.write(body)
-            if noted is not None:
-                noted.sent(number)
-        usage = self._generation.usage([ended[number] for number in range(len(choices))])
-        return answer.closing(usage)
+            noted.add(number, delta)
+        body = worded(choices[number], delta)
+        if delta.finish_reason is not None:
+            _, ended[number] = end_of(delta)
+        if body:
+            await stream.write(body)
+        if noted is not None:
+            noted.sent(number)
+    usage = generation.usage([ended[number] for number in range(len(choices))])
+    return generation.answer.closing(usage)
 
 
 def worded(choice: ChoiceChunks, delta: Delta) -> bytes:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import msgspec
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from mlx_serving.core.generation import SamplingParams
+from mlx_serving.core.sampling_defaults import validate
 from mlx_serving.core.suggest import unknown_key_message
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.server.json_values import as_array, as_object
@@ -117,6 +119,11 @@ def _from_finding(found: ErrorDetails) -> Issue:
         case "greater_than_equal":
             limit = context["ge"]
             return Issue(field, f"{field} must be at least {limit}, got {shown(found['input'])}", limit=limit)
+        case "unsupported":
+            text = f"{field} {found['msg']}, got {shown(found['input'])}"
+            return Issue(field, text, "unsupported_parameter")
+        case "extra_forbidden":
+            return Issue(field, f"{field} is not a parameter of this object", "unknown_parameter")
         case "wrong_type":
             return Issue(field, f"{field} {found['msg']}, got {shown(found['input'])}", "invalid_type")
         case _:
@@ -132,6 +139,17 @@ def _path(location: tuple[int | str, ...]) -> str:
         elif not step.startswith("<"):
             path += f".{step}" if path else step
     return path
+
+
+def range_issues(params: SamplingParams, names: Mapping[str, str]) -> Iterator[Issue]:
+    """The sampling parameters that are out of their limits; `names` are those that the API has its own names for."""
+    try:
+        validate(params)
+    except InvalidRequest as error:
+        for issue in from_range_error(error):
+            name, bracket, rest = issue.field.partition("[")
+            field = names.get(name, name) + bracket + rest
+            yield replace(issue, field=field, message=issue.message.replace(issue.field, field, 1))
 
 
 def from_range_error(error: InvalidRequest) -> Iterable[Issue]:

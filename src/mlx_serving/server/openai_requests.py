@@ -6,7 +6,7 @@ The body is used up: what is not served is taken out of its lists.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -14,10 +14,17 @@ from pydantic import ValidationError
 
 from mlx_serving.core.choices import Choices
 from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
-from mlx_serving.core.sampling_defaults import validate
-from mlx_serving.errors import InvalidRequest
 from mlx_serving.server import unsupported
-from mlx_serving.server.issues import MAX_ISSUES, Issue, from_range_error, from_validation_error, refuse, screen, shown
+from mlx_serving.server.issues import (
+    MAX_ISSUES,
+    Issue,
+    from_range_error,
+    from_validation_error,
+    range_issues,
+    refuse,
+    screen,
+    shown,
+)
 from mlx_serving.server.json_values import as_array, as_object
 from mlx_serving.server.openai_schema import (
     ChatCompletionRequest,
@@ -140,12 +147,7 @@ def _range_issues(given: Mapping[str, object]) -> Iterator[Issue]:
     limit_name, max_tokens = _max_tokens_given(given)
     top_name, logprobs = _logprobs_given(given)
     names = {"max_tokens": limit_name, "logprobs": top_name}
-    try:
-        validate(_sampling(fields, max_tokens, logprobs))
-    except InvalidRequest as error:
-        for issue in from_range_error(error):
-            name = names.get(issue.field, issue.field)
-            yield replace(issue, field=name, message=issue.message.replace(issue.field, name, 1))
+    yield from range_issues(_sampling(fields, max_tokens, logprobs), names)
 
 
 def _choice_issues(given: Mapping[str, object]) -> Iterator[Issue]:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from mlx_serving.core.generation import GenerationRequest
 from mlx_serving.core.resumption import Api, RequestLog, SequenceLog
 from mlx_serving.core.serving import ServedModel
-from mlx_serving.server.access_log import access_record
+from mlx_serving.server.access_log import AccessRecord, access_record
 from mlx_serving.server.auth import api_key_of, is_allowed, require_allowed, require_api_key
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.generation import Generation, StreamedResponse, whole_response
@@ -75,6 +75,22 @@ async def _generate(
 ) -> Response:
     record = access_record(request)
     asked = parse(await read_json_object(request, service.settings))
+    generation = _prepared(service, record, request.headers, asked, api)
+    if asked.stream:
+        return StreamedResponse(generation, service.keep_alive)
+    return await whole_response(generation, request.receive)
+
+
+def prepared_chat(
+    service: Service, record: AccessRecord, headers: Mapping[str, str], body: Mapping[str, object]
+) -> tuple[Generation, bool]:
+    """What a chat's body asks for, and whether its answer is to be streamed. Raises `InvalidRequest`, and
+    `ModelNotFound`."""
+    asked = parse_chat(body)
+    return _prepared(service, record, headers, asked, "chat"), asked.stream
+
+
+def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str], asked: Asked, api: Api) -> Generation:
     record.stream, record.user = asked.stream, asked.user
     model = service.model(asked.model)
     record.model = model.name
@@ -94,8 +110,8 @@ async def _generate(
     noted = None
     if service.handover is not None:
         requests = seeded(requests)
-        noted = Noted(_log_of(heading, api, asked, requests), api_key_of(service, request.headers))
-    generation = Generation(
+        noted = Noted(_log_of(heading, api, asked, requests), api_key_of(service, headers))
+    return Generation(
         requests=requests,
         choices=asked.choices,
         backend=service.engine,
@@ -105,9 +121,6 @@ async def _generate(
         journal=None if service.handover is None else service.handover.journal,
         noted=noted,
     )
-    if asked.stream:
-        return StreamedResponse(generation, service.keep_alive)
-    return await whole_response(generation, request.receive)
 
 
 def _log_of(heading: Heading, api: Api, asked: Asked, requests: Sequence[GenerationRequest]) -> RequestLog:

@@ -25,6 +25,7 @@ from mlx_serving.server.certificate import check_certificate
 from mlx_serving.server.handover import resume_path
 from mlx_serving.server.http_protocol import BoundedHttpProtocol
 from mlx_serving.server.listening import ListenAddress, address_of, listen, with_more_acceptors
+from mlx_serving.server.websocket_protocol import BoundedWebSocketProtocol
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.server")
@@ -53,7 +54,10 @@ class HttpServer:
             uvicorn.Config(
                 app,
                 http=BoundedHttpProtocol,
-                ws="none",
+                ws=BoundedWebSocketProtocol,
+                ws_max_size=app.settings.max_body_bytes,
+                # A client that does not read for a while answers no ping; it may.
+                ws_ping_timeout=None,
                 lifespan="off",
                 log_config=None,
                 # The application logs its own requests and defects; what remains is noise about broken clients.

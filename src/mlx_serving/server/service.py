@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mlx_serving.core.response_store import StorePolicy
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.errors import ModelNotFound
 from mlx_serving.server.handover import Handover
@@ -13,13 +14,14 @@ from mlx_serving.server.key_ring import KeyRing, KeySettings
 from mlx_serving.server.ports import ServingEngine
 from mlx_serving.server.reload import Reloader
 from mlx_serving.server.settings import ServerSettings
+from mlx_serving.server.stored_responses import StoredResponses
 
 
 @dataclass(slots=True)
 class Service:
     """`settings` may be others from one request to the next. `reloader` reads them again, if it is known whence.
     `handover` is there if unfinished requests shall outlive this server. `keys` are those with limits of
-    their own."""
+    their own, `responses` the answers of /v1/responses that are kept."""
 
     engine: ServingEngine
     settings: ServerSettings
@@ -27,6 +29,7 @@ class Service:
     reloader: Reloader | None = None
     handover: Handover | None = None
     keys: KeyRing = field(default_factory=lambda: KeyRing(KeySettings()))
+    responses: StoredResponses = field(default_factory=lambda: StoredResponses(StorePolicy()))
 
     @property
     def keep_alive(self) -> KeepAlive:

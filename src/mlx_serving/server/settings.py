@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlx_serving.config.schema import Config
 from mlx_serving.core.bounds import at_least, greater_than
+from mlx_serving.core.response_store import StorePolicy
 from mlx_serving.server.key_ring import KeySettings
 
 
@@ -23,6 +24,7 @@ class ServerSettings:
     `cors_origins` are the origins whose scripts may call this server; `*` is all of them.
     `tls_cert` and `tls_key` are PEM files; without them, HTTP is not encrypted.
     `request_timeout_s` bounds one generation from admission to its last byte; None is no limit.
+    `stored_responses` bounds what is kept of /v1/responses.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -36,6 +38,7 @@ class ServerSettings:
     access_log: bool = True
     keys: KeySettings = field(default_factory=KeySettings)
     cors_origins: tuple[str, ...] = ()
+    stored_responses: StorePolicy = field(default_factory=StorePolicy)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     system_fingerprint: str = field(default_factory=lambda: f"mlx-serving-{version('mlx-serving')}")

@@ -72,6 +72,35 @@ CHAT: NeutralValues = {
 
 COMPLETION: NeutralValues = {**_BOTH, "suffix": ("",)}
 
+ANTHROPIC: NeutralValues = {
+    "billing_policy": (),
+    "compaction": (),
+    "container": (),
+    "context_management": (),
+    "diagnostics": (),
+    "fallback_credit_token": (),
+    "fallbacks": ([],),
+    "inference_geo": (),
+    "mcp_servers": ([],),
+    "output_format": (),
+    "speed": ("standard",),
+    "thread": (),
+    "user_profile_id": (),
+    "workspace_id": (),
+}
+
+RESPONSES: NeutralValues = {
+    "access_programs": (),
+    "background": (False,),
+    "context_management": ([],),
+    "conversation": (),
+    "image": (),
+    "moderation": (),
+    "prompt": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory",),
+}
+
 STREAM_OPTIONS: NeutralValues = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
 
 # What an assistant's message of an earlier answer carries when a client sends it back.

@@ -28,8 +28,11 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Completed(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """`stop` is the stop string that ended it, if one did."""
+
     finish_reason: FinishReason
     stats: Stats
+    stop: str | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -156,6 +159,7 @@ def _row_as_json(row: Row) -> Iterator[tuple[str, dict[str, object]]]:
                     "stream_id": row.stream_id,
                     "event": "completed",
                     "finish_reason": row.end.finish_reason.value,
+                    **({} if row.end.stop is None else {"stop": row.end.stop}),
                     "is_final": True,
                 },
             )

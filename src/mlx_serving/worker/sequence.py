@@ -96,4 +96,5 @@ class RunningSequence:
                 time_to_first_token=first - self._started_at,
                 total_time=now - self._started_at,
             ),
+            self._stops.stop,
         )

@@ -1,0 +1,127 @@
+"""One sequence for an API whose answers have parts: what is thought, said and called. See `generation`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive
+
+from mlx_serving.core.choices import Usage
+from mlx_serving.core.generation import Backend, Delta, FinishReason, GenerationRequest, GenerationStats
+from mlx_serving.errors import EngineError
+from mlx_serving.server.access_log import AccessRecord
+from mlx_serving.server.errors import json_response
+from mlx_serving.server.generation import EventSink, EventsResponse, end_of
+from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.keep_alive import EventStream, KeepAlive
+from mlx_serving.server.merged_streams import NumberedDelta, merged_streams
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why an answer ended, the stop string that ended it if one did, and its cost."""
+
+    reason: FinishReason
+    stop: str | None
+    usage: Usage
+
+
+class SingleAnswer(Protocol):
+    """How one API words one sequence. What returns bytes returns them ready to send."""
+
+    def opening(self) -> bytes:
+        """The events that a stream begins with."""
+        ...
+
+    def piece(self, delta: Delta) -> bytes:
+        """The events of a delta; may be empty."""
+        ...
+
+    def closing(self, ending: Ending) -> bytes:
+        """The events that end a stream."""
+        ...
+
+    def add(self, delta: Delta) -> None:
+        """Take in a delta of an answer that is not streamed."""
+        ...
+
+    def whole(self, ending: Ending) -> bytes:
+        """The body of an answer that is not streamed."""
+        ...
+
+    def failure(self, error: EngineError | None) -> bytes:
+        """The event that ends a stream which failed; None is a defect of ours."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SingleGeneration:
+    """A request, who generates its answer, how it is worded, and the line of the log it appears in."""
+
+    request: GenerationRequest
+    backend: Backend
+    in_flight: InFlight
+    answer: SingleAnswer
+    record: AccessRecord
+
+    def admitted(self, receive: Receive) -> AbstractAsyncContextManager[None]:
+        """See `InFlight.admit`."""
+        return self.in_flight.admit(receive, self.request.timeout_s, self.request.request_id)
+
+    def streams(self) -> AbstractAsyncContextManager[AsyncIterator[NumberedDelta]]:
+        """See `merged_streams`."""
+        return merged_streams(self.backend, (self.request,))
+
+    async def whole_response(self, receive: Receive) -> Response:
+        """The complete answer. Raises `EngineError`; leaves the backend at once when the client leaves."""
+        ending: Ending | None = None
+        async with self.admitted(receive), self.streams() as deltas:
+            async for _, delta in deltas:
+                self.answer.add(delta)
+                if delta.finish_reason is not None:
+                    ending = self._ending(delta)
+        assert ending is not None  # a stream without an end raises
+        return json_response(self.answer.whole(ending))
+
+    async def write_events(self, deltas: AsyncIterator[NumberedDelta], stream: EventSink) -> bytes:
+        """Returns the closing ones, which are not sent yet."""
+        await stream.write(self.answer.opening())
+        closing = b""
+        async for _, delta in deltas:
+            body = self.answer.piece(delta)
+            if delta.finish_reason is not None:
+                closing = body + self.answer.closing(self._ending(delta))
+            elif body:
+                await stream.write(body)
+        return closing
+
+    def _ending(self, delta: Delta) -> Ending:
+        reason, stats = end_of(delta)
+        return Ending(reason, delta.stop, self._usage(stats))
+
+    def _usage(self, stats: GenerationStats) -> Usage:
+        self.record.prompt_tokens, self.record.completion_tokens = stats.prompt_tokens, stats.tokens_generated
+        return Usage(stats.prompt_tokens, stats.tokens_generated)
+
+
+class SingleStream(EventsResponse):
+    """The answer as server-sent events. The stream begins when the backend has accepted the request, or with a first
+    comment before that."""
+
+    def __init__(self, generation: SingleGeneration, keep_alive: KeepAlive) -> None:
+        super().__init__(keep_alive, generation.record)
+        self._generation = generation
+
+    def failure(self, error: EngineError | None) -> bytes:
+        return self._generation.answer.failure(error)
+
+    async def send_events(self, receive: Receive, stream: EventStream) -> None:
+        async with self._generation.admitted(receive):
+            async with self._generation.streams() as deltas:
+                await stream.open()
+                closing = await self._generation.write_events(deltas, stream)
+            await stream.close(closing)  # see `generation.StreamedResponse`
