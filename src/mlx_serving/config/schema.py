@@ -65,6 +65,12 @@ class ServerConfig(Section):
         default=None, description="Secret for the administrative requests; null switches those requests off."
     )
     max_body_bytes: int = Field(default=4 * 1024**2, ge=1024, le=1024**3, description="Largest request body, in bytes.")
+    max_response_bytes: int | None = Field(
+        default=None,
+        ge=1024,
+        description="Largest text of one answer, of all its choices together, in bytes; a longer one ends with an "
+        "error. Null leaves it to `max_tokens`.",
+    )
     keepalive_s: float | None = Field(
         default=10.0,
         gt=0,

@@ -31,6 +31,7 @@ class AccessRecord:
 
     `request_id` is ours and unique, `given_id` the one that the client gave. `holder` is whose API key it came with, if
     that has limits. `accepted_s` is when the worker accepted it, in seconds after `started`, which is monotonic time.
+    `answer_bytes` counts the text so far.
     """
 
     request_id: str = field(default_factory=lambda: uuid4().hex)
@@ -39,6 +40,7 @@ class AccessRecord:
     served: Served = field(default_factory=Served)
     started: float = field(default_factory=time.monotonic)
     accepted_s: float | None = None
+    answer_bytes: int = 0
     status: int | None = None
     model: str | None = None
     stream: bool | None = None

@@ -117,9 +117,11 @@ def create_app(engine: ServingEngine, settings: ServerSettings, handover: Handov
     """Serve `engine`. Starting and stopping it is the caller's, and so is starting the `handover`, through which
     requests outlive the server. Raises `InvalidConfig` for API keys that cannot be read."""
     keys = KeyRing(settings.keys)
-    metered = cast("ServingEngine", MeteredEngine(engine, keys))
+    metered = MeteredEngine(engine, keys, lambda: service.settings.max_response_bytes)
     stored = StoredResponses(settings.stored_responses)
-    service = Service(metered, settings, InFlight(), handover=handover, keys=keys, responses=stored)
+    service = Service(
+        cast("ServingEngine", metered), settings, InFlight(), handover=handover, keys=keys, responses=stored
+    )
     api = _Api(
         title="mlx-serving",
         version=version("mlx-serving"),

@@ -1,4 +1,4 @@
-"""A Backend layer that holds each caller to the limits of the API key that he sent.
+"""A Backend layer that holds each caller to the limits of the API key that he sent, and all to those of an answer.
 
 Who that is, the access record of the request tells, which `auth` has written it to. So the limits hold for every API
 that this server speaks, without any of them knowing of it.
@@ -7,14 +7,14 @@ that this server speaks, without any of them knowing of it.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Self
 
 from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from mlx_serving.core.key_usage import KeyLimits, Refusal
-from mlx_serving.errors import Forbidden, QuotaExceeded, RateLimited
+from mlx_serving.errors import Forbidden, InvalidRequest, QuotaExceeded, RateLimited
 from mlx_serving.server.access_log import AccessRecord, current_record
 from mlx_serving.server.key_ring import KeyHolder, KeyRing
 from mlx_serving.server.ports import ServingEngine
@@ -25,16 +25,19 @@ _CHARS_PER_TOKEN = 4  # a guess that is put right when the worker has counted
 class MeteredEngine:
     """The engine for callers with limits. What is not said here is the engine's."""
 
-    def __init__(self, engine: ServingEngine, keys: KeyRing) -> None:
+    def __init__(self, engine: ServingEngine, keys: KeyRing, max_bytes: Callable[[], int | None]) -> None:
+        """`max_bytes` of text that one request may get; it may be another one from one to the next."""
         self._engine = engine
         self._keys = keys
+        self._max_bytes = max_bytes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
-        """See `core.generation.Backend`. Raises `Forbidden`, `RateLimited` and `QuotaExceeded`.
+        """See `core.generation.Backend`. Raises `Forbidden`, `RateLimited` and `QuotaExceeded`, and `InvalidRequest`
+        when the answer gets too long.
 
         Several answers to one prompt are one request.
         """
@@ -45,7 +48,7 @@ class MeteredEngine:
         if record is None or holder is None:
             async with self._engine.generate(request) as deltas:
                 _note_acceptance(record)
-                yield deltas
+                yield self._bounded(deltas, record)
             return
         require_model(holder.limits, request.model)
         request = replace(request, caller=holder.name, priority=_lower(request, holder.limits))
@@ -57,7 +60,7 @@ class MeteredEngine:
         try:
             async with self._engine.generate(request) as deltas:
                 _note_acceptance(record)
-                yield metered.reading(deltas)
+                yield self._bounded(metered.reading(deltas), record)
         except BaseException:
             if not metered.accepted:
                 metered.give_back()
@@ -65,6 +68,23 @@ class MeteredEngine:
         finally:
             if counts:
                 usage.leave()
+
+    def _bounded(self, deltas: AsyncIterator[Delta], record: AccessRecord | None) -> AsyncIterator[Delta]:
+        limit = self._max_bytes()
+        return deltas if record is None or limit is None else _bounded(deltas, record, limit)
+
+
+async def _bounded(deltas: AsyncIterator[Delta], record: AccessRecord, limit: int) -> AsyncIterator[Delta]:
+    async for delta in deltas:
+        said = (delta.text, delta.reasoning, *(call.arguments for call in delta.tool_calls))
+        record.answer_bytes += sum(len(text.encode()) for text in said)
+        if record.answer_bytes > limit:
+            raise InvalidRequest(
+                f"The answer is longer than {limit} bytes, which is the limit here; ask for fewer tokens",
+                field="max_tokens",
+                limit=limit,
+            )
+        yield delta
 
 
 class _Metered:

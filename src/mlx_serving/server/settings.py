@@ -16,7 +16,8 @@ from mlx_serving.server.key_ring import KeySettings
 class ServerSettings:
     """`api_key` None lets everybody in; `admin_key` None switches the administrative requests off.
 
-    `max_body_bytes` and `body_timeout_s` bound what a client may send and how long it may take to.
+    `max_body_bytes` and `body_timeout_s` bound what a client may send and how long it may take to,
+    `max_response_bytes` the text it gets; None leaves that to the request.
     `default_model` answers requests that name none; None is the engine's own choice.
     `keepalive_s` is how long a stream may be silent while work goes on; None is for ever.
     `drain_timeout_s` is how long requests have to finish when the server is stopped.
@@ -30,6 +31,7 @@ class ServerSettings:
     api_key: str | None = field(default=None, repr=False)
     admin_key: str | None = field(default=None, repr=False)
     max_body_bytes: int = 4 * 1024**2
+    max_response_bytes: int | None = None
     body_timeout_s: float = 30.0
     default_model: str | None = None
     keepalive_s: float | None = 10.0
@@ -59,6 +61,7 @@ def settings_of(config: Config) -> ServerSettings:
         api_key=server.api_key.get_secret_value() if server.api_key else None,
         admin_key=server.admin_key.get_secret_value() if server.admin_key else None,
         max_body_bytes=server.max_body_bytes,
+        max_response_bytes=server.max_response_bytes,
         default_model=config.models.default,
         keepalive_s=server.keepalive_s,
         request_timeout_s=config.generation.timeout_s,
