@@ -219,4 +219,11 @@ def _command(config: Config, share: DeviceShare) -> WorkerCommand:
 
 
 def _spec(model: ServedModel) -> ModelSpec:
-    return ModelSpec(model.name, model.model, model.revision, model.context_length)
+    return ModelSpec(
+        model.name,
+        model.model,
+        model.revision,
+        model.context_length,
+        tool_parser=model.tool_parser,
+        reasoning_parser=model.reasoning_parser,
+    )

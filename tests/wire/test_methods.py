@@ -92,6 +92,8 @@ FULL: dict[str, dict[str, object]] = {
         "quantization": "int4",
         "draft": True,
         "trust_remote_code": True,
+        "tool_parser": "mistral",
+        "reasoning_parser": "none",
         "known": {
             "config_digest": "00ff",
             "capabilities": {
@@ -137,6 +139,12 @@ FULL: dict[str, dict[str, object]] = {
         "caller": "somebody",
         "fork_of": "other",
         "delivered": [3, 4],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tool_choice": "required",
+        "named_tool": "f",
+        "parallel_tool_calls": False,
+        "parse_output": True,
+        "reasoning_budget": 7,
         "timeout_s": 60.0,
         "streaming": False,
         "guidance": {"mode": "json_schema"},

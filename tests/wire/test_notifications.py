@@ -186,9 +186,9 @@ def test_log_probabilities_of_several_tokens_are_lists() -> None:
     assert params["top_logprobs"] == [[{"token_id": 8, "token": "i", "bytes": [105], "logprob": -0.5}], []]
 
 
-def test_a_row_that_was_not_asked_for_log_probabilities_pays_one_byte_for_them() -> None:
+def test_a_row_that_was_not_asked_for_log_probabilities_pays_a_byte_for_each_thing_it_lacks() -> None:
     without = msgspec.msgpack.encode(["s", [7], "hi", None])
-    assert len(msgspec.msgpack.encode(Row("s", [7], "hi"))) == len(without) + 1
+    assert len(msgspec.msgpack.encode(Row("s", [7], "hi"))) == len(without) + 2
 
 
 def test_a_row_with_nothing_new_is_no_line() -> None:

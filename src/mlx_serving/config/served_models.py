@@ -24,6 +24,7 @@ NO_SPACES = r"^[^\s\x00-\x1f\x7f]+$"
 
 Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
 PublicName = Annotated[str, Field(min_length=1, max_length=256, pattern=NO_SPACES)]
+ParserName = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_SPACES)]
 
 
 def public_name(reference: str) -> str:
@@ -65,6 +66,16 @@ class ServedModel(BaseModel):
         default=None,
         ge=1,
         description="Cap of the context, in tokens (prompt and answer); null is the model's own length.",
+    )
+    tool_parser: ParserName | None = Field(
+        default=None,
+        description="How the model writes calls of tools (docs/tools.md lists the names), or none; null finds out from "
+        "its template.",
+    )
+    reasoning_parser: ParserName | None = Field(
+        default=None,
+        description="How the model marks its reasoning (docs/tools.md lists the names), or none; null finds out from "
+        "its vocabulary.",
     )
 
 

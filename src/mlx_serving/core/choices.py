@@ -103,6 +103,15 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """`arguments` are JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A sequence that has ended. `logprobs` are those of its tokens, if they were asked for."""
 
@@ -110,6 +119,8 @@ class Completion:
     finish_reason: FinishReason
     stats: GenerationStats
     logprobs: tuple[Logprobs, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def score(self) -> float:
         """Log-probability per token, as OpenAI ranks: a sum would favour the short. Without a token, the lowest."""
@@ -124,13 +135,20 @@ class Transcript:
 
     _text: list[str] = field(default_factory=list[str])
     _logprobs: list[Logprobs] = field(default_factory=list[Logprobs])
+    _reasoning: list[str] = field(default_factory=list[str])
+    _calls: dict[int, ToolCall] = field(default_factory=dict[int, ToolCall])
 
     def add(self, delta: Delta) -> None:
         self._text.append(delta.text)
         self._logprobs += delta.logprobs
+        self._reasoning.append(delta.reasoning)
+        for piece in delta.tool_calls:
+            call = self._calls.get(piece.index) or ToolCall(piece.id or "", piece.name or "", "")
+            self._calls[piece.index] = replace(call, arguments=call.arguments + piece.arguments)
 
     def completed(self, reason: FinishReason, stats: GenerationStats) -> Completion:
-        return Completion("".join(self._text), reason, stats, tuple(self._logprobs))
+        calls = tuple(self._calls[index] for index in sorted(self._calls))
+        return Completion("".join(self._text), reason, stats, tuple(self._logprobs), "".join(self._reasoning), calls)
 
 
 def seed_of(seed: int, candidate: int) -> int:

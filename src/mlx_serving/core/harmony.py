@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import cast
 
 from mlx_serving.core.parsed_output import IdStyle, OutputSink
 from mlx_serving.core.text_scanner import Reading, TextScanner
@@ -29,35 +28,38 @@ class HarmonyFormat:
     ids: IdStyle = "long"
     think_starts: Sequence[str] = ("<|channel|>analysis<|message|>",)
     think_ends: Sequence[str] = ("<|end|>",)
+    answer_start: str = "<|start|>assistant<|channel|>final<|message|>"
 
     def __init__(self, *, apart: bool = True) -> None:
         """`apart`: calls are wanted apart. Else they belong to no part."""
         self._apart = apart
 
     def read(self, text: TextScanner, sink: OutputSink, schemas: Schemas, *, thinking: bool) -> Reading[None]:
-        channel, recipient = "analysis" if thinking else "", ""
-        found: str | None = _MESSAGE if thinking else _START
-        while found is not None:
-            if found == _MESSAGE:
-                found = cast("str | None", (yield from self._body(channel, recipient, text, sink)))
-                sink.break_thought()
-                continue
+        if thinking:
+            yield from self._body("analysis", "", text, sink)
+            sink.break_thought()
+        while True:
             header: list[str] = []
             found = yield from text.until(_HEADER_ENDS, header.append)
-            channel, recipient = _addressed("".join(header))
+            if found is None:
+                return
+            if found == _MESSAGE:
+                yield from self._body(*_addressed("".join(header)), text, sink)
+                sink.break_thought()
 
-    def _body(self, channel: str, recipient: str, text: TextScanner, sink: OutputSink) -> Reading[str | None]:
+    def _body(self, channel: str, recipient: str, text: TextScanner, sink: OutputSink) -> Reading[None]:
         if recipient.startswith("functions.") and self._apart and (yield from text.skip_space()) == "{":
             yield from stream_arguments(text, sink, recipient.removeprefix("functions."))
         if recipient:
-            return (yield from text.until(_CALL_ENDS, _drop))
+            yield from text.until(_CALL_ENDS, _drop)
+            return
         match channel:
             case "analysis":
-                return (yield from text.until(_BODY_ENDS, sink.think))
+                yield from text.until(_BODY_ENDS, sink.think)
             case "final" | "commentary":
-                return (yield from text.until(_BODY_ENDS, sink.say))
+                yield from text.until(_BODY_ENDS, sink.say)
             case _:
-                return (yield from text.until(_BODY_ENDS, _drop))
+                yield from text.until(_BODY_ENDS, _drop)
 
 
 def _addressed(header: str) -> tuple[str, str]:

@@ -66,6 +66,7 @@ class ThinkStyle:
 
     starts: Sequence[str]
     ends: Sequence[str]
+    answer_start: str = ""
 
 
 HARMONY = "harmony"
@@ -144,11 +145,30 @@ THINK_STYLES: Mapping[str, ThinkStyle] = {
     "think": ThinkStyle(("<think>",), ("</think>",)),
     "mistral": ThinkStyle(("[THINK]", "<think>"), ("[/THINK]", "</think>")),
     "gemma4": ThinkStyle(("<|channel>thought", "<|channel>"), ("<channel|>",)),
-    "kimi_k3": ThinkStyle(("<|open|>think<|sep|>",), ("<|close|>think<|sep|>", "<|open|>response<|sep|>")),
+    "kimi_k3": ThinkStyle(
+        ("<|open|>think<|sep|>",), ("<|close|>think<|sep|>", "<|open|>response<|sep|>"), "<|open|>response<|sep|>"
+    ),
     "longcat": ThinkStyle(("<longcat_think>",), ("</longcat_think>",)),
     "think_blocks": ThinkStyle(("<|think:start|>",), ("<|think:end|>",)),
     "seed": ThinkStyle(("<seed:think>",), ("</seed:think>",)),
 }
+
+
+MARKERS = (
+    *(marker for think in THINK_STYLES.values() for marker in (*think.starts, *think.ends)),
+    *(marker for style in TOOL_STYLES.values() for marker in (*style.calls.starts, *style.ignored)),
+    *("<|start|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"),
+    *("</tool_call>", "<function=", "</function>", "<parameter=", "</parameter>"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    *("[ARGS]", "[CALL_ID]", '<|"|>', "<tool_call|>", "<|tool_call_end|>"),
+    *("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_calls_section_end|>"),
+    *("<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "｜DSML｜"),
+    *("<|open|>", "<|close|>", "<|sep|>"),
+    *("<minimax:tool_call>", "</minimax:tool_call>", "<start_function_call>", "<end_function_call>", "<escape>"),
+    *("<longcat_tool_call>", "</longcat_tool_call>", "<longcat_arg_key>", "</longcat_arg_key>"),
+    *("<longcat_arg_value>", "</longcat_arg_value>", "<atem:function_calls>", "</atem:function_calls>"),
+)
+"""What tokens of formats are called: those that must be read although they are no text."""
 
 
 def output_format(tools: ToolStyle | str | None, think: ThinkStyle | str | None) -> OutputFormat:
@@ -161,6 +181,7 @@ def output_format(tools: ToolStyle | str | None, think: ThinkStyle | str | None)
     return MarkedFormat(
         think_starts=thought.starts,
         think_ends=thought.ends,
+        answer_start=thought.answer_start,
         calls=style.calls,
         ignored=style.ignored,
         trims=style.trims,

@@ -17,7 +17,8 @@ from mlx_serving.core.tool_call_stream import NO_CALLS, BareCalls, CallFormat
 
 
 class OutputFormat(Protocol):
-    """How a model writes. `trims`: white space between what is said and calls separates them. `ids`: see `call_id`."""
+    """How a model writes. `trims`: white space between what is said and calls separates them. `ids`: see `call_id`.
+    After reasoning that was cut off, the answer begins with `answer_start`."""
 
     @property
     def trims(self) -> bool: ...
@@ -31,6 +32,9 @@ class OutputFormat(Protocol):
     @property
     def think_ends(self) -> Sequence[str]: ...
 
+    @property
+    def answer_start(self) -> str: ...
+
     def read(self, text: TextScanner, sink: OutputSink, schemas: Schemas, *, thinking: bool) -> Reading[None]:
         """Read a whole answer. `thinking`: it begins in the middle of reasoning. Raises `TextCut`."""
         ...
@@ -43,6 +47,7 @@ class MarkedFormat:
 
     think_starts: Sequence[str] = ()
     think_ends: Sequence[str] = ()
+    answer_start: str = ""
     calls: CallFormat = NO_CALLS
     ignored: Sequence[str] = ()
     trims: bool = True
@@ -105,10 +110,16 @@ class OutputParser:
         self._sink = OutputSink(
             stream, style=output_format.ids, trims=output_format.trims, max_calls=None if parallel else 1
         )
+        self._parallel = parallel
         self._reading: Reading[None] | None = output_format.read(
             self._text, self._sink, schemas_of(tools), thinking=thinking
         )
         self._go_on()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing that comes is wanted any more."""
+        return not self._parallel and self._sink.calls_ended > 0
 
     @property
     def calls(self) -> int:

@@ -47,10 +47,7 @@ class OutputSink:
         """Whether anything but white space was said."""
         self.calls = 0
         """Calls that were begun, with those that are not kept."""
-
-    @property
-    def is_full(self) -> bool:
-        return self._max_calls is not None and self.calls >= self._max_calls
+        self.calls_ended = 0
 
     def say(self, text: str) -> None:
         if self._leading:
@@ -88,6 +85,10 @@ class OutputSink:
         self._thought_space = ""
         self._thinks = False
         self._leading = True
+
+    def end_call(self) -> None:
+        """The last call is complete."""
+        self.calls_ended = self.calls
 
     def begin_call(self, name: str, model_id: str | None = None) -> None:
         """`model_id` is the id that the model gave the call, if it gives any."""

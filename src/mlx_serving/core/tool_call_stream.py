@@ -236,6 +236,7 @@ def _pass_on(calls: Sequence[WholeCall] | None, sink: OutputSink) -> None:
     for call in calls or ():
         sink.begin_call(call.name)
         sink.argue(json.dumps(call.arguments, ensure_ascii=False))
+        sink.end_call()
 
 
 def _json_calls(text: TextScanner, sink: OutputSink) -> Reading[None]:
@@ -296,6 +297,7 @@ def _json_call(text: TextScanner, sink: OutputSink, offered: Schemas | None = No
         return False
     sink.begin_call(name)
     sink.argue(arguments)
+    sink.end_call()
     return True
 
 
@@ -308,6 +310,7 @@ def stream_arguments(
         value = JsonValue(sink.argue)
         value.take(begun_with)
         yield from text.take(value.take)
+        sink.end_call()
         return not value.is_broken
     held = yield from _value(text)
     arguments = None if held is None else _arguments_of(held)
@@ -315,6 +318,7 @@ def stream_arguments(
         return False
     sink.begin_call(name, model_id)
     sink.argue(arguments)
+    sink.end_call()
     return True
 
 

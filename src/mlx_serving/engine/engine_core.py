@@ -172,7 +172,7 @@ class EngineCore:
         spec = ModelSpec(name or public_name(reference), reference, revision)
         known = self._parts.models.spec(spec.name) if spec.name in self._parts.models.names() else None
         if known is not None and replace:
-            version = ModelSpec(spec.name, reference, revision, context_length=known.context_length)
+            version = known.with_reference(reference, revision)
             await self._parts.models.replace(version, load=True)
         elif known is not None and (known.reference, known.revision) != (reference, revision):
             raise InvalidRequest(

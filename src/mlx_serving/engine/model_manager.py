@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, assert_never
 
 from mlx_serving.core import model_residency as residency
@@ -42,6 +42,12 @@ class ModelSpec:
     revision: str | None = None
     context_length: int | None = None
     local_path: str | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+
+    def with_reference(self, reference: str, revision: str | None) -> ModelSpec:
+        """The same name and settings for another model."""
+        return replace(self, reference=reference, revision=revision, local_path=None)
 
 
 @dataclass(slots=True)
@@ -355,6 +361,8 @@ class ModelManager:
             revision=spec.revision,
             context_length=spec.context_length,
             local_path=spec.local_path or (spec.reference if spec.reference != entry.worker_id else None),
+            tool_parser=spec.tool_parser,
+            reasoning_parser=spec.reasoning_parser,
             known=entry.known,
         )
         try:

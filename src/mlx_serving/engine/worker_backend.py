@@ -22,14 +22,15 @@ from mlx_serving.core.generation import (
     TextPrompt,
     TokenLogprob,
     TokenPrompt,
+    ToolCallDelta,
 )
 from mlx_serving.core.inquest import Inquest
 from mlx_serving.core.stream import StreamEvent
 from mlx_serving.engine.supervisor import Supervisor
 from mlx_serving.engine.worker_client import WorkerClient
-from mlx_serving.errors import Aborted, EngineError, RequestCrashedWorker, UnsupportedParameter, WorkerDied
+from mlx_serving.errors import Aborted, EngineError, RequestCrashedWorker, WorkerDied
 from mlx_serving.wire import jsonrpc, methods
-from mlx_serving.wire.notifications import Candidate, Completed, Row
+from mlx_serving.wire.notifications import Aside, Candidate, Completed, Row
 
 _MAX_ID_CHARS = 256  # of a stream on the pipe
 
@@ -54,7 +55,6 @@ class WorkerBackend:
 
         A request_id must not be in use.
         """
-        _refuse_unserved(request)
         client = await self._enter(request.request_id)
         # An id may come again while the abort of its last stream is still on its way: on the pipe each is its own.
         pipe_id = f"{next(self._numbers)}-{request.request_id}"[:_MAX_ID_CHARS]
@@ -206,9 +206,9 @@ class _Stream:
             self._ready.append(Delta("", (), ending.reason, ending.stats, stop=ending.stop))
 
     def _on_row(self, row: Row) -> None:
-        if row.token_ids or row.text:
+        if row.token_ids or row.text or row.aside is not None:
             self._clear(len(row.token_ids))
-            self.dispatch(stream.Delivered(Delta(row.text, tuple(row.token_ids), logprobs=_logprobs(row))))
+            self.dispatch(stream.Delivered(_delta(row)))
         match row.end:
             case None:
                 pass
@@ -231,23 +231,25 @@ class _Stream:
             self._on_cleared()
 
 
-def _refuse_unserved(request: GenerationRequest) -> None:
-    """Raises `UnsupportedParameter` for what workers would never learn of: nothing that is asked for is ignored."""
-    tools = isinstance(request.prompt, ChatPrompt) and request.prompt.tools and request.tool_choice.mode != "none"
-    unserved = {
-        "tools": bool(tools),
-        "reasoning_budget": request.reasoning_budget is not None,
-    }
-    for name, asked in unserved.items():
-        if asked:
-            raise UnsupportedParameter(f"{name} is not supported by this server", field=name)
-
-
 def _blamed(error: WorkerDied, losses: float) -> RequestCrashedWorker:
     return RequestCrashedWorker(
         f"This request kills the worker that serves it, also when it is tried alone: {error.message}",
         origin=error.origin,
         **{**error.details, "losses": losses},
+    )
+
+
+_NOTHING_ASIDE = Aside("", [])
+
+
+def _delta(row: Row) -> Delta:
+    aside = row.aside or _NOTHING_ASIDE
+    return Delta(
+        row.text,
+        tuple(row.token_ids),
+        logprobs=_logprobs(row),
+        reasoning=aside.reasoning,
+        tool_calls=tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in aside.tool_calls),
     )
 
 
@@ -302,6 +304,11 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
         caller=request.caller[:256],
         fork_of=fork_of,
         delivered=list(request.delivered),
+        parse_output=request.parse_output,
+        tool_choice=request.tool_choice.mode,
+        named_tool=request.tool_choice.named,
+        parallel_tool_calls=request.tool_choice.parallel,
+        reasoning_budget=request.reasoning_budget,
         timeout_s=request.timeout_s,
         guidance=_guidance(request.structure),
     )
@@ -313,4 +320,5 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
         case ChatPrompt():
             params.messages = [dict(message) for message in request.prompt.messages]
             params.template_kwargs = dict(request.prompt.template_kwargs)
+            params.tools = [dict(tool) for tool in request.prompt.tools]
     return params

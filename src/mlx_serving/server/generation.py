@@ -173,7 +173,9 @@ async def write_events(generation: Generation, deltas: AsyncIterator[NumberedDel
 
 def worded(choice: ChoiceChunks, delta: Delta) -> bytes:
     """The events that say what the delta says; may be empty. Raises as `end_of`."""
-    body = choice.piece(delta.text, delta.logprobs) if delta.text or delta.logprobs else b""
+    body = choice.thought(delta.reasoning) if delta.reasoning else b""
+    body += choice.piece(delta.text, delta.logprobs) if delta.text or delta.logprobs else b""
+    body += choice.calls(delta.tool_calls) if delta.tool_calls else b""
     if delta.finish_reason is not None:
         body += choice.ending(end_of(delta)[0])
     return body

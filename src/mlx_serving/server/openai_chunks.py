@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from mlx_serving.core.choices import Completion, Usage
-from mlx_serving.core.generation import FinishReason, Logprobs
+from mlx_serving.core.generation import FinishReason, Logprobs, ToolCallDelta
 from mlx_serving.core.resumption import Api
 from mlx_serving.server import sse
 from mlx_serving.server.openai_logprobs import TextLogprobs, chat_logprobs
@@ -56,6 +56,14 @@ class ChoiceChunks(Protocol):
         """An event with new text, and the log-probabilities of the tokens that came with it."""
         ...
 
+    def thought(self, text: str) -> bytes:
+        """An event with more of the reasoning."""
+        ...
+
+    def calls(self, pieces: Sequence[ToolCallDelta]) -> bytes:
+        """An event with more of the calls of tools."""
+        ...
+
     def ending(self, reason: FinishReason) -> bytes:
         """The event that ends the choice."""
         ...
@@ -89,7 +97,7 @@ class ChatAnswer:
         documents = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": _message(choice),
                 "logprobs": chat_logprobs(choice.logprobs) if self._logprobs else None,
                 "finish_reason": choice.finish_reason.value,
             }
@@ -152,6 +160,13 @@ class _ChatChunks:
         told = chat_logprobs(logprobs)
         return self._frame.chunk(self._index, {"delta": {"content": text}, "logprobs": told, "finish_reason": None})
 
+    def thought(self, text: str) -> bytes:
+        return self._frame.chunk(self._index, {"delta": {"reasoning_content": text}, "finish_reason": None})
+
+    def calls(self, pieces: Sequence[ToolCallDelta]) -> bytes:
+        told = [_call_piece(piece) for piece in pieces]
+        return self._frame.chunk(self._index, {"delta": {"tool_calls": told}, "finish_reason": None})
+
     def ending(self, reason: FinishReason) -> bytes:
         return self._frame.chunk(self._index, {"delta": {}, "finish_reason": reason.value})
 
@@ -171,6 +186,12 @@ class _TextChunks:
             return self._before + _encode(text) + self._after
         told = self._logprobs.document(logprobs)
         return self._frame.chunk(self._index, {"text": text, "logprobs": told, "finish_reason": None})
+
+    def thought(self, text: str) -> bytes:
+        raise AssertionError("the output of raw prompts is not parsed")
+
+    def calls(self, pieces: Sequence[ToolCallDelta]) -> bytes:
+        raise AssertionError("the output of raw prompts is not parsed")
 
     def ending(self, reason: FinishReason) -> bytes:
         return self._frame.chunk(self._index, {"text": "", "finish_reason": reason.value})
@@ -200,6 +221,26 @@ class _ChunkFrame:
         if not self._include_usage:
             return sse.DONE
         return sse.event(_encode({**self._document, "choices": [], "usage": _usage(usage)})) + sse.DONE
+
+
+def _message(choice: Completion) -> dict[str, object]:
+    message: dict[str, object] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    if choice.tool_calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in choice.tool_calls
+        ]
+    return message
+
+
+def _call_piece(piece: ToolCallDelta) -> dict[str, object]:
+    if piece.id is None:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
 
 
 def _whole(document: Mapping[str, object], choices: Sequence[Mapping[str, object]], usage: Usage) -> bytes:

@@ -73,17 +73,30 @@ class TextLogprobs(Document):
     text_offset: list[int] = Field(description="In characters.")
 
 
+class CalledFunction(Document):
+    name: str
+    arguments: str = Field(description="JSON text, as the model wrote it: it need not fit the tool's schema.")
+
+
+class ToolCall(Document):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(Document):
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="null where the answer is nothing but calls.")
     refusal: None
+    reasoning_content: str | None = Field(default=None, description="What the model thought before; only if it did.")
+    tool_calls: list[ToolCall] | None = Field(default=None, description="Only if there are any.")
 
 
 class ChatChoice(Document):
     index: _Index
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(_Heading):
@@ -92,16 +105,32 @@ class ChatCompletion(_Heading):
     usage: Usage
 
 
+class CalledFunctionPiece(Document):
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallPiece(Document):
+    """The first piece of each `index` has the id, the type and the name; `arguments` add up."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunctionPiece
+
+
 class ChatDelta(Document):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallPiece] | None = None
 
 
 class ChatChunkChoice(Document):
     index: _Index
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
 
 
 class ChatCompletionChunk(_Heading):

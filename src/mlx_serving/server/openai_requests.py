@@ -6,14 +6,22 @@ The body is used up: what is not served is taken out of its lists.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from mlx_serving.core.choices import Choices
-from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
+from mlx_serving.core.generation import (
+    ChatPrompt,
+    Prompt,
+    SamplingParams,
+    Structure,
+    TextPrompt,
+    TokenPrompt,
+    ToolChoice,
+)
 from mlx_serving.server import unsupported
 from mlx_serving.server.issues import (
     MAX_ISSUES,
@@ -39,6 +47,7 @@ from mlx_serving.server.openai_schema import (
 from mlx_serving.server.structured_output import structure_of
 
 _COMPLETION_MAX_TOKENS = 16  # what OpenAI documents; a chat's default is the engine's
+_ANY_TOOL = ToolChoice()
 _NO_TEXT = {"type": "text", "text": ""}
 
 
@@ -54,6 +63,9 @@ class Asked:
     stream: bool
     include_usage: bool
     user: str | None
+    parse_output: bool = False
+    tool_choice: ToolChoice = _ANY_TOOL
+    reasoning_budget: int | None = None
 
 
 def parse_chat(body: Mapping[str, object]) -> Asked:
@@ -62,8 +74,13 @@ def parse_chat(body: Mapping[str, object]) -> Asked:
     issues += islice(_screen_messages(given), MAX_ISSUES)
     request = _checked(ChatCompletionRequest, given, issues)
     messages = tuple(message.for_template() for message in request.messages)
-    prompt = ChatPrompt(messages, request.chat_template_kwargs or {})
-    return _asked(request, (prompt,), _choices(given), _max_tokens(given), _logprobs_given(given)[1])
+    refuse(list(request.tool_problems()))
+    thought = request.thought()
+    prompt = ChatPrompt(
+        messages, {**thought.template_kwargs, **(request.chat_template_kwargs or {})}, request.offered()
+    )
+    asked = _asked(request, (prompt,), _choices(given), _max_tokens(given), _logprobs_given(given)[1])
+    return replace(asked, parse_output=True, tool_choice=request.choice(), reasoning_budget=thought.budget)
 
 
 def parse_completion(body: Mapping[str, object]) -> Asked:
@@ -108,6 +125,9 @@ def _screen_messages(given: dict[str, object]) -> Iterator[Issue]:
         served, issues = screen(message, Message.model_fields, unsupported.MESSAGE, path)
         yield from issues
         yield from _screen_parts(served, f"{path}.content")
+        if served.get("content") is None and not served.get("tool_calls"):
+            served["content"] = ""
+            yield Issue(f"{path}.content", f"{path}.content is required", "missing_required_parameter")
         messages[index] = served
 
 

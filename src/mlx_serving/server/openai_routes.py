@@ -103,6 +103,9 @@ def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str]
         prompt=asked.prompts[0],
         sampling=asked.sampling,
         structure=asked.structure,
+        parse_output=asked.parse_output,
+        tool_choice=asked.tool_choice,
+        reasoning_budget=asked.reasoning_budget,
         caller=asked.user or "",
         timeout_s=service.settings.request_timeout_s,
     )

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.server.json_values import as_array, depth
+from mlx_serving.server.openai_tools import CalledTool, ToolFields
 from mlx_serving.server.structured_output import StructureFields
 
 _TOKEN_ID = re.compile(r"-?[0-9]{1,19}")
@@ -159,7 +160,10 @@ class Message(Body):
     """One turn. `developer` is another word for `system`; several text parts are joined by line breaks."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
+    content: Content | None = Field(default=None, description="Required but for an assistant that calls tools.")
+    reasoning_content: str | None = Field(default=None, description="What an assistant thought, or `reasoning`.")
+    reasoning: str | None = None
+    tool_calls: list[CalledTool] | None = Field(default=None, description="What an assistant called.")
     name: str | None = None
     tool_call_id: str | None = Field(default=None, description="Of a `tool` message: the call it answers.")
 
@@ -167,9 +171,14 @@ class Message(Body):
     def _tool_call_id_belongs_to_tool(self) -> Message:
         if self.role != "tool" and self.tool_call_id is not None:
             raise PydanticCustomError("misplaced", "must not have a tool_call_id unless its role is 'tool'")
+        calls = self.tool_calls or self.reasoning_content or self.reasoning
+        if self.role != "assistant" and calls:
+            raise PydanticCustomError("misplaced", "must not have calls or reasoning unless its role is 'assistant'")
         return self
 
     def text(self) -> str:
+        if self.content is None:
+            return ""
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
     def for_template(self) -> Mapping[str, object]:
@@ -177,6 +186,10 @@ class Message(Body):
             "role": "system" if self.role == "developer" else self.role,
             "content": self.text(),
         }
+        if thought := self.reasoning_content or self.reasoning:
+            message["reasoning_content"] = thought
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
         if self.name is not None:
             message["name"] = self.name
         if self.tool_call_id is not None:
@@ -184,7 +197,7 @@ class Message(Body):
         return message
 
 
-class ChatCompletionRequest(GenerationFields):
+class ChatCompletionRequest(ToolFields, GenerationFields):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)

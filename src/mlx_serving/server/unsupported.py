@@ -56,16 +56,11 @@ CHAT: NeutralValues = {
     "chat_template": (),
     "continue_final_message": (False,),
     "documents": ([],),
-    "enable_thinking": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
-    "reasoning_effort": (),
     "role_mapping": (),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -108,10 +103,7 @@ MESSAGE: NeutralValues = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "reasoning": ("",),
-    "reasoning_content": ("",),
     "refusal": (),
-    "tool_calls": ([],),
 }
 
 

@@ -125,8 +125,9 @@ class KnownCapabilities(msgspec.Struct, frozen=True):
 
 
 class LoadModelParams(Params):
-    """`model_id` is a hub id, a path or a known alias. `local_path` overrides where it is read from. `known` is what an
-    earlier worker found out of it."""
+    """`model_id` is a hub id, a path or a known alias. `local_path` overrides where it is read from. `tool_parser` and
+    `reasoning_parser` name how the model writes calls and reasoning, or say `none`; left out, its files tell. `known`
+    is what an earlier worker found out of it."""
 
     model_id: ModelId
     revision: Annotated[str, msgspec.Meta(max_length=256)] | None = None
@@ -135,6 +136,8 @@ class LoadModelParams(Params):
     quantization: str | None = None
     draft: bool = False
     trust_remote_code: bool = False
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
     known: KnownCapabilities | None = None
 
 
@@ -181,14 +184,21 @@ class GenerateParams(Params):
     Higher priorities go first; requests of one priority take fair turns by `caller`. `fork_of` is a stream with the
     same prompt, whose computation of it may be shared. `delivered` are the first tokens of the answer, which the caller
     has: the stream goes on behind them, and counts them in `max_tokens`. A stream that has not ended after `timeout_s`
-    fails with a timeout, whether it waits, runs or is paused. `streaming` is accepted for the ancestor's
-    sake: the worker always streams."""
+    fails with a timeout, whether it waits, runs or is paused. With `parse_output` rows tell reasoning and calls of
+    `tools` apart from the text. `named_tool` must be called; after `reasoning_budget` tokens of reasoning the model
+    must answer. `streaming` is accepted for the ancestor's sake: the worker always streams."""
 
     model_id: ModelId
     prompt: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
     prompt_tokens: list[TokenId] | None = None
     messages: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] = {}
+    tools: list[dict[str, Any]] = []
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    named_tool: str | None = None
+    parallel_tool_calls: bool = True
+    parse_output: bool = False
+    reasoning_budget: Annotated[int, msgspec.Meta(ge=0)] | None = None
     stream_id: StreamId | None = None
     max_tokens: int | None = None
     temperature: float | None = None

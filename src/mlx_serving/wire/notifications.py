@@ -55,15 +55,33 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[Candidate]
 
 
+class CallPiece(msgspec.Struct, frozen=True, array_like=True):
+    """See `core.generation.ToolCallDelta`."""
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+class Aside(msgspec.Struct, frozen=True, array_like=True):
+    """What is thought and what is called."""
+
+    reasoning: str
+    tool_calls: list[CallPiece]
+
+
 class Row(msgspec.Struct, frozen=True, array_like=True):
     """What one step did for one stream: new ids, the text they completed, how it ended, if it did, and the
-    log-probabilities of the ids, if they were asked for."""
+    log-probabilities of the ids, if they were asked for. Where the output is parsed, `text` is what is said,
+    and `aside` what is not."""
 
     stream_id: str
     token_ids: list[int]
     text: str
     end: Completed | Failed | None = None
     logprobs: list[TokenLogprobs] | None = None
+    aside: Aside | None = None
 
 
 class StepFrame(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -132,11 +150,11 @@ def _as_json(notification: Notification) -> Iterator[tuple[str, dict[str, object
 
 
 def _row_as_json(row: Row) -> Iterator[tuple[str, dict[str, object]]]:
-    if row.token_ids or row.text:
+    if row.token_ids or row.text or row.aside is not None:
         # Text that was held back at the end has no token of its own; several ids may share one text.
         ids = {"token_id": row.token_ids[0]} if len(row.token_ids) == 1 else {"token_ids": row.token_ids}
         chunk = {"stream_id": row.stream_id, "token": row.text, **ids, "is_final": False}
-        yield "stream.chunk", {**chunk, **_logprobs_as_json(row.logprobs)}
+        yield "stream.chunk", {**chunk, **_parts_as_json(row), **_logprobs_as_json(row.logprobs)}
     match row.end:
         case None:
             return
@@ -178,6 +196,20 @@ def _row_as_json(row: Row) -> Iterator[tuple[str, dict[str, object]]]:
             )
         case _:
             assert_never(row.end)
+
+
+def _parts_as_json(row: Row) -> dict[str, object]:
+    parts: dict[str, object] = {}
+    if row.aside is None:
+        return parts
+    if row.aside.reasoning:
+        parts["reasoning"] = row.aside.reasoning
+    if row.aside.tool_calls:
+        parts["tool_calls"] = [
+            {"index": call.index, "id": call.id, "name": call.name, "arguments": call.arguments}
+            for call in row.aside.tool_calls
+        ]
+    return parts
 
 
 def _logprobs_as_json(logprobs: list[TokenLogprobs] | None) -> dict[str, object]:

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.wire.methods import LoadModelResult
 from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
+from mlx_serving.worker.output_style import OutputStyle
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import Decode, PromptTokenizer
@@ -23,7 +24,8 @@ class LoadedModel:
 
     `generation_config` is the model's own file of sampling defaults, empty when it has none. `kv_bytes_per_token` is
     what a token takes in the caches of all layers, `prefill_memory` what computing a prompt takes besides. XTC sampling
-    never removes `spared_token_ids`: the end of the turn and line breaks.
+    never removes `spared_token_ids`: the end of the turn and line breaks. `output` is how its answers are marked,
+    `knows_tools` whether its template tells it of tools; `decode_marked` gives the markers with the text.
     """
 
     facts: LoadModelResult
@@ -38,6 +40,9 @@ class LoadedModel:
     make_runner: RunnerFactory
     kv_bytes_per_token: int
     prefill_memory: PrefillMemory
+    output: OutputStyle
+    knows_tools: bool
+    decode_marked: Decode
     runner: ModelRunner = field(init=False)
 
     def __post_init__(self) -> None:

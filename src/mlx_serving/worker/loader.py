@@ -16,12 +16,14 @@ from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
 from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
+from mlx_serving.core.output_formats import MARKERS
 from mlx_serving.errors import ModelLoadError
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
 from mlx_serving.worker.capabilities import kv_bytes_and_logits, probe
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.model_shape import prefill_memory_of
+from mlx_serving.worker.output_style import find_style, knows_tools
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
@@ -69,7 +71,9 @@ def load(
         decode = make_decoder(tokenizer)
         token_bytes = TokenBytes(tokenizer)
         prompts = PromptTokenizer(tokenizer)
+        marked = make_decoder(tokenizer, MARKERS)
         spared = tokenizer.eos_token_ids | set(prompts.encode("\n", add_special_tokens=False))
+    output = find_style(tokenizer, params.tool_parser, params.reasoning_parser)
     weights = _weights(model)
     dtype = _dtype(weights)
     limit = _context_length(config)
@@ -103,6 +107,9 @@ def load(
         make_runner=make_runner,
         kv_bytes_per_token=per_token,
         prefill_memory=prefill_memory_of(_text_config(config), 4 if dtype == "float32" else 2),
+        output=output,
+        knows_tools=knows_tools(tokenizer),
+        decode_marked=marked,
     )
 
 

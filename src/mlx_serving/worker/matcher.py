@@ -58,6 +58,10 @@ class Matcher:
         if self.error is not None:
             raise self.error
 
+    def allows(self, token_id: int) -> bool:
+        """Whether the token may come next."""
+        return bool(int(self.mask[0, token_id // 32]) >> token_id % 32 & 1)
+
     def advance(self, token_id: int) -> None:
         """Take the next token."""
         if self.is_complete or self.error is not None:

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import trim_prompt_cache
 
+from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.scheduling import PrefillChunk
 from mlx_serving.wire.methods import ModelCapabilities
@@ -36,6 +37,7 @@ class Job:
     rules: TokenRules = NO_RULES
     drawn: Sequence[int] = ()
     matcher: Matcher | None = None
+    thought: ThoughtBudget | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class ModelRunner:
             len(job.drawn),
             rules=job.rules,
             matcher=job.matcher,
+            thought=job.thought,
         )
 
     def admit(self, stream_id: str, fork_of: str | None = None) -> None:

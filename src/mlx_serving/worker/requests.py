@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import cast
+
 from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
+from mlx_serving.core.output_parser import OutputFormat, OutputParser, opens_thought
+from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.structure import check
-from mlx_serving.errors import ContextLengthExceeded, InvalidRequest
+from mlx_serving.core.tool_arguments import schemas_of
+from mlx_serving.core.tool_grammar import FORCIBLE, tool_grammar
+from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from mlx_serving.wire.methods import GenerateParams
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.sampling_row import TokenRules
+
+_PROMPT_TAIL = 32  # tokens in which the opening of reasoning stands, if there is any
 
 
 def prompt_of(params: GenerateParams) -> Prompt:
@@ -22,8 +33,113 @@ def prompt_of(params: GenerateParams) -> Prompt:
             field=given[1] if given else "prompt",
         )
     if params.messages:
-        return ChatPrompt(tuple(params.messages), params.template_kwargs)
+        tools = () if params.tool_choice == "none" else tuple(params.tools)
+        return ChatPrompt(tuple(params.messages), params.template_kwargs, tools)
     return TokenPrompt(tuple(params.prompt_tokens)) if params.prompt_tokens else TextPrompt(params.prompt or "")
+
+
+def check_tools(params: GenerateParams, model: LoadedModel) -> None:
+    """Raises `UnsupportedParameter` for tools of which the model's template does not tell it, or whose calls nobody can
+    read; `InvalidRequest` for a choice that there is not."""
+    names = [str(_function(tool).get("name")) for tool in params.tools]
+    if params.tool_choice == "required" and not names:
+        raise InvalidRequest("tool_choice asks for a call, but there are no tools", field="tool_choice")
+    if params.named_tool is not None and params.named_tool not in names:
+        raise InvalidRequest(
+            f"tool_choice names {params.named_tool}, which is none of the tools", field="tool_choice", limit=names
+        )
+    if not names or params.tool_choice == "none":
+        return
+    if not model.knows_tools:
+        raise UnsupportedParameter(
+            f"tools are not supported by {model.model_id}: its chat template does not tell it of any", field="tools"
+        )
+    if params.parse_output and model.output.tool_parser is None:
+        raise UnsupportedParameter(
+            f"tools are not supported by {model.model_id}: how it writes its calls is not known. Name it in the "
+            "configuration (models.served[].tool_parser)",
+            field="tools",
+        )
+    if not is_forced(params):
+        return
+    if params.guidance is not None:
+        raise InvalidRequest("tool_choice forces a call, which leaves no room for a structure", field="tool_choice")
+    if model.output.tool_parser not in FORCIBLE:
+        raise UnsupportedParameter(
+            f"tool_choice cannot force a call of {model.model_id}: it is known how to for {', '.join(FORCIBLE)}, and "
+            f"it writes {model.output.tool_parser}",
+            field="tool_choice",
+        )
+
+
+def is_forced(params: GenerateParams) -> bool:
+    """Whether a tool must be called."""
+    return params.tool_choice == "required" or params.named_tool is not None
+
+
+def forced_call(params: GenerateParams, model: LoadedModel, token_ids: Sequence[int]) -> Structure:
+    """The form of an answer to this prompt that calls a tool as it must. Runs on the grammar thread."""
+    output = model.output.format(tools=True)
+    schemas = schemas_of(params.tools)
+    if params.named_tool is not None:
+        schemas = {params.named_tool: schemas[params.named_tool]}
+    thought = (output.think_starts[0], output.think_ends[0]) if output.think_ends else None
+    grammar = tool_grammar(
+        model.output.tool_parser or "",
+        schemas,
+        model.tokenizer.token_of,
+        parallel=params.parallel_tool_calls and params.named_tool is None,
+        thought=thought,
+        thinking=_is_thinking(model, token_ids, output),
+    )
+    return Structure("grammar", grammar)
+
+
+def _function(tool: Mapping[str, object]) -> Mapping[str, object]:
+    function = tool.get("function")
+    return cast("Mapping[str, object]", function) if isinstance(function, Mapping) else {}
+
+
+def parser_of(params: GenerateParams, model: LoadedModel, token_ids: Sequence[int], seed: int) -> OutputParser | None:
+    """What takes the answer to this prompt apart, if that is asked for. The ids of its calls follow from the prompt and
+    the seed. Runs on the tokenizer thread."""
+    if not params.parse_output:
+        return None
+    calls = bool(params.tools) and params.tool_choice != "none"
+    output = model.output.format(tools=calls)
+    if not output.think_starts and not calls:
+        return None
+    digest = hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()
+    return OutputParser(
+        output,
+        f"{digest}:{seed}",
+        tools=params.tools,
+        thinking=_is_thinking(model, token_ids, output),
+        parallel=params.parallel_tool_calls,
+    )
+
+
+def thought_of(params: GenerateParams, model: LoadedModel, token_ids: Sequence[int]) -> ThoughtBudget | None:
+    """What ends the reasoning of the answer to this prompt. An answer with a form of its own has no reasoning, nor has
+    one of a model that does not think. Runs on the tokenizer thread."""
+    output = model.output.format(tools=False)
+    if params.reasoning_budget is None or not output.think_ends or params.guidance is not None:
+        return None
+
+    def tokens(marker: str) -> list[int]:
+        return model.tokenizer.encode(marker, add_special_tokens=False)
+
+    end = tokens(output.think_ends[0])
+    thinking = _is_thinking(model, token_ids, output)
+    answer = tokens(output.answer_start)
+    return ThoughtBudget(
+        params.reasoning_budget, tokens(output.think_starts[0]), end, [*end, *answer], thinking=thinking
+    )
+
+
+def _is_thinking(model: LoadedModel, token_ids: Sequence[int], output: OutputFormat) -> bool:
+    tail = model.tokenizer.decode(token_ids[-_PROMPT_TAIL:], skip_special_tokens=False)
+    return opens_thought(tail, output)
 
 
 def sampling_of(params: GenerateParams) -> SamplingParams:

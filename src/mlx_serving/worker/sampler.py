@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlx_serving.worker.constraints import AllowedTokens, BannedSequences, Bias, MinTokens
 from mlx_serving.worker.draw import draw
 from mlx_serving.worker.filters import LikeliestFilter, TypicalFilter, XtcFilter
+from mlx_serving.worker.forced_tokens import ForcedTokens
 from mlx_serving.worker.logits import LogitEdit, column
 from mlx_serving.worker.logprobs import LaunchedLogprobs, LogprobSampler, RowLogprobs
 from mlx_serving.worker.penalties import AnswerPenalties, RepetitionPenalty
@@ -31,6 +32,7 @@ _EDITS: Sequence[type[LogitEdit]] = (
     AllowedTokens,
     MinTokens,
     BannedSequences,
+    ForcedTokens,
     StructureMask,
 )
 _FILTERS = (LikeliestFilter, TypicalFilter, XtcFilter)
@@ -63,14 +65,18 @@ class BatchSampler:
 
     def __init__(self, rows: Sequence[SamplingRow], vocabulary: int) -> None:
         self._rows = rows
-        self.follows = any(row.matcher is not None for row in rows)
-        """Whether it needs the tokens of the launch before on the host: the masks of grammars depend on them."""
         self._edits = _edits_of(rows, vocabulary)
         self._groups = _groups_of(rows, vocabulary)
         # Groups give their tokens one after the other: from there back to the order of the rows.
         order = [index for group in self._groups for index in group.index]
         self._back = mx.array([order.index(index) for index in range(len(rows))])
         self._logprobs = LogprobSampler(rows, vocabulary)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it needs the tokens of the launch before on the host: what grammars and budgets of reasoning allow
+        depends on them."""
+        return any(row.matcher is not None or ForcedTokens.is_asked(row) for row in self._rows)
 
     def __call__(self, logits: mx.array, inputs: mx.array) -> Launched:
         """[rows, vocabulary] and the tokens that were fed, [rows] -> the next tokens, not yet computed."""

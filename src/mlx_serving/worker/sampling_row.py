@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.worker.matcher import Matcher
 
@@ -44,6 +45,7 @@ class SamplingRow:
     position: int = 0
     rules: TokenRules = NO_RULES
     matcher: Matcher | None = None
+    thought: ThoughtBudget | None = None
 
     @property
     def is_sampled(self) -> bool:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_serving.core import sampling_defaults
-from mlx_serving.core.generation import Structure
+from mlx_serving.core.output_parser import OutputParser
+from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefaults
 from mlx_serving.errors import Aborted, EngineError, InvalidRequest
 from mlx_serving.wire import methods
@@ -21,12 +22,36 @@ from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
 from mlx_serving.worker.matcher import Matcher
 from mlx_serving.worker.model_runner import Job
+from mlx_serving.worker.parsed_sequence import ParsedSequence
 from mlx_serving.worker.pipe import Outbox
-from mlx_serving.worker.requests import check_ids, prompt_of, rules_of, sampling_of, structure_of, tokens_that_fit
+from mlx_serving.worker.requests import (
+    check_ids,
+    check_tools,
+    forced_call,
+    is_forced,
+    parser_of,
+    prompt_of,
+    rules_of,
+    sampling_of,
+    structure_of,
+    thought_of,
+    tokens_that_fit,
+)
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.sampling_row import TokenRules
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.tokenizing import TokenizerThread
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What other threads make of a request."""
+
+    token_ids: list[int]
+    rules: TokenRules
+    parser: OutputParser | None
+    thought: ThoughtBudget | None = None
+    matcher: Matcher | None = None
 
 
 class StreamHandlers:
@@ -88,12 +113,14 @@ class StreamHandlers:
         sampling_defaults.validate(sampling_params)
         sampling = sampling_defaults.resolve(sampling_params, model.generation_config, self._defaults)
         check_ids(params, model)
+        check_tools(params, model)
         structure = structure_of(params)
+        seed = _seed(sampling)
         started_at, started = time.time(), time.monotonic()
         self._opening[stream_id] = model.model_id
 
-        def admit(opened: tuple[list[int], TokenRules, Matcher | None]) -> None:
-            token_ids, rules, matcher = opened
+        def admit(opened: _Opened) -> None:
+            token_ids = opened.token_ids
             if self._opening.pop(stream_id, None) is None:
                 reply.fail(Aborted("The stream was aborted before it began", stream_id=stream_id))
                 return
@@ -106,8 +133,10 @@ class StreamHandlers:
             )
             deadline = None if params.timeout_s is None else started + params.timeout_s
             terms = Terms(max_tokens, params.priority, params.caller, deadline, params.fork_of)
-            job = Job(stream_id, token_ids, sampling, _seed(sampling), rules, params.delivered, matcher)
-            self._submit(model, job, terms, started)
+            job = Job(
+                stream_id, token_ids, sampling, seed, opened.rules, params.delivered, opened.matcher, opened.thought
+            )
+            self._submit(model, job, terms, started, opened.parser)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
 
         def refuse(error: EngineError) -> None:
@@ -116,28 +145,38 @@ class StreamHandlers:
 
         compiled = None if structure is None else model.structures.find(structure)
 
-        def tokenize() -> tuple[list[int], TokenRules, Matcher | None]:
+        def tokenize() -> _Opened:
             rules = rules_of(sampling, model)
             matcher = None
             if compiled is not None:
                 matcher = model.structures.matcher(compiled, params.delivered, sampling, rules.ends)
-            return model.tokenizer.prompt_ids(prompt), rules, matcher
+            token_ids = model.tokenizer.prompt_ids(prompt)
+            parser = parser_of(params, model, token_ids, seed)
+            return _Opened(token_ids, rules, parser, thought_of(params, model, token_ids), matcher)
 
-        def compile_beside(structure: Structure) -> tuple[list[int], TokenRules, Matcher]:
+        def compile_beside() -> _Opened:
             tokenized = self._tokenizers.run(tokenize)
-            compiled = model.structures.compile(structure, self._checker)
-            token_ids, rules, _ = tokenized.result()
-            return token_ids, rules, model.structures.matcher(compiled, params.delivered, sampling, rules.ends)
+            if structure is not None:
+                compiled = model.structures.compile(structure, self._checker)
+                opened = tokenized.result()
+            else:
+                opened = tokenized.result()
+                compiled = model.structures.compile(forced_call(params, model, opened.token_ids), self._checker)
+            matcher = model.structures.matcher(compiled, params.delivered, sampling, opened.rules.ends)
+            return replace(opened, matcher=matcher)
 
-        if structure is None or compiled is not None:
+        if (structure is None and not is_forced(params)) or compiled is not None:
             self._tokenizers.submit(tokenize, admit, refuse, quick=compiled is not None)
         else:
-            self._grammars.submit(partial(compile_beside, structure), admit, refuse)
+            self._grammars.submit(compile_beside, admit, refuse)
 
-    def _submit(self, model: LoadedModel, job: Job, terms: Terms, started: float) -> None:
+    def _submit(self, model: LoadedModel, job: Job, terms: Terms, started: float, parser: OutputParser | None) -> None:
         asked = job.sampling
         ending = Ending(terms.max_tokens, job.rules.ends, asked.stop, asked.min_tokens)
-        sequence = RunningSequence(job.stream_id, job.token_ids, ending, model.decode, started)
+        if parser is None:
+            sequence = RunningSequence(job.stream_id, job.token_ids, ending, model.decode, started)
+        else:
+            sequence = ParsedSequence(job.stream_id, job.token_ids, ending, model.decode_marked, started, parser)
         sequence.replay(job.drawn)
         self._generation.submit(model, sequence, job, terms)
 

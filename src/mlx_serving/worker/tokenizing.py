@@ -47,10 +47,20 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
 )
 
 
-def make_decoder(wrapper: TokenizerWrapper) -> Decode:
-    """A decode function for the calling thread: ids to text without special tokens, from a copy of the tokenizer."""
+def make_decoder(wrapper: TokenizerWrapper, markers: Sequence[str] = ()) -> Decode:
+    """A decode function for the calling thread: ids to text, from a copy of the tokenizer. Of the special tokens it
+    gives those that occur in `markers`."""
     tokenizer: Any = copy.deepcopy(wrapper._tokenizer)  # noqa: SLF001  pyright: ignore[reportPrivateUsage]
     backend = _plain_backend(tokenizer)
+    if markers:
+        decode = tokenizer.decode if backend is None else backend.decode
+        added = cast("Mapping[int, Any]", tokenizer.added_tokens_decoder)
+        silent = {
+            token_id
+            for token_id, token in added.items()
+            if token.special and not any(token.content in marker for marker in markers)
+        }
+        return lambda ids: cast(str, decode([each for each in ids if each not in silent], skip_special_tokens=False))
     if backend is not None:
         return lambda ids: cast(str, backend.decode(ids, skip_special_tokens=True))
     return lambda ids: cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -90,6 +100,10 @@ class PromptTokenizer:
                 return self.encode(prompt.text, add_special_tokens=bos is None or not prompt.text.startswith(bos))
             case ChatPrompt():
                 return self._render_chat(prompt)
+
+    def token_of(self, marker: str) -> int | None:
+        """The token that is added to the vocabulary under this name."""
+        return cast("Mapping[str, int]", self._tokenizer.added_tokens_encoder).get(marker)
 
     def banned_sequences(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The ways to write each word, at the beginning of a text and after a space."""

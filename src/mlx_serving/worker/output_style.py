@@ -1,0 +1,161 @@
+"""How a model's answers are marked: found in its template and vocabulary, or named by whoever serves it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_serving.core.output_formats import HARMONY, THINK_STYLES, TOOL_STYLES, ThinkStyle, ToolStyle, output_format
+from mlx_serving.core.output_parser import OutputFormat
+from mlx_serving.core.suggest import did_you_mean
+from mlx_serving.core.tool_arguments import Schemas, WholeCall
+from mlx_serving.core.tool_call_stream import WholeCalls
+from mlx_serving.errors import InvalidRequest
+
+NONE = "none"
+
+_MLX_LM_PARSERS = ("function_gemma", "laguna", "longcat", "minicpm5", "minimax_m2", "muse_spark")
+"""Formats that mlx-lm reads and `core.output_formats` does not."""
+
+_SECTIONS: Mapping[str, tuple[str, str]] = {
+    "minimax_m2": ("<invoke", "</invoke>"),
+    "muse_spark": ("<atem:invoke", "</atem:invoke>"),
+}
+"""What a call stands between, where several share the markers that mlx-lm knows."""
+
+TOOL_PARSERS = tuple(sorted([HARMONY, NONE, *TOOL_STYLES, *_MLX_LM_PARSERS]))
+REASONING_PARSERS = tuple(sorted([HARMONY, NONE, *THINK_STYLES]))
+
+_TOOLS_BY_TEMPLATE: Sequence[tuple[str, str]] = (
+    ("<｜tool▁calls▁begin｜>", "deepseek_v3"),
+    ("｜DSML｜", "deepseek_v32"),
+    ("<|python_tag|>", "llama"),
+    ("<tool_call>", "json_tools"),
+)
+"""For templates that mlx-lm finds nothing in."""
+
+_THINK_BY_MARKER: Sequence[tuple[str, str]] = (
+    ("<think>", "think"),
+    ("[THINK]", "mistral"),
+    ("<|channel>", "gemma4"),
+    ("<longcat_think>", "longcat"),
+    ("<|think:start|>", "think_blocks"),
+    ("<seed:think>", "seed"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputStyle:
+    """`tool_parser` and `reasoning_parser` are names, or None for a model that does not call or think."""
+
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+
+    def format(self, *, tools: bool) -> OutputFormat:
+        """With or without calls apart."""
+        style = _tool_style(self.tool_parser) if tools else None
+        think = HARMONY if self.tool_parser == HARMONY else self.reasoning_parser
+        return output_format(style, think)
+
+    def think_style(self) -> ThinkStyle | None:
+        return None if self.reasoning_parser is None else THINK_STYLES.get(self.reasoning_parser)
+
+
+def find_style(wrapper: TokenizerWrapper, tool_parser: str | None, reasoning_parser: str | None) -> OutputStyle:
+    """`tool_parser` and `reasoning_parser` are what was asked for. Raises `InvalidRequest` for a name that is none."""
+    _require("tool_parser", tool_parser, TOOL_PARSERS)
+    _require("reasoning_parser", reasoning_parser, REASONING_PARSERS)
+    tools = tool_parser if tool_parser is not None else _tools_of(wrapper)
+    think = reasoning_parser if reasoning_parser is not None else _thinking_of(wrapper)
+    return OutputStyle(None if tools == NONE else tools, None if think == NONE else think)
+
+
+def _require(field: str, name: str | None, known: Sequence[str]) -> None:
+    if name is not None and name not in known:
+        close = did_you_mean(name, known)
+        hint = f"; did you mean {close!r}?" if close else ""
+        raise InvalidRequest(
+            f"{field} must be one of {', '.join(known)}, got {name!r}{hint}", field=field, limit=list(known), given=name
+        )
+
+
+def _is_harmony(vocabulary: Mapping[str, int]) -> bool:
+    return all(marker in vocabulary for marker in ("<|channel|>", "<|message|>", "<|start|>"))
+
+
+def _tools_of(wrapper: TokenizerWrapper) -> str | None:
+    vocabulary = cast("Mapping[str, int]", cast(Any, wrapper).get_vocab())
+    if _is_harmony(vocabulary):
+        return HARMONY
+    found = cast(Any, wrapper).init_kwargs.get("tool_parser_type")
+    if found in TOOL_PARSERS:
+        return str(found)
+    template = template_source(wrapper)
+    return next((name for marker, name in _TOOLS_BY_TEMPLATE if marker in template), None)
+
+
+def _thinking_of(wrapper: TokenizerWrapper) -> str | None:
+    vocabulary = cast("Mapping[str, int]", cast(Any, wrapper).get_vocab())
+    if _is_harmony(vocabulary):
+        return HARMONY
+    if cast(Any, wrapper).think_start == "<|open|>think<|sep|>":
+        return "kimi_k3"
+    template = template_source(wrapper)
+    return next((name for marker, name in _THINK_BY_MARKER if marker in vocabulary or marker in template), None)
+
+
+def template_source(wrapper: TokenizerWrapper) -> str:
+    """The text of the model's chat template, of all if it has several; empty for one that is a program."""
+    template = cast(Any, wrapper).chat_template
+    return template if isinstance(template, str) else json.dumps(template, ensure_ascii=False) if template else ""
+
+
+def knows_tools(wrapper: TokenizerWrapper) -> bool:
+    """Whether the chat template has a place for tools; one that is a program is trusted to."""
+    if not wrapper.has_chat_template:
+        return False
+    source = template_source(wrapper)
+    return not source or "tools" in source
+
+
+def _tool_style(name: str | None) -> ToolStyle | str | None:
+    if name is None or name == HARMONY or name in TOOL_STYLES:
+        return name
+    module: Any = importlib.import_module(f"mlx_lm.tool_parsers.{name}")
+    section = (str(module.tool_call_start), str(module.tool_call_end))
+    if name not in _SECTIONS:
+        return ToolStyle(WholeCalls((section,), _reader(module.parse_tool_call)))
+    start, end = _SECTIONS[name]
+    read = _reader(lambda body, tools: module.parse_tool_call(start + body + end, tools))
+    return ToolStyle(WholeCalls(((start, end),), read, sections=(section,)))
+
+
+def _reader(parse: Callable[[str, Any], Any]) -> Callable[[str, Schemas], list[WholeCall] | None]:
+    """mlx-lm's parsers raise whatever they stumble over, and return a call or a list of those."""
+
+    def read(body: str, schemas: Schemas) -> list[WholeCall] | None:
+        tools = [
+            {"type": "function", "function": {"name": name, "parameters": dict(schema)}}
+            for name, schema in schemas.items()
+        ]
+        try:
+            parsed = parse(body, tools)
+            calls = cast("list[Any]", parsed) if isinstance(parsed, list) else [parsed]
+            return [_whole_call(call) for call in calls]
+        except Exception:  # noqa: BLE001  what cannot be read is no call, whatever the parser says
+            return None
+
+    return read
+
+
+def _whole_call(call: Mapping[str, Any]) -> WholeCall:
+    arguments = call["arguments"]
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    json.dumps(arguments)
+    return WholeCall(str(call["name"]), dict(arguments))
