@@ -10,7 +10,8 @@ from mlx_serving.worker.sampling_row import SamplingRow
 
 
 class ForcedTokens:
-    """Nothing but the forced token is possible, as soon as the row's grammar allows it. The rows' tokens must have been read, see `BatchSampler.follows`."""
+    """Nothing but the forced token is possible, as soon as the row's grammar allows it. The rows' tokens must have been
+    read, see `BatchSampler.follows`."""
 
     def __init__(self, rows: Rows, vocabulary: int) -> None:
         self._rows = rows
