@@ -23,7 +23,7 @@ from mlx_serving.core.resumption import RequestLog, SequenceLog, merged, within_
 
 ASKED = GenerationRequest("r", "m", TextPrompt("Hi"), SamplingParams(seed=7), fork_of="other")
 STATS = GenerationStats(1, 2, 0.1, 20.0, 0.2)
-LAST = Delta("", (), FinishReason.STOP, STATS)
+LAST = Delta("", (), FinishReason.STOP, STATS, stop="END")
 
 
 def delta(text: str, *token_ids: int) -> Delta:
@@ -53,7 +53,7 @@ def test_it_ends_with_a_reason() -> None:
 def test_several_deltas_say_what_one_says() -> None:
     one = merged([delta("a", 1), delta("b", 2, 3), LAST])
     same = delta("ab", 1, 2, 3)
-    assert one == replace(same, finish_reason=FinishReason.STOP, stats=STATS)
+    assert one == replace(same, finish_reason=FinishReason.STOP, stats=STATS, stop="END")
     assert merged([]) == Delta("")
 
 

@@ -80,6 +80,7 @@ def merged(deltas: Sequence[Delta]) -> Delta:
         tuple(place for delta in deltas for place in delta.logprobs),
         "".join(delta.reasoning for delta in deltas),
         tuple(piece for delta in deltas for piece in delta.tool_calls),
+        deltas[-1].stop,
     )
 
 
