@@ -69,7 +69,7 @@ def test_tools_the_choice_and_reasoning_reach_the_engine() -> None:
     [
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL, TOOL]}, "tools"),
-        ({"tools": [{}]}, "tools[0].type"),
+        ({"tools": [1]}, "tools[0]"),
     ],
 )
 def test_what_contradicts_itself_is_named(parameters: dict[str, object], field: str) -> None:
