@@ -26,6 +26,7 @@ from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.output_style import OutputStyle
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.routes import Reply
 from mlx_serving.worker.stream_handlers import StreamHandlers
@@ -280,6 +281,9 @@ class VirtualWorker:
             make_runner=lambda model, capabilities, padding: cast("Any", VirtualRunner(self._clock)),
             kv_bytes_per_token=1,
             prefill_memory=PrefillMemory(),
+            output=OutputStyle(),
+            knows_tools=False,
+            decode_marked=decode,
         )
 
     def _unload(self, asked: methods.UnloadModelParams, reply: Reply[methods.SuccessResult]) -> None:
