@@ -63,7 +63,7 @@ def _parse(fixture: Fixture, family: Family, output: OutputFormat, pieces: Seque
     return gathered.result()
 
 
-def _judge(fixture: Fixture, family: Family) -> tuple[Status, list[str]]:
+def judge(fixture: Fixture, family: Family) -> tuple[Status, list[str]]:
     tools, think = _styles(fixture)
     output = output_format(tools, think)
     streams = {
@@ -88,7 +88,7 @@ def main() -> None:
     families = load_families()
     figures: dict[str, Counter[Status]] = {}
     for fixture in load_fixtures(families=[chosen.family] if chosen.family else None):
-        status, wrong = _judge(fixture, families[fixture.family])
+        status, wrong = judge(fixture, families[fixture.family])
         figures.setdefault(fixture.family, Counter())[status] += 1
         if chosen.failures and wrong:
             print(f"{status.value} {fixture.id}\n    {wrong[0]}")

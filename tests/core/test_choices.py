@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.choices import MAX_SEQUENCES, Choices, Completion, Transcript, Usage, seed_of
+from mlx_serving.core.choices import MAX_SEQUENCES, Choices, Completion, ToolCall, Transcript, Usage, seed_of
 from mlx_serving.core.generation import (
     Delta,
     FinishReason,
@@ -17,6 +17,7 @@ from mlx_serving.core.generation import (
     SamplingParams,
     TextPrompt,
     TokenLogprob,
+    ToolCallDelta,
 )
 from mlx_serving.core.sampling_defaults import MAX_SEED
 from mlx_serving.core.scheduling import SchedulerPolicy
@@ -188,3 +189,14 @@ def test_a_transcript_collects_text_and_log_probabilities() -> None:
     assert transcript.completed(FinishReason.LENGTH, stats) == Completion(
         "Hello", FinishReason.LENGTH, stats, (first, second)
     )
+
+
+def test_a_transcript_collects_reasoning_and_calls_in_their_order() -> None:
+    transcript = Transcript()
+    transcript.add(Delta("", (1,), reasoning="hm", tool_calls=(ToolCallDelta(1, "b", "g", "{"),)))
+    transcript.add(
+        Delta("", (2,), reasoning="m", tool_calls=(ToolCallDelta(0, "a", "f", "{}"), ToolCallDelta(1, arguments="}")))
+    )
+    done = transcript.completed(FinishReason.TOOL_CALLS, _stats(1, 2))
+    assert done.reasoning == "hmm"
+    assert done.tool_calls == (ToolCall("a", "f", "{}"), ToolCall("b", "g", "{}"))

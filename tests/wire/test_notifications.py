@@ -14,6 +14,8 @@ from mlx_serving.errors import GenerationError, ProtocolError
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, MessageReader
 from mlx_serving.wire.notifications import (
+    Aside,
+    CallPiece,
     Candidate,
     Completed,
     Failed,
@@ -257,3 +259,12 @@ def test_the_progress_of_a_model_is_a_line() -> None:
             "params": {"model_id": "m", "stage": "weights", "done": 1, "total": 4},
         }
     ]
+
+
+def test_what_is_not_said_stands_beside_the_text() -> None:
+    thought = _params(Row("s", [7], "", aside=Aside("hm", [])))[0][1]
+    assert thought["reasoning"] == "hm"
+    assert "tool_calls" not in thought
+    called = _params(Row("s", [7], "", aside=Aside("", [CallPiece(0, "c", "f", "{}")])))[0][1]
+    assert "reasoning" not in called
+    assert called["tool_calls"] == [{"index": 0, "id": "c", "name": "f", "arguments": "{}"}]

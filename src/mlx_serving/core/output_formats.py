@@ -86,7 +86,10 @@ TOOL_STYLES: Mapping[str, ToolStyle] = {
         calls_end_thought=True,
         ignored=("</tool_call>",),
     ),
-    "glm47": ToolStyle(WholeCalls((("<tool_call>", "</tool_call>"),), read_argument_pairs, is_whole_argument_pairs)),
+    "glm47": ToolStyle(
+        WholeCalls((("<tool_call>", "</tool_call>"),), read_argument_pairs, is_whole_argument_pairs),
+        ignored=("</tool_call>",),
+    ),
     "gemma4": ToolStyle(WholeCalls((("<|tool_call>", "<tool_call|>"),), read_gemma, is_whole_gemma), trims=False),
     "pythonic": ToolStyle(WholeCalls((("<|tool_call_start|>", "<|tool_call_end|>"),), read_pythonic)),
     "kimi_k2": ToolStyle(
