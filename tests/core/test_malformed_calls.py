@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TypeAlias
 
 import pytest
 
@@ -29,7 +30,8 @@ def parse(style: str, text: str, *, pieces: bool) -> tuple[str, list[tuple[str, 
 
 
 WRAPPED = "<tool_call>{}</tool_call>"
-READ = [
+Case: TypeAlias = tuple[str, str, list[tuple[str, dict[str, object]]] | None]
+READ: list[Case] = [
     ("json_tools", WRAPPED.format('{"name": "f"}'), [("f", {})]),
     ("json_tools", WRAPPED.format('{"name": "f", "arguments": null}'), [("f", {})]),
     ("json_tools", WRAPPED.format('{"name": "f", "arguments": "{\\"x\\": 1}"}'), [("f", {"x": 1})]),
