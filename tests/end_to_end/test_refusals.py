@@ -28,9 +28,9 @@ from .tiny_server import HELLO, MAX_BODY_BYTES, SHORT_CONTEXT
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             400,
-            "unsupported_parameter",
+            "invalid_value",
             "tools",
-            "not supported",
+            "template",
         ),
     ],
 )
