@@ -17,7 +17,7 @@
     │       └── ModelReplaced         another version has taken its place
     ├── Overloaded                wait: carries retry_after
     │   ├── CircuitOpen             the worker fails too often to be asked again at once
-    │   └── RateLimited             this caller has had what is his for now
+    │   └── RateLimited             this caller has used up what it may for a while
     │       └── QuotaExceeded         and for today
     ├── Aborted                   the caller left or cancelled
     ├── DeadlineExceeded          the time that the caller or the configuration allows is over

@@ -11,7 +11,7 @@ from mlx_serving.cli.main import main
 from ..command_line import command, environment, run
 
 HEAVY = {
-    "fastapi", "httpx", "huggingface_hub", "mlx", "mlx_lm", "numpy", "psutil", "pydantic", "rich", "starlette",
+    "fastapi", "httpx2", "huggingface_hub", "mlx", "mlx_lm", "numpy", "psutil", "pydantic", "rich", "starlette",
     "structlog", "matplotlib", "tokenizers", "transformers", "uvicorn", "uvloop", "yaml",
 }  # fmt: skip
 

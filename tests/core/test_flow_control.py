@@ -38,15 +38,6 @@ def test_what_was_under_way_is_counted() -> None:
     assert [one.on_consumed(8), one.on_consumed(1)] == [None, RESUME]
 
 
-def test_on_a_new_worker_it_flows_until_the_next_token_while_its_reader_is_behind() -> None:
-    one = flow()
-    one.on_buffered(10)
-    one.on_new_worker()
-    assert one.on_buffered(1) is PAUSE
-    one.on_new_worker()
-    assert [one.on_consumed(9), one.on_buffered(1)] == [None, None]
-
-
 @pytest.mark.parametrize(("marks", "name"), [((0, 0), "pause_at"), ((4, -1), "resume_at"), ((4, 4), "less than")])
 def test_marks_that_make_no_sense_are_refused(marks: tuple[int, int], name: str) -> None:
     with pytest.raises(ValueError, match=name):
@@ -56,7 +47,7 @@ def test_marks_that_make_no_sense_are_refused(marks: tuple[int, int], name: str)
 @given(
     pause_at=st.integers(1, 20),
     resume_share=st.floats(0, 0.99),
-    moves=st.lists(st.tuples(st.sampled_from(["buffered", "consumed", "new worker"]), st.integers(0, 6))),
+    moves=st.lists(st.tuples(st.sampled_from(["buffered", "consumed"]), st.integers(0, 6))),
 )
 def test_however_it_goes_the_worker_is_told_in_turns_and_never_too_late(
     pause_at: int, resume_share: float, moves: list[tuple[str, int]]
@@ -70,14 +61,11 @@ def test_however_it_goes_the_worker_is_told_in_turns_and_never_too_late(
             undelivered += tokens
             signal = one.on_buffered(tokens)
             assert signal is not RESUME
-        elif move == "consumed":
+        else:
             tokens = min(tokens, undelivered)
             undelivered -= tokens
             signal = one.on_consumed(tokens)
             assert signal is not PAUSE
-        else:
-            one.on_new_worker()
-            paused = False
         if signal is not None:
             assert paused is (signal is RESUME)
             paused = signal is PAUSE

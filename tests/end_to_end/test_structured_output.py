@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any, Literal
 
-import httpx
+import httpx2
 import jsonschema
 import openai
 import pytest
@@ -106,7 +106,7 @@ async def test_bombs_and_mistakes_are_the_clients_fault_and_nobody_elses(tiny: S
 async def test_ten_thousand_nested_arrays_are_refused(tiny: ServedProcess) -> None:
     nested = '{"items":' * 10_000 + "{}" + "}" * 10_000
     body = '{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "guided_json": ' + nested + "}"
-    async with httpx.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=30) as http:
         response = await http.post(
             f"{tiny.url}/v1/chat/completions",
             content=body,

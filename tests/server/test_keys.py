@@ -275,9 +275,9 @@ async def test_openais_client_knows_what_to_do() -> None:
 
 
 def _transport(served: Served) -> Any:
-    import httpx
+    import httpx2
 
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=served.app))
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=served.app))
 
 
 def test_the_guess_at_a_prompt_looks_at_all_messages() -> None:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from mlx_serving.server import generation, http_protocol
+from mlx_serving.server import generation, unread
 from mlx_serving.server.app import create_app
 from mlx_serving.server.listening import ListenAddress
 from mlx_serving.server.settings import ServerSettings
@@ -98,7 +98,7 @@ async def test_closing_without_having_read_aborts_the_generation(address: Listen
 
 async def test_the_deadline_holds_and_the_connection_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "_LAST_WORDS_S", 0.01)
-    monkeypatch.setattr(http_protocol, "LINGER_S", 0.01)
+    monkeypatch.setattr(unread, "LINGER_S", 0.01)
     engine = ScriptedEngine()
     engine.script = Script(pieces=(PIECE,) * PIECES)
 

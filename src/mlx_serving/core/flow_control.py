@@ -6,8 +6,8 @@
 
 Undelivered are the tokens that came and that the reader has not taken. Between the two marks nothing is said, so a
 reader that is a little slower than the device costs two messages now and then, and none for each token. Tokens that
-were under way when the pause was said still come, and are counted. On a new worker nothing is paused: a stream that
-moves there flows, and is paused by the next token if its reader is still behind.
+were under way when the pause was said still come, and are counted. A stream that moves to a new worker gets a control
+of its own there: it flows, and is paused anew if its reader is still behind.
 """
 
 from __future__ import annotations
@@ -67,7 +67,3 @@ class FlowControl:
             return None
         self._paused = False
         return FlowSignal.RESUME
-
-    def on_new_worker(self) -> None:
-        """The stream goes on in a worker that has never heard of a pause."""
-        self._paused = False

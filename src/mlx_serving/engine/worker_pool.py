@@ -148,5 +148,5 @@ class WorkerPool:
             reserved=number == self._inquest.court,
             streams=self._streams[number],
             models=worker.models.held,
-            holding=Holding.LEAVING if model is None else worker.models.holding(model),
+            holding=Holding.ABSENT if model is None else worker.models.holding(model),
         )

@@ -8,17 +8,17 @@ import socket
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from mlx_serving.server.unread import UnreadCheck
+
 HEADERS_TIMEOUT_S = 15.0
 MAX_HEADERS_BYTES = 64 * 1024
-LINGER_S = 5.0
 # The kernel would take megabytes for a client that reads nothing: a whole answer, made for nobody.
 _UNSENT_BYTES = 16 * 1024
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """Closes a connection whose request line and headers take too long or are too large. Writing waits as soon as a
-    few thousand bytes are more than the client takes; when a connection is closed that far behind, its client has
-    `LINGER_S` to take the rest.
+    few thousand bytes are more than the client takes; for a connection closed that far behind see `UnreadCheck`.
 
     Without this, a client that sends one byte an hour, headers without end, or reads nothing, holds a connection and
     memory for ever.
@@ -26,25 +26,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _headers_deadline: asyncio.TimerHandle | None = None
     _headers_bytes = 0
-    _unread_check: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  as in uvicorn
         super().connection_made(transport)
+        self._unread = UnreadCheck(self.loop, transport)
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._have_headers()
-        self._stop_checking()
+        self._unread.end()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._check_later()
+        self._unread.begin()
 
     def resume_writing(self) -> None:
-        self._stop_checking()
+        self._unread.end()
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
@@ -77,17 +77,3 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._headers_deadline = None
         if not self.transport.is_closing():
             self.transport.close()
-
-    def _check_later(self) -> None:
-        self._unread_check = self.loop.call_later(LINGER_S, self._drop_if_closed)
-
-    def _stop_checking(self) -> None:
-        if self._unread_check is not None:
-            self._unread_check.cancel()
-            self._unread_check = None
-
-    def _drop_if_closed(self) -> None:
-        if self.transport.is_closing():
-            self.transport.abort()
-        else:  # an answer may be waited for as long as its request may take
-            self._check_later()

@@ -1,4 +1,4 @@
-"""A Backend layer that holds each caller to the limits of the API key that he sent, and all to those of an answer.
+"""A Backend layer that holds each caller to the limits of the API key that it sent, and all to those of an answer.
 
 Who that is, the access record of the request tells, which `auth` has written it to. So the limits hold for every API
 that this server speaks, without any of them knowing of it.

@@ -6,36 +6,24 @@ import asyncio
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from mlx_serving.server.http_protocol import LINGER_S
+from mlx_serving.server.unread import UnreadCheck
 
 
 class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
-    """When a connection is closed while its client is behind, the client has `LINGER_S` to take the rest."""
+    """See `UnreadCheck`."""
 
-    _unread_check: asyncio.TimerHandle | None = None
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  as in uvicorn
+        super().connection_made(transport)
+        self._unread = UnreadCheck(self.loop, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_checking()
+        self._unread.end()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._check_later()
+        self._unread.begin()
 
     def resume_writing(self) -> None:
-        self._stop_checking()
+        self._unread.end()
         super().resume_writing()
-
-    def _check_later(self) -> None:
-        self._unread_check = self.loop.call_later(LINGER_S, self._drop_if_closed)
-
-    def _stop_checking(self) -> None:
-        if self._unread_check is not None:
-            self._unread_check.cancel()
-            self._unread_check = None
-
-    def _drop_if_closed(self) -> None:
-        if self.transport.is_closing():
-            self.transport.abort()
-        else:  # an answer may be waited for as long as its request may take
-            self._check_later()

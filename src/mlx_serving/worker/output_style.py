@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_serving.core.output_formats import HARMONY, THINK_STYLES, TOOL_STYLES, ThinkStyle, ToolStyle, output_format
+from mlx_serving.core.output_formats import HARMONY, THINK_STYLES, TOOL_STYLES, ToolStyle, output_format
 from mlx_serving.core.output_parser import OutputFormat
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.core.tool_arguments import Schemas, WholeCall
@@ -61,9 +61,6 @@ class OutputStyle:
         style = _tool_style(self.tool_parser) if tools else None
         think = HARMONY if self.tool_parser == HARMONY else self.reasoning_parser
         return output_format(style, think)
-
-    def think_style(self) -> ThinkStyle | None:
-        return None if self.reasoning_parser is None else THINK_STYLES.get(self.reasoning_parser)
 
 
 def find_style(wrapper: TokenizerWrapper, tool_parser: str | None, reasoning_parser: str | None) -> OutputStyle:
