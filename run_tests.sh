@@ -18,4 +18,4 @@ step "core and wire: full branch coverage from their own tests"
 "$BIN/python" -m pytest -q tests/core tests/wire \
     --cov=mlx_serving.core --cov=mlx_serving.wire --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
 step "everything else"
-"$BIN/python" -m pytest -q --ignore=tests/core --ignore=tests/wire
+"$BIN/python" -m pytest -q -n 2 --dist worksteal --ignore=tests/core --ignore=tests/wire
