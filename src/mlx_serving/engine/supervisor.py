@@ -25,9 +25,10 @@ from mlx_serving.engine.crash_history import CrashHistory
 from mlx_serving.engine.memory_history import MemoryHistory
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.engine.worker_process import Exit, WorkerCommand, WorkerProcess
+from mlx_serving.engine.worker_status import name_of, status_of
 from mlx_serving.errors import EngineClosed, EngineError, InvalidConfig, ProtocolError, WorkerDied
 from mlx_serving.machine import cgroup
-from mlx_serving.telemetry.events import EventBus, ModelProgressed, RuntimeStatus, RuntimeStatusChanged
+from mlx_serving.telemetry.events import EventBus, ModelProgressed, RuntimeStatusChanged
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import Heartbeat, ModelProgress
 
@@ -145,7 +146,7 @@ class Supervisor:
 
     def health(self) -> WorkerHealth:
         return WorkerHealth(
-            state=_name(self._state),
+            state=name_of(self._state),
             pid=self._process.pid if self._process is not None else None,
             since=self._since,
             restarts=self._restarts,
@@ -199,9 +200,9 @@ class Supervisor:
         pid = self._process.pid if self._process is not None else None
         self._events.publish(
             RuntimeStatusChanged(
-                status=_status(self._state),
-                previous_status=_status(before),
-                state=_name(self._state),
+                status=status_of(self._state),
+                previous_status=status_of(before),
+                state=name_of(self._state),
                 reason=reason,
                 pid=pid,
                 worker=self._number,
@@ -247,19 +248,12 @@ class Supervisor:
             # A stop came while the child was being made: it has not heard of it yet.
             process.send_signal(signal.SIGKILL)
             return
-        params = methods.RuntimeInfoParams(
-            protocols=[methods.STEP_FRAMES, methods.PROTOCOL_VERSION],
-            heartbeat_interval_s=self._policy.heartbeat_interval_s,
-        )
         try:
-            info = await client.call(methods.RUNTIME_INFO, params)
+            info = await _handshake(client, self._policy.heartbeat_interval_s)
         except WorkerDied:
             return  # the watch sees its end
-        except EngineError as error:
-            self._on_broken(ProtocolError(f"The worker's handshake failed: {error.message}"))
-            return
-        if info.notifications != methods.STEP_FRAMES:
-            self._on_broken(ProtocolError(f"The worker offers {info.protocols}, but not {methods.STEP_FRAMES}"))
+        except ProtocolError as error:
+            self._on_broken(error)
             return
         self._info = info
         self._dispatch(lifecycle.HandshakeDone())
@@ -316,35 +310,16 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
-def _name(state: WorkerState) -> str:
-    match state:
-        case lifecycle.Stopped():
-            return "stopped"
-        case lifecycle.Starting():
-            return "starting"
-        case lifecycle.Ready():
-            return "ready"
-        case lifecycle.Draining():
-            return "draining"
-        case lifecycle.BackingOff():
-            return "backing off"
-        case lifecycle.GaveUp():
-            return "gave up"
-        case _:
-            assert_never(state)
-
-
-def _status(state: WorkerState) -> RuntimeStatus:
-    match state:
-        case lifecycle.Stopped():
-            return "stopped"
-        case lifecycle.Ready():
-            return "ready"
-        case lifecycle.Starting() | lifecycle.BackingOff():
-            return "starting"
-        case lifecycle.Draining():
-            return "stopped" if not state.restart else "starting"
-        case lifecycle.GaveUp():
-            return "error"
-        case _:
-            assert_never(state)
+async def _handshake(client: WorkerClient, heartbeat_interval_s: float) -> methods.RuntimeInfoResult:
+    """Agree on how to speak. Raises `ProtocolError` when that cannot be, `WorkerDied` for a worker that is lost."""
+    protocols = [methods.STEP_FRAMES, methods.PROTOCOL_VERSION]
+    asked = methods.RuntimeInfoParams(protocols=protocols, heartbeat_interval_s=heartbeat_interval_s)
+    try:
+        info = await client.call(methods.RUNTIME_INFO, asked)
+    except WorkerDied:
+        raise
+    except EngineError as error:
+        raise ProtocolError(f"The worker's handshake failed: {error.message}") from error
+    if info.notifications != methods.STEP_FRAMES:
+        raise ProtocolError(f"The worker offers {info.protocols}, but not {methods.STEP_FRAMES}")
+    return info
