@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -197,13 +198,45 @@ def make_speller(directory: Path, *, context_length: int = 512) -> Path:
     the output row of each token is the embedding of the token that comes before it.
     """
     spelled = token_ids(SPELLED)
+    config = {**_LLAMA, "tie_word_embeddings": False, "max_position_embeddings": context_length}
+    _write_model(directory, config, _following([[*spelled, EOS]], VOCABULARY))
+    make_tokenizer(directory)
+    return directory
 
-    def spell(model: nn.Module) -> None:
+
+def make_actor(
+    directory: Path, roles: Mapping[str, Sequence[str]], *, chat_template: str, context_length: int = 2048
+) -> Path:
+    """A llama that goes on with the pieces of a role behind the token of its name, and then ends its turn.
+
+    Names and pieces are tokens, so that no piece may occur twice.
+    """
+    added = [text for name, pieces in roles.items() for text in (name, *pieces)]
+    vocabulary = VOCABULARY + len(added)
+    ids = {text: VOCABULARY + number for number, text in enumerate(added)}
+    chains = [[*(ids[text] for text in (name, *pieces)), EOS] for name, pieces in roles.items()]
+    config = {
+        **_LLAMA,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": context_length,
+        "vocab_size": vocabulary,
+    }
+    _write_model(directory, config, _following(chains, vocabulary))
+    make_tokenizer(directory, chat_template=chat_template, added=added)
+    return directory
+
+
+def _following(chains: Sequence[Sequence[int]], vocabulary: int) -> Callable[[nn.Module], None]:
+    """Weights with which each token is followed by the next one of its chain. Only the last of a chain may be in
+    several of them."""
+
+    def fill(model: nn.Module) -> None:
         mx.random.seed(0)
-        embedding = mx.random.normal((VOCABULARY, int(_LLAMA["hidden_size"])))
-        rows = [mx.zeros(embedding.shape[1])] * VOCABULARY
-        for token_id, following in zip(spelled, [*spelled[1:], EOS], strict=True):
-            rows[following] = embedding[token_id]
+        embedding = mx.random.normal((vocabulary, int(_LLAMA["hidden_size"])))
+        rows = [mx.zeros(embedding.shape[1])] * vocabulary
+        for chain in chains:
+            for token_id, following in pairwise(chain):
+                rows[following] = rows[following] + embedding[token_id]
         weights = dict(_flat(model))
         for name, weight in weights.items():
             silent = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -212,19 +245,24 @@ def make_speller(directory: Path, *, context_length: int = 512) -> Path:
         weights["lm_head.weight"] = mx.stack(rows)
         model.load_weights(list(weights.items()))
 
-    _write_model(directory, {**_LLAMA, "tie_word_embeddings": False, "max_position_embeddings": context_length}, spell)
-    make_tokenizer(directory)
-    return directory
+    return fill
 
 
-def make_tokenizer(directory: Path, model: BPE | None = None, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
-    """One token a byte, then the special ones, unless another model is given."""
+def make_tokenizer(
+    directory: Path,
+    model: BPE | None = None,
+    *,
+    chat_template: str | None = CHAT_TEMPLATE,
+    added: Sequence[str] = (),
+) -> None:
+    """One token a byte, then the special ones, unless another model is given; then the texts that are `added`."""
     bytewise = {character: index for index, character in enumerate(ALPHABET)}
     tokenizer = Tokenizer(BPE(vocab=bytewise, merges=[]) if model is None else model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
     cast(Any, tokenizer).add_special_tokens(special)
+    cast(Any, tokenizer).add_tokens([AddedToken(text, normalized=False) for text in added])
     tokenizer.save(str(directory / "tokenizer.json"))
     config: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -9,6 +9,7 @@ from openai import AsyncOpenAI
 
 from mlx_serving.config.served_models import EMBEDDED_MODEL
 
+from . import actor
 from .served_process import ServedProcess, serving
 from .tiny_server import KEYS, config_of
 
@@ -28,10 +29,19 @@ async def embedded(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[S
         yield served
 
 
+@pytest.fixture(scope="session")
+def actor_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model directory of `actor`."""
+    return actor.make(tmp_path_factory.mktemp("models") / "actor")
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def tiny(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> AsyncGenerator[ServedProcess]:
-    """A server as an operator configures it: `tiny_server.config_of`, an API key and an admin key."""
-    async with serving(tmp_path_factory.mktemp("tiny"), keys=KEYS, config=config_of(random_llama)) as served:
+async def tiny(
+    tmp_path_factory: pytest.TempPathFactory, random_llama: Path, actor_model: Path
+) -> AsyncGenerator[ServedProcess]:
+    """A server as an operator configures it: `tiny_server.config_of`, `actor`, an API key and an admin key."""
+    config = config_of(random_llama, also={"actor": actor_model})
+    async with serving(tmp_path_factory.mktemp("tiny"), keys=KEYS, config=config) as served:
         yield served
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ ENDLESS: dict[str, Any] = {**FORCED, "max_tokens": 90_000}
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
-def config_of(model: Path, **sections: dict[str, object]) -> dict[str, object]:
-    """Serves the model as `tiny`, and its twin, with a small context, as `short`, which loads when it is asked for."""
+def config_of(
+    model: Path, *, also: Mapping[str, Path] | None = None, **sections: dict[str, object]
+) -> dict[str, object]:
+    """Serves the model as `tiny`, and its twin, with a small context, as `short`, which loads when it is asked for, as
+    do the models of `also`, which are named there."""
     config: dict[str, dict[str, object]] = {
         "models": {
             "served": [
                 {"model": str(model), "name": "tiny"},
                 {"model": str(twin_of(model)), "name": "short", "preload": False, "context_length": SHORT_CONTEXT},
+                *({"model": str(path), "name": name, "preload": False} for name, path in (also or {}).items()),
             ]
         },
         "server": {"max_body_bytes": MAX_BODY_BYTES},

@@ -121,6 +121,8 @@ class ScriptedEngine:
                 await asyncio.Event().wait()
             if script.refusal is not None:
                 raise script.refusal
+            if request.served is not None:
+                request.served.prompt_tokens = PROMPT_TOKENS
             yield self._deltas(script, run)
         finally:
             run.left.set()

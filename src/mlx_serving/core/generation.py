@@ -119,10 +119,12 @@ class Served:
     """How a request, with its forks, is being served: layers write it while its stream opens, who asked reads it then.
 
     `cache` tells what it cost: `hit`, nothing; `shared`, what somebody else's request cost as well; `miss`, a
-    computation of its own. None where nothing is kept and nothing shared.
+    computation of its own. None where nothing is kept and nothing shared. `prompt_tokens` is how many the prompt has,
+    once that is counted.
     """
 
     cache: CacheOutcome | None = None
+    prompt_tokens: int | None = None
 
     def note(self, outcome: CacheOutcome) -> None:
         """Of several sequences, the dearest one speaks for all."""
@@ -141,8 +143,9 @@ class GenerationRequest:
     reader has already: generation goes on behind it, with everything as if it had just been generated.
 
     `structure` is the form that the answer must have. With `parse_output` the deltas have reasoning and calls of tools
-    apart from the text. After `reasoning_budget` tokens of reasoning the model is made to answer. Layers write into
-    `served`, if it is there, how they serve it."""
+    apart from the text. After `reasoning_budget` tokens of reasoning the model is made to answer. With `cut_to_fit` a
+    `max_tokens` that is more than the context leaves, or the operator allows, is cut to that; else it is refused.
+    Layers write into `served`, if it is there, how they serve it."""
 
     request_id: str
     model: str
@@ -157,6 +160,7 @@ class GenerationRequest:
     parse_output: bool = False
     tool_choice: ToolChoice = ToolChoice()
     reasoning_budget: int | None = None
+    cut_to_fit: bool = False
     served: Served | None = field(default=None, compare=False, repr=False)
 
 

@@ -46,9 +46,9 @@ class SequenceLog:
 
 @dataclass(slots=True)
 class RequestLog:
-    """One request of a client. `completion_id`, `created` (Unix seconds), `model` and `system_fingerprint` are what
-    every part of its answer repeats. `opened`: its client has the beginning of the stream. `cut_at` is when it was cut
-    off first, in Unix seconds."""
+    """One request of a client. `completion_id`, `created` (Unix seconds), `model`, `system_fingerprint` and, for those
+    who asked for one, `service_tier` are what every part of its answer repeats. `opened`: its client has the beginning
+    of the stream. `cut_at` is when it was cut off first, in Unix seconds."""
 
     completion_id: str
     api: Api
@@ -62,6 +62,7 @@ class RequestLog:
     sequences: list[SequenceLog]
     opened: bool = False
     cut_at: float | None = None
+    service_tier: str | None = None
 
     @property
     def ended(self) -> bool:

@@ -117,12 +117,12 @@ class ResponseCacheBackend:
         key = self._key(request)
         deltas = None if key is None else await self._find(key)
         if deltas is not None:
-            _note(request, "hit")
+            _note(request, "hit", None if deltas[-1].stats is None else deltas[-1].stats.prompt_tokens)
             yield _replayed(deltas)
             return
         below = Served()
         async with self.inner.generate(replace(request, served=below)) as computed:
-            _note(request, below.cache or "miss")
+            _note(request, below.cache or "miss", below.prompt_tokens)
             if key is None:
                 yield computed
             else:
@@ -220,6 +220,7 @@ async def _replayed(deltas: tuple[Delta, ...]) -> AsyncIterator[Delta]:
             await asyncio.sleep(0)
 
 
-def _note(request: GenerationRequest, outcome: CacheOutcome) -> None:
+def _note(request: GenerationRequest, outcome: CacheOutcome, prompt_tokens: int | None) -> None:
     if request.served is not None:
         request.served.note(outcome)
+        request.served.prompt_tokens = prompt_tokens

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from mlx_serving.core.fingerprint import fingerprint, is_deterministic
-from mlx_serving.core.generation import Backend, CacheOutcome, Delta, GenerationRequest
+from mlx_serving.core.generation import Backend, CacheOutcome, Delta, GenerationRequest, Served
 from mlx_serving.core.shared_stream import SharedStream
 from mlx_serving.errors import Aborted
 
@@ -63,6 +63,8 @@ class SharingBackend:
         reader = computation.stream.join()
         try:
             await computation.wait_accepted()
+            if request.served is not None:
+                request.served.prompt_tokens = computation.served.prompt_tokens
             yield computation.deltas(reader)
         finally:
             if computation.stream.leave(reader):
@@ -82,7 +84,7 @@ class SharingBackend:
             self._ids.discard(stream_id)
             self._forget(key, computation)
 
-        asked = replace(request, request_id=stream_id, timeout_s=None, served=None)
+        asked = replace(request, request_id=stream_id, timeout_s=None)
         computation = _Computation(self.inner, asked, ended)
         self._running[key] = computation
         return computation
@@ -97,8 +99,9 @@ class _Computation:
 
     def __init__(self, inner: Backend, request: GenerationRequest, ended: Callable[[], None]) -> None:
         self.stream = SharedStream(_AHEAD)
+        self.served = Served()
         self._inner = inner
-        self._request = request
+        self._request = replace(request, served=self.served)
         self._ended = ended
         self._accepted = False
         self._over = False

@@ -137,11 +137,14 @@ class _Stream:
         """Submit the request; returns when the worker has accepted it. Raises what the worker answered."""
         self._client.open_stream(self.pipe_id, self._on_row)
         on_trial = self._inquest.is_on_trial(self._request.request_id)
+        params = _params(self._request, self.pipe_id, fork_of, on_trial=on_trial)
         try:
-            await self._client.call(methods.GENERATE, _params(self._request, self.pipe_id, fork_of, on_trial=on_trial))
+            accepted = await self._client.call(methods.GENERATE, params)
         except EngineError as error:
             self.dispatch(stream.Errored(error))
         else:
+            if self._request.served is not None:
+                self._request.served.prompt_tokens = accepted.prompt_tokens
             self.dispatch(stream.Accepted())
         if self._error is not None and not self._ready:  # refused, or lost before anything was delivered
             raise self._error
@@ -279,6 +282,7 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
         model_id=request.model,
         stream_id=pipe_id,
         max_tokens=chosen.max_tokens,
+        cut_to_fit=request.cut_to_fit,
         temperature=chosen.temperature,
         top_p=chosen.top_p,
         top_k=chosen.top_k,

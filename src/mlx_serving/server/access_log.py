@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -45,6 +45,7 @@ class AccessRecord:
     model: str | None = None
     stream: bool | None = None
     user: str | None = None
+    metadata: Mapping[str, str] | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
@@ -59,6 +60,7 @@ class AccessRecord:
             "model": self.model,
             "stream": self.stream,
             "user": None if self.user is None else self.user[:_MAX_USER_CHARS],
+            "metadata": self.metadata,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "cache": self.served.cache,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -16,23 +16,35 @@ from mlx_serving.server.function_tools import arguments_object
 from mlx_serving.server.single_generation import Ending
 
 _encode = msgspec.json.Encoder().encode
-_NO_USAGE = Usage(0, 0)
 
 
 class MessageAnswer:
-    """`show_thinking`: whether what the model thinks is sent. See `single_generation.SingleAnswer`."""
+    """`show_thinking`: whether what the model thinks is sent. `max_tokens` were asked for; `context_length` tells how
+    many tokens the model's context holds, when the answer has ended. See `single_generation.SingleAnswer`."""
 
-    def __init__(self, message_id: str, model: str, request_id: str, *, show_thinking: bool) -> None:
+    def __init__(
+        self,
+        message_id: str,
+        model: str,
+        request_id: str,
+        *,
+        show_thinking: bool,
+        max_tokens: int,
+        context_length: Callable[[], int | None],
+    ) -> None:
         self._heading = {"id": message_id, "type": "message", "role": "assistant", "model": model}
         self._request_id = request_id
         self._show_thinking = show_thinking
+        self._max_tokens = max_tokens
+        self._context_length = context_length
         self._parts = AnswerParts()
         self._numbers: dict[int, int] = {}  # of the blocks, by those of the parts
 
     # -- streamed
 
-    def opening(self) -> bytes:
-        message: dict[str, object] = {**self._heading, "content": [], **_END_UNKNOWN, "usage": _usage(_NO_USAGE)}
+    def opening(self, prompt_tokens: int) -> bytes:
+        usage = _usage(Usage(prompt_tokens, 0))
+        message: dict[str, object] = {**self._heading, "content": [], **_END_UNKNOWN, "usage": usage}
         return _event("message_start", message=message) + _event("ping")
 
     def piece(self, delta: Delta) -> bytes:
@@ -42,7 +54,9 @@ class MessageAnswer:
         events = list(self._events(self._parts.finish()))
         usage = _usage(ending.usage)
         del usage["service_tier"]
-        return b"".join([*events, _event("message_delta", delta=_end(ending), usage=usage), _event("message_stop")])
+        return b"".join(
+            [*events, _event("message_delta", delta=self._end(ending), usage=usage), _event("message_stop")]
+        )
 
     def failure(self, error: EngineError | None) -> bytes:
         if error is None:
@@ -78,7 +92,15 @@ class MessageAnswer:
     def whole(self, ending: Ending) -> bytes:
         shown = [part for part in self._parts.parts if part.kind != "reasoning" or self._show_thinking]
         content = [_block(part) for part in shown]
-        return _encode({**self._heading, "content": content, **_end(ending), "usage": _usage(ending.usage)})
+        return _encode({**self._heading, "content": content, **self._end(ending), "usage": _usage(ending.usage)})
+
+    def _end(self, ending: Ending) -> Mapping[str, object]:
+        reason = "stop_sequence" if ending.stop is not None else _STOP_REASONS[ending.reason]
+        if reason == "max_tokens" and ending.usage.completion_tokens < self._max_tokens:
+            holds = self._context_length()
+            if holds is not None and ending.usage.total_tokens >= holds:
+                reason = "model_context_window_exceeded"
+        return {"stop_reason": reason, "stop_sequence": ending.stop}
 
 
 _END_UNKNOWN: Mapping[str, object] = {"stop_reason": None, "stop_sequence": None}
@@ -89,11 +111,6 @@ _STOP_REASONS: Mapping[FinishReason, str] = {
     FinishReason.LENGTH: "max_tokens",
     FinishReason.TOOL_CALLS: "tool_use",
 }
-
-
-def _end(ending: Ending) -> Mapping[str, object]:
-    reason = "stop_sequence" if ending.stop is not None else _STOP_REASONS[ending.reason]
-    return {"stop_reason": reason, "stop_sequence": ending.stop}
 
 
 def _usage(usage: Usage) -> dict[str, object]:

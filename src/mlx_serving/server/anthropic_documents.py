@@ -58,7 +58,7 @@ class MessageDocument(Document):
     role: Literal["assistant"]
     model: str
     content: list[TextAnswerBlock | ThinkingAnswerBlock | ToolUseAnswerBlock]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
     stop_sequence: str | None
     usage: AnthropicUsage
 

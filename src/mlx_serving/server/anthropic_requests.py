@@ -45,6 +45,7 @@ class AskedMessage:
 
     model: str | None
     prompt: ChatPrompt
+    max_tokens: int
     sampling: SamplingParams
     tool_choice: ToolChoice
     structure: Structure | None
@@ -64,6 +65,7 @@ def parse_messages(body: Mapping[str, object]) -> AskedMessage:
     return AskedMessage(
         model=request.model,
         prompt=_prompt(request, thought),
+        max_tokens=request.max_tokens,
         sampling=_sampling(request),
         tool_choice=_choice(request.tool_choice),
         structure=None if wanted is None else Structure("json_schema", wanted.schema_),
@@ -171,7 +173,9 @@ def _prompt(request: CountTokensRequest, thought: Thought) -> ChatPrompt:
         function_tool(tool.name, tool.description, tool.input_schema, strict=tool.strict)
         for tool in request.tools or ()
     )
-    return ChatPrompt(tuple(messages), thought.template_kwargs, tools)
+    # With a choice of none the model does not hear of tools, so that they do not count.
+    offered = () if isinstance(request.tool_choice, NoChoice) else tools
+    return ChatPrompt(tuple(messages), thought.template_kwargs, offered)
 
 
 def _for_template(message: AnthropicMessage, names: dict[str, str]) -> Iterator[Mapping[str, object]]:

@@ -68,10 +68,18 @@ async def _answer(service: Service, request: Request) -> Response:
             parse_output=True,
             tool_choice=asked.tool_choice,
             reasoning_budget=asked.reasoning_budget,
+            cut_to_fit=True,
         ),
         backend=service.engine,
         in_flight=service.in_flight,
-        answer=MessageAnswer(message_id, model.name, record.request_id, show_thinking=asked.show_thinking),
+        answer=MessageAnswer(
+            message_id,
+            model.name,
+            record.request_id,
+            show_thinking=asked.show_thinking,
+            max_tokens=asked.max_tokens,
+            context_length=lambda: service.context_length(model.name),
+        ),
         record=record,
     )
     if asked.stream:

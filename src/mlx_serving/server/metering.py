@@ -7,12 +7,12 @@ that this server speaks, without any of them knowing of it.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Self
 
-from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Priority, Prompt, TextPrompt, TokenPrompt
 from mlx_serving.core.key_usage import KeyLimits, Refusal
 from mlx_serving.errors import Forbidden, InvalidRequest, QuotaExceeded, RateLimited
 from mlx_serving.server.access_log import AccessRecord, current_record
@@ -51,7 +51,7 @@ class MeteredEngine:
                 yield self._bounded(deltas, record)
             return
         require_model(holder.limits, request.model)
-        request = replace(request, caller=holder.name, priority=_lower(request, holder.limits))
+        request = replace(request, caller=holder.name, priority=granted(request.priority, holder))
         counts = request.fork_of is None
         usage = holder.usage
         if counts and (refusal := usage.enter(time.monotonic(), time.time())) is not None:
@@ -141,14 +141,17 @@ def require_model(limits: KeyLimits, model: str) -> None:
         )
 
 
-_RANKS = ("critical", "high", "normal", "low", "background")
+_RANKS: Sequence[Priority] = ("critical", "high", "normal", "low", "background")
 
 
-def _lower(request: GenerationRequest, limits: KeyLimits) -> Any:
-    """A request may ask for less than its key has, and not for more; `normal` is what asks for nothing."""
-    if request.priority == "normal":
-        return limits.priority
-    return max(request.priority, limits.priority, key=_RANKS.index)
+def granted(asked: Priority, holder: KeyHolder | None) -> Priority:
+    """The priority that a request gets. It may ask for less than its key has, and not for more; `normal` is what asks
+    for nothing. Without a key of its own it gets what it asks for."""
+    if holder is None:
+        return asked
+    if asked == "normal":
+        return holder.limits.priority
+    return _RANKS[max(_RANKS.index(asked), _RANKS.index(holder.limits.priority))]
 
 
 def guess_tokens(prompt: Prompt) -> int:

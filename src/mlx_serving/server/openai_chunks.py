@@ -28,20 +28,24 @@ ID_PREFIXES: Mapping[Api, str] = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What every part of one answer repeats. `created` is Unix seconds."""
+    """What every part of one answer repeats. `created` is Unix seconds; `service_tier` is for those who asked for
+    one."""
 
     completion_id: str
     created: int
     model: str
     system_fingerprint: str
+    service_tier: str | None = None
 
     def document(self, kind: str) -> dict[str, object]:
+        tier = {} if self.service_tier is None else {"service_tier": self.service_tier}
         return {
             "id": self.completion_id,
             "object": kind,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.system_fingerprint,
+            **tier,
         }
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlx_serving.core.serving import ServedModelState
+from mlx_serving.server.service_tier import ServedTier
 
 _Index: TypeAlias = Annotated[int, Field(ge=0, description="Of the choice: prompt * n + answer.")]
 
@@ -45,6 +46,7 @@ class _Heading(Document):
     created: int = Field(description="Unix seconds.")
     model: str
     system_fingerprint: str
+    service_tier: ServedTier | None = Field(default=None, description="If the request named one.")
 
 
 class TopLogprob(Document):

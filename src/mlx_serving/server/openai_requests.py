@@ -44,6 +44,7 @@ from mlx_serving.server.openai_schema import (
     StreamOptions,
     TextPart,
 )
+from mlx_serving.server.service_tier import AskedTier
 from mlx_serving.server.structured_output import structure_of
 
 _COMPLETION_MAX_TOKENS = 16  # what OpenAI documents; a chat's default is the engine's
@@ -63,6 +64,8 @@ class Asked:
     stream: bool
     include_usage: bool
     user: str | None
+    metadata: Mapping[str, str] | None = None
+    service_tier: AskedTier | None = None
     parse_output: bool = False
     tool_choice: ToolChoice = _ANY_TOOL
     reasoning_budget: int | None = None
@@ -238,7 +241,9 @@ def _asked(
         structure=structure_of(request),
         stream=request.stream or False,
         include_usage=request.stream_options is not None and (request.stream_options.include_usage or False),
-        user=request.user,
+        user=request.user or request.safety_identifier,
+        metadata=request.metadata,
+        service_tier=request.service_tier,
     )
 
 

@@ -13,10 +13,18 @@ from mlx_serving.core.generation import GenerationRequest
 from mlx_serving.core.resumption import Api, RequestLog, SequenceLog
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.server.access_log import AccessRecord, access_record
+from mlx_serving.server.anthropic_models import (
+    AnthropicModel,
+    AnthropicModelList,
+    anthropic_model,
+    anthropic_models,
+    is_from_anthropics_client,
+)
 from mlx_serving.server.auth import api_key_of, is_allowed, require_allowed, require_api_key
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.generation import Generation, StreamedResponse, whole_response
 from mlx_serving.server.journal import Noted, seeded
+from mlx_serving.server.metering import granted
 from mlx_serving.server.openai_chunks import ID_PREFIXES, Heading, answer_of
 from mlx_serving.server.openai_documents import (
     ChatCompletion,
@@ -29,6 +37,7 @@ from mlx_serving.server.openai_requests import Asked, parse_chat, parse_completi
 from mlx_serving.server.openai_schema import ChatCompletionRequest, CompletionRequest
 from mlx_serving.server.openapi import GENERATION_ERRORS, body_of, error_responses, streamed_or_whole
 from mlx_serving.server.service import Service
+from mlx_serving.server.service_tier import priority_of, tier_of
 
 
 def openai_routes(service: Service) -> APIRouter:
@@ -52,17 +61,21 @@ def openai_routes(service: Service) -> APIRouter:
     async def completions(request: Request) -> Response:
         return await _generate(service, request, parse_completion, "completions")
 
-    @router.get("/models", summary="The models that may be named", responses=error_responses(401))
-    async def models() -> ModelList:
+    @router.get("/models", summary="The models that may be named", responses=error_responses(400, 401))
+    async def models(request: Request) -> ModelList | AnthropicModelList:
+        listed = [model for model in service.engine.served_models() if is_allowed(model)]
+        if is_from_anthropics_client(request):
+            return anthropic_models(listed, request.query_params)
         default = service.default_model()
-        return ModelList(
-            data=[_document(model, default) for model in service.engine.served_models() if is_allowed(model)]
-        )
+        return ModelList(data=[_document(model, default) for model in listed])
 
     # Names may be hub ids, which contain a slash.
     @router.get("/models/{model_id:path}", summary="One model", responses=error_responses(401, 404))
-    async def model(model_id: str) -> ModelDocument:
-        return _document(require_allowed(service.model(model_id)), service.default_model())
+    async def model(request: Request, model_id: str) -> ModelDocument | AnthropicModel:
+        found = require_allowed(service.model(model_id))
+        if is_from_anthropics_client(request):
+            return anthropic_model(found)
+        return _document(found, service.default_model())
 
     return router
 
@@ -91,11 +104,16 @@ def prepared_chat(
 
 
 def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str], asked: Asked, api: Api) -> Generation:
-    record.stream, record.user = asked.stream, asked.user
+    record.stream, record.user, record.metadata = asked.stream, asked.user, asked.metadata
     model = service.model(asked.model)
     record.model = model.name
+    priority = granted(priority_of(asked.service_tier), record.holder)
     heading = Heading(
-        ID_PREFIXES[api] + record.request_id, int(time.time()), model.name, service.settings.system_fingerprint
+        ID_PREFIXES[api] + record.request_id,
+        int(time.time()),
+        model.name,
+        service.settings.system_fingerprint,
+        None if asked.service_tier is None else tier_of(priority),
     )
     wanted = GenerationRequest(
         request_id=heading.completion_id,
@@ -106,6 +124,7 @@ def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str]
         parse_output=asked.parse_output,
         tool_choice=asked.tool_choice,
         reasoning_budget=asked.reasoning_budget,
+        priority=priority,
         caller=asked.user or "",
         timeout_s=service.settings.request_timeout_s,
     )
@@ -133,6 +152,7 @@ def _log_of(heading: Heading, api: Api, asked: Asked, requests: Sequence[Generat
         created=heading.created,
         model=heading.model,
         system_fingerprint=heading.system_fingerprint,
+        service_tier=heading.service_tier,
         stream=asked.stream,
         include_usage=asked.include_usage,
         logprobs=asked.sampling.logprobs is not None,

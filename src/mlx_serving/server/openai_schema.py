@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from mlx_serving.server.json_values import as_array, depth
 from mlx_serving.server.openai_tools import CalledTool, ToolFields
+from mlx_serving.server.service_tier import AskedTier
 from mlx_serving.server.structured_output import StructureFields
 
 _TOKEN_ID = re.compile(r"-?[0-9]{1,19}")
@@ -131,6 +132,11 @@ class SamplingFields(Body):
     ignore_eos: bool | None = Field(default=None, description="Go on after the model's own end of the turn.")
 
 
+_MetadataKey: TypeAlias = Annotated[str, Field(max_length=64)]
+_MetadataValue: TypeAlias = Annotated[str, Field(max_length=512)]
+Metadata: TypeAlias = Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)]
+
+
 class StreamOptions(Body):
     include_usage: bool | None = Field(default=None, description="Send a last chunk with the token counts.")
 
@@ -141,6 +147,14 @@ class GenerationFields(StructureFields, SamplingFields):
     stream: bool | None = Field(default=None, description="Send the text as server-sent events while it is generated.")
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="An end user's identifier; appears in the server's log.")
+    safety_identifier: str | None = Field(default=None, description="Another name for user.")
+    metadata: Metadata | None = Field(default=None, description="Appears in the server's log.")
+    prompt_cache_key: str | None = Field(default=None, description="Changes what a prompt costs, never the answer.")
+    service_tier: AskedTier | None = Field(
+        default=None,
+        description="flex waits for others, priority goes before them, as far as the key allows; the answer tells "
+        "which it was.",
+    )
 
 
 class TextPart(Body):

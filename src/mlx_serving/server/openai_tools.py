@@ -11,6 +11,7 @@ from mlx_serving.core.generation import ToolChoice
 from mlx_serving.core.reasoning_effort import ReasoningEffort, Thought, thought_of
 from mlx_serving.server.function_tools import arguments_object, function_tool, tool_call, tool_issues
 from mlx_serving.server.issues import Issue
+from mlx_serving.server.request_fields import field_of
 
 
 class _Body(BaseModel):
@@ -61,12 +62,29 @@ class CalledTool(_Body):
         return tool_call(self.id, self.function.name, arguments_object(text) or {})
 
 
+class AllowedTools(_Body):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1)
+
+
+class ChoiceAmongTools(_Body):
+    """The model is told of these tools only."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 def _choice_kind(value: object) -> str | None:
-    return "<word>" if isinstance(value, str) else "<tool>" if isinstance(value, dict) else None
+    if isinstance(value, str):
+        return "<word>"
+    kind = field_of(value, "type")
+    return "<tools>" if kind == "allowed_tools" else "<tool>" if isinstance(value, dict | NamedTool) else None
 
 
 ToolChoiceValue: TypeAlias = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<word>")] | Annotated[NamedTool, Tag("<tool>")],
+    Annotated[Literal["none", "auto", "required"], Tag("<word>")]
+    | Annotated[NamedTool, Tag("<tool>")]
+    | Annotated[ChoiceAmongTools, Tag("<tools>")],
     Discriminator(
         _choice_kind,
         custom_error_type="wrong_type",
@@ -90,7 +108,11 @@ class ToolFields(_Body):
     enable_thinking: bool | None = Field(default=None, description="A switch of many chat templates.")
 
     def offered(self) -> tuple[Mapping[str, object], ...]:
-        return tuple(tool.for_template() for tool in self.tools or ())
+        tools = self.tools or []
+        if isinstance(self.tool_choice, ChoiceAmongTools):
+            names = {each.function.name for each in self.tool_choice.allowed_tools.tools}
+            tools = [tool for tool in tools if tool.function.name in names]
+        return tuple(tool.for_template() for tool in tools)
 
     def choice(self) -> ToolChoice:
         parallel = self.parallel_tool_calls is not False
@@ -99,6 +121,8 @@ class ToolFields(_Body):
                 return ToolChoice(parallel=parallel)
             case NamedTool():
                 return ToolChoice("required", self.tool_choice.function.name, parallel)
+            case ChoiceAmongTools():
+                return ToolChoice(self.tool_choice.allowed_tools.mode, None, parallel)
             case word:
                 return ToolChoice(word, None, parallel)
 
@@ -110,4 +134,10 @@ class ToolFields(_Body):
 
     def tool_problems(self) -> Iterator[Issue]:
         """What no field shows by itself."""
-        yield from tool_issues([tool.function.name for tool in self.tools or ()], self.choice(), "tool_choice")
+        names = [tool.function.name for tool in self.tools or ()]
+        yield from tool_issues(names, self.choice(), "tool_choice")
+        if isinstance(self.tool_choice, ChoiceAmongTools):
+            for index, allowed in enumerate(self.tool_choice.allowed_tools.tools):
+                if allowed.function.name not in names:
+                    field = f"tool_choice.allowed_tools.tools[{index}].function.name"
+                    yield Issue(field, f"{field} is {allowed.function.name[:80]!r}, which is none of the tools")

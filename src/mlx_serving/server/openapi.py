@@ -61,6 +61,8 @@ def _events(description: str, *fields: str) -> _Json:
 def methods_of(document: _Json, path: str) -> Sequence[str]:
     """The methods that a document has for a path."""
     templates: _Json = document["paths"]
+    if path in templates:  # goes before those that it is an example of
+        templates = {path: templates[path]}
     matching = (operations for template, operations in templates.items() if compile_path(template)[0].match(path))
     return sorted({method.upper() for operations in matching for method in operations})
 

@@ -40,7 +40,7 @@ class ResponseAnswer:
 
     # -- streamed
 
-    def opening(self) -> bytes:
+    def opening(self, prompt_tokens: int) -> bytes:
         response = self._response("in_progress", (), None)
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from mlx_serving.server.openai_documents import Document, TokenLogprob
+from mlx_serving.server.service_tier import ServedTier
 
 _Item: TypeAlias = dict[str, object]  # a class with a field `object` cannot say so itself
 _Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
@@ -97,7 +98,7 @@ class ResponseDocument(Document):
     prompt_cache_key: str | None
     reasoning: dict[str, object]
     safety_identifier: str | None
-    service_tier: Literal["default"]
+    service_tier: ServedTier
     store: bool
     temperature: float | None
     text: dict[str, object]
@@ -115,6 +116,11 @@ class InputItemList(Document):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class InputTokens(Document):
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
 
 
 class DeletedResponse(Document):

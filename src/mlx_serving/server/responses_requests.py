@@ -62,7 +62,9 @@ class AskedResponse:
             if messages and messages[0]["role"] == "system":  # templates expect one
                 first.append(str(messages.pop(0)["content"]))
             messages.insert(0, {"role": "system", "content": "\n".join(first)})
-        return ChatPrompt(tuple(messages), self.thought.template_kwargs, self.tools)
+        # With a choice of none the model does not hear of tools, so that they do not count.
+        tools = () if self.tool_choice.mode == "none" else self.tools
+        return ChatPrompt(tuple(messages), self.thought.template_kwargs, tools)
 
 
 def parse_response(body: Mapping[str, object]) -> AskedResponse:

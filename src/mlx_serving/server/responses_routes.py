@@ -13,9 +13,10 @@ from mlx_serving.core.answer_parts import Part
 from mlx_serving.core.generation import GenerationRequest
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.server.access_log import access_record
-from mlx_serving.server.auth import owner_of, require_api_key
+from mlx_serving.server.auth import owner_of, require_allowed, require_api_key
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.errors import json_response
+from mlx_serving.server.metering import granted
 from mlx_serving.server.openapi import (
     GENERATION_ERRORS,
     body_of,
@@ -24,10 +25,11 @@ from mlx_serving.server.openapi import (
     query_parameters,
 )
 from mlx_serving.server.responses_answer import ResponseAnswer
-from mlx_serving.server.responses_documents import DeletedResponse, InputItemList, ResponseDocument
+from mlx_serving.server.responses_documents import DeletedResponse, InputItemList, InputTokens, ResponseDocument
 from mlx_serving.server.responses_requests import AskedResponse, parse_response
 from mlx_serving.server.responses_schema import ResponsesRequest
 from mlx_serving.server.service import Service
+from mlx_serving.server.service_tier import ServedTier, priority_of, tier_of
 from mlx_serving.server.single_generation import SingleGeneration, SingleStream
 
 _MAX_LISTED = 100
@@ -51,6 +53,20 @@ def responses_routes(service: Service) -> APIRouter:
     )
     async def create(request: Request) -> Response:
         return await _answer(service, request)
+
+    @router.post(
+        "/input_tokens",
+        summary="Count the tokens of a conversation, in items",
+        openapi_extra=body_of(ResponsesRequest),
+        responses=error_responses(*GENERATION_ERRORS),
+    )
+    async def input_tokens(request: Request) -> InputTokens:
+        asked = parse_response(await read_json_object(request, service.settings))
+        earlier = stored.earlier(asked.request.previous_response_id, owner_of(request.headers))
+        model = require_allowed(service.model(asked.request.model))
+        access_record(request).model = model.name
+        counted = await service.engine.tokenize_chat(model.name, asked.prompt(earlier))
+        return InputTokens(input_tokens=len(counted.tokens))
 
     @router.get(
         "/{response_id}",
@@ -88,6 +104,7 @@ async def _answer(service: Service, request: Request) -> Response:
     model = service.model(asked.request.model)
     record.model = model.name
     response_id = "resp_" + record.request_id
+    priority = granted(priority_of(asked.request.service_tier), record.holder)
 
     def keep(_document: Mapping[str, object], body: bytes, parts: Iterable[Part]) -> None:
         if asked.stored:
@@ -99,6 +116,7 @@ async def _answer(service: Service, request: Request) -> Response:
             model=model.name,
             prompt=asked.prompt(earlier),
             sampling=asked.sampling,
+            priority=priority,
             caller=asked.user or "",
             timeout_s=service.settings.request_timeout_s,
             structure=asked.structure,
@@ -109,7 +127,7 @@ async def _answer(service: Service, request: Request) -> Response:
         backend=service.engine,
         in_flight=service.in_flight,
         answer=ResponseAnswer(
-            _facts(asked, response_id, model.name),
+            _facts(asked, response_id, model.name, tier_of(priority)),
             record.request_id,
             keep,
             encode_reasoning="reasoning.encrypted_content" in (asked.request.include or ()),
@@ -122,7 +140,7 @@ async def _answer(service: Service, request: Request) -> Response:
     return await generation.whole_response(request.receive)
 
 
-def _facts(asked: AskedResponse, response_id: str, model: str) -> Mapping[str, object]:
+def _facts(asked: AskedResponse, response_id: str, model: str, tier: ServedTier) -> Mapping[str, object]:
     """What a response repeats of its request."""
     request = asked.request
     told = request.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -143,7 +161,7 @@ def _facts(asked: AskedResponse, response_id: str, model: str) -> Mapping[str, o
         "prompt_cache_key": request.prompt_cache_key,
         "reasoning": told.get("reasoning", {}),
         "safety_identifier": request.safety_identifier,
-        "service_tier": "default",
+        "service_tier": tier,
         "store": asked.stored,
         "temperature": request.temperature,
         "text": {"format": {"type": "text"}, **told.get("text", {})},

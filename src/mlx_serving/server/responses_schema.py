@@ -10,8 +10,9 @@ from pydantic_core import PydanticCustomError
 from mlx_serving.core.reasoning_effort import ReasoningEffort
 from mlx_serving.server.anthropic_schema import JsonObject
 from mlx_serving.server.function_tools import arguments_object
-from mlx_serving.server.openai_schema import Body
+from mlx_serving.server.openai_schema import Body, Metadata
 from mlx_serving.server.request_fields import Hidden, by_type, field_of, of_type, string_or, unserved
+from mlx_serving.server.service_tier import AskedTier
 
 ENCODED_PREFIX = "mlx-serving:"
 _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
@@ -215,10 +216,6 @@ class ResponseStreamOptions(Body):
     include_obfuscation: Annotated[Hidden, unserved(False)] = None
 
 
-_MetadataKey: TypeAlias = Annotated[str, Field(max_length=64)]
-_MetadataValue: TypeAlias = Annotated[str, Field(max_length=512)]
-
-
 class ResponsesRequest(Body):
     """Body of POST /v1/responses."""
 
@@ -246,8 +243,10 @@ class ResponsesRequest(Body):
     reasoning: ReasoningConfig | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     truncation: Annotated[Literal["disabled"] | None, Field(description="What is too long is refused.")] = None
-    metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)] | None = None
+    metadata: Metadata | None = Field(default=None, description="Comes back with the response.")
     user: str | None = Field(default=None, description="An end user's identifier; appears in the server's log.")
     safety_identifier: str | None = Field(default=None, description="Another name for user.")
     prompt_cache_key: str | None = Field(default=None, description="Changes what a prompt costs, never the answer.")
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: AskedTier | None = Field(
+        default=None, description="flex waits for others, priority goes before them, as far as the key allows."
+    )

@@ -69,6 +69,7 @@ class _Sequence(msgspec.Struct):
     reasoning_budget: int | None
     sent: Delta
     unsent: Delta
+    cut_to_fit: bool = False
 
 
 class _Request(msgspec.Struct):
@@ -86,6 +87,7 @@ class _Request(msgspec.Struct):
     cut_at: float
     key: KeyHash | None
     sequences: list[_Sequence]
+    service_tier: str | None = None
 
 
 SEQUENCE_FIELDS = _Sequence.__struct_fields__
@@ -186,6 +188,7 @@ def _saved(log: RequestLog, key: KeyHash | None) -> _Request:
         cut_at=log.cut_at,
         key=key,
         sequences=[_saved_sequence(sequence) for sequence in log.sequences],
+        service_tier=log.service_tier,
     )
 
 
@@ -202,6 +205,7 @@ def _saved_sequence(sequence: SequenceLog) -> _Sequence:
         parse_output=request.parse_output,
         tool_choice=request.tool_choice,
         reasoning_budget=request.reasoning_budget,
+        cut_to_fit=request.cut_to_fit,
         sent=sent,
         unsent=unsent,
     )
@@ -238,6 +242,7 @@ def _restored(saved: _Request) -> Saved:
         sequences=[_restored_sequence(each, saved.model) for each in saved.sequences],
         opened=saved.opened,
         cut_at=saved.cut_at,
+        service_tier=saved.service_tier,
     )
     return log, saved.key
 
@@ -255,6 +260,7 @@ def _restored_sequence(saved: _Sequence, model: str) -> SequenceLog:
         parse_output=saved.parse_output,
         tool_choice=saved.tool_choice,
         reasoning_budget=saved.reasoning_budget,
+        cut_to_fit=saved.cut_to_fit,
     )
     return SequenceLog.of_parts(request, saved.sent, saved.unsent)
 

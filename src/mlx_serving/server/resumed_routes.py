@@ -74,7 +74,7 @@ def _wants_whole(request: Request) -> bool:
 
 
 def _answer(log: RequestLog) -> Answer:
-    heading = Heading(log.completion_id, log.created, log.model, log.system_fingerprint)
+    heading = Heading(log.completion_id, log.created, log.model, log.system_fingerprint, log.service_tier)
     return answer_of(log.api, heading, include_usage=log.include_usage, logprobs=log.logprobs)
 
 

@@ -44,6 +44,10 @@ class Service:
         chosen = next((model for model in served if model.default), None)
         return served[0] if chosen is None and len(served) == 1 else chosen
 
+    def context_length(self, name: str) -> int | None:
+        """Tokens that the context of a model holds; None while that is not known."""
+        return next((each.context_length for each in self.engine.served_models() if each.name == name), None)
+
     def model(self, name: str | None) -> ServedModel:
         """The served model of that name, the default for none. Raises `ModelNotFound`, which lists what is served."""
         served = self.engine.served_models()

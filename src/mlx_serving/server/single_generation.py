@@ -33,8 +33,8 @@ class Ending:
 class SingleAnswer(Protocol):
     """How one API words one sequence. What returns bytes returns them ready to send."""
 
-    def opening(self) -> bytes:
-        """The events that a stream begins with."""
+    def opening(self, prompt_tokens: int) -> bytes:
+        """The events that a stream begins with, of an answer to a prompt of so many tokens."""
         ...
 
     def piece(self, delta: Delta) -> bytes:
@@ -89,7 +89,7 @@ class SingleGeneration:
 
     async def write_events(self, deltas: AsyncIterator[NumberedDelta], stream: EventSink) -> bytes:
         """Returns the closing ones, which are not sent yet."""
-        await stream.write(self.answer.opening())
+        await stream.write(self.answer.opening(self.record.served.prompt_tokens or 0))
         closing = b""
         async for _, delta in deltas:
             body = self.answer.piece(delta)

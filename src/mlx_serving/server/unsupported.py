@@ -12,12 +12,9 @@ NeutralValues: TypeAlias = Mapping[str, tuple[object, ...]]
 
 _BOTH: NeutralValues = {
     # OpenAI
-    "metadata": ({},),
     "moderation": (),
-    "prompt_cache_key": (),
-    "prompt_cache_retention": (),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory",),
     "store": (False,),
     # vLLM
     "add_special_tokens": (),

@@ -186,7 +186,8 @@ class GenerateParams(Params):
     has: the stream goes on behind them, and counts them in `max_tokens`. A stream that has not ended after `timeout_s`
     fails with a timeout, whether it waits, runs or is paused. With `parse_output` rows tell reasoning and calls of
     `tools` apart from the text. `named_tool` must be called; after `reasoning_budget` tokens of reasoning the model
-    must answer. `streaming` is accepted for the ancestor's sake: the worker always streams."""
+    must answer. With `cut_to_fit` a `max_tokens` that is more than the context leaves is cut to that. `streaming` is
+    accepted for the ancestor's sake: the worker always streams."""
 
     model_id: ModelId
     prompt: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
@@ -201,6 +202,7 @@ class GenerateParams(Params):
     reasoning_budget: Annotated[int, msgspec.Meta(ge=0)] | None = None
     stream_id: StreamId | None = None
     max_tokens: int | None = None
+    cut_to_fit: bool = False
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None

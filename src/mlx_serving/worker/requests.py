@@ -231,7 +231,7 @@ def rules_of(sampling: ResolvedSampling, model: LoadedModel) -> TokenRules:
 def tokens_that_fit(
     prompt_tokens: int, asked: int | None, default: int, context_length: int, min_tokens: int = 0
 ) -> int:
-    """The tokens that may be generated: what was asked for must fit, a default is cut to what is left.
+    """The tokens that may be generated: what was asked for must fit, `default` is cut to what is left.
 
     Raises `ContextLengthExceeded` with the numbers, `InvalidRequest` for a prompt without a token.
     """

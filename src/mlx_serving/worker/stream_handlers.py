@@ -126,7 +126,7 @@ class StreamHandlers:
                 return
             max_tokens = tokens_that_fit(
                 len(token_ids),
-                params.max_tokens,
+                None if params.cut_to_fit else params.max_tokens,
                 sampling.max_tokens,
                 model.facts.context_length,
                 sampling.min_tokens,
