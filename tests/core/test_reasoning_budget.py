@@ -45,5 +45,24 @@ def test_what_could_not_be_forced_is_tried_again() -> None:
     assert write(budget(1), [9, 9, 2, 9, 2, 3, 4]) == [None, 2, 2, 3, 2, 3, 4, None]
 
 
+def test_the_end_may_be_spelled_with_other_tokens() -> None:
+    words = {1: "<think>", 2: "</think", 3: ">", 5: "</th", 6: "ink", 7: ">\n", 9: "a"}
+
+    def spelled(tokens: int, *, thinking: bool = True) -> ThoughtBudget:
+        return ThoughtBudget(
+            tokens,
+            START,
+            END,
+            END,
+            thinking=thinking,
+            end_text="</think>",
+            decode=lambda ids: "".join(words[each] for each in ids),
+        )
+
+    assert set(write(spelled(9), [9, 5, 6, 7, *[9] * 9])) == {None}
+    assert set(write(spelled(9, thinking=False), [5, 6, 1, 7, 5, 6, 7, *[9] * 9])) == {None}
+    assert write(spelled(3), [9, 5, 6, 7, 9]) == [None, None, None, 2, None, None]
+
+
 def test_it_is_the_same_after_an_interruption() -> None:
     assert budget(2).see([9, 9, 2]) == 3

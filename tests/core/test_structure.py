@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_sound_descriptions_are_accepted(structure: Structure) -> None:
 )
 def test_what_is_no_description_is_refused(structure: Structure, rule: str) -> None:
     with pytest.raises(GuidanceError, match=rule) as refused:
-        check(structure, "response_format")
+        check(replace(structure, field="response_format"))
     assert refused.value.field == "response_format"
     assert refused.value.message.startswith("response_format: ")
 

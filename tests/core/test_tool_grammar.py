@@ -7,8 +7,9 @@ import json
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from mlx_serving.core.output_formats import output_format
+from mlx_serving.core.output_formats import HARMONY, output_format
 from mlx_serving.core.output_parser import OutputParser
+from mlx_serving.core.thought_grammar import Lead, Thinking, thought_lead
 from mlx_serving.core.tool_arguments import Schemas
 from mlx_serving.core.tool_grammar import FORCIBLE, tool_grammar
 
@@ -28,6 +29,10 @@ ANSWERS = {
 }
 
 
+def no_token(_: str) -> None:
+    """Of a model whose markers are text."""
+
+
 def fits(grammar: str, text: str) -> bool:
     matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_lark(grammar))
     tokens = list(text.encode())
@@ -37,18 +42,17 @@ def fits(grammar: str, text: str) -> bool:
 @pytest.mark.parametrize("style", FORCIBLE)
 @pytest.mark.parametrize("thinking", [False, True])
 def test_a_call_fits_and_is_read_again(style: str, thinking: bool) -> None:
-    marks = None if style == "llama" else ("<think>", "</think>")
-    grammar = tool_grammar(style, SCHEMAS, lambda _: None, parallel=True, thought=marks, thinking=thinking)
+    output = output_format(style, THINK.get(style, "think"))
+    lead = thought_lead(output, Thinking.OPEN if thinking else Thinking.AHEAD, no_token)
+    grammar = tool_grammar(style, SCHEMAS, no_token, parallel=True, lead=lead)
     answer = ANSWERS[style]
-    if style == "harmony":
-        before = ("" if thinking else "<|channel|>analysis<|message|>") + "hm<|end|><|start|>assistant"
-    else:
-        before = "" if marks is None else "hm</think>\n" if thinking else "<think>hm</think>\n"
+    start, end = output.think_starts[0], output.think_ends[0]
+    before = ("" if thinking else start) + "hm" + end + ("<|start|>assistant" if style == HARMONY else "\n")
     assert fits(grammar, before + answer)
-    assert fits(grammar, answer) is not (thinking and marks is not None)
+    assert fits(grammar, answer) is not thinking
     assert not fits(grammar, before + answer.replace("1}", "3}"))
     assert not fits(grammar, "Hello")
-    parser = OutputParser(output_format(style, THINK.get(style, "think")), "s", tools=[], thinking=thinking)
+    parser = OutputParser(output, "s", tools=[], thinking=thinking)
     if style != "llama":
         [call] = parser.feed(before + answer).tool_calls
         assert (call.name, json.loads(call.arguments)) == ("f", {"x": 1})
@@ -57,13 +61,11 @@ def test_a_call_fits_and_is_read_again(style: str, thinking: bool) -> None:
 def test_several_calls_only_where_they_may_be() -> None:
     two = "\n".join([ANSWERS["json_tools"]] * 2)
     for parallel in (True, False):
-        grammar = tool_grammar("json_tools", SCHEMAS, lambda _: None, parallel=parallel, thought=None, thinking=False)
+        grammar = tool_grammar("json_tools", SCHEMAS, no_token, parallel=parallel, lead=Lead(""))
         assert fits(grammar, two) is parallel
 
 
 def test_markers_that_are_tokens_are_written_as_tokens() -> None:
-    grammar = tool_grammar(
-        "mistral", SCHEMAS, lambda marker: len(marker), parallel=True, thought=("[THINK]", "[/THINK]"), thinking=False
-    )
+    grammar = tool_grammar("mistral", SCHEMAS, len, parallel=True, lead=Lead(""))
     assert LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)) == ""
     assert '<[12]> "f" <[6]> args_0' in grammar

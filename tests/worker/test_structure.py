@@ -195,7 +195,7 @@ REFUSED: list[tuple[Mapping[str, object], str]] = [
     ({"mode": "json_object", "schema": {}}, "json_object"),
     ({"mode": "regex", "schema": "(a"}, "unclosed group"),
     ({"mode": "regex", "schema": "(?=a)b"}, "look-ahead"),
-    ({"mode": "regex", "schema": r"[^\s\S]"}, "No answer fits"),
+    ({"mode": "regex", "schema": r"[^\s\S]"}, "no answer fits"),
     ({"mode": "regex", "schema": ""}, "not empty"),
     ({"mode": "choice", "schema": []}, "choices"),
     ({"mode": "grammar", "schema": "start: missing"}, "missing"),
@@ -211,6 +211,8 @@ def test_what_cannot_be_is_refused_and_named(
     refused = worker.refusal("generate", model_id=str(llama), prompt="Hello", guidance=guidance)
     assert (refused.code, refused.type) == (-32004, "GuidanceError")
     assert named in refused.message
+    assert refused.details["field"] == "guidance.schema"
+    assert refused.message.startswith("guidance.schema")
     assert answer(worker, ask(worker, llama, ANSWER))[1] == "stop"
 
 

@@ -15,9 +15,9 @@ from .driver import WorkerProcess
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }} <tool_call> {% endif %}{% for message in messages %}{{ message['role'] + ':' + "
     "message['content'] }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% if enable_thinking %}"
-    "{{ '<think>' }}{% endif %}{% endif %}"
+    "{{ '<think>' }}{% elif enable_thinking is false %}{{ '<think></think>' }}{% endif %}{% endif %}"
 )
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
         "function": {
@@ -32,8 +32,9 @@ TOOLS = [
     }
 ]
 MESSAGES = [{"role": "user", "content": "Hi"}]
+# Where the prompt has ended the reasoning already, the structure is all that is written, more reasoning included.
 ANSWER = (
-    "I look.</think>\n\nOne moment.\n"
+    "<think>I look.</think>\n\nOne moment.\n"
     '<tool_call>\n{"name": "look_up", "arguments": {"what": "cats"}}\n</tool_call>\n'
     '<tool_call>\n{"name": "look_up", "arguments": {"what": "dogs"}}\n</tool_call>'
 )
@@ -61,7 +62,7 @@ def ask(worker: WorkerProcess, caller: Path, answer: str | None = ANSWER, **para
     given: dict[str, Any] = {"messages": MESSAGES, "tools": TOOLS, "parse_output": True, "max_tokens": 300, "seed": 1}
     if answer is not None:
         given["guidance"] = {"mode": "choice", "schema": [answer]}
-    given["template_kwargs"] = {"enable_thinking": True}
+    given["template_kwargs"] = {"enable_thinking": answer is None}
     return list(worker.notifications(worker.generate(model_id=str(caller), **{**given, **params})))
 
 
@@ -140,6 +141,64 @@ def test_reasoning_ends_with_its_budget(worker: WorkerProcess, caller: Path) -> 
     assert tokens[5:13] == tiny_models.token_ids("</think>")
     rest = ask(worker, caller, None, delivered=tokens[:9], **params)
     assert [event["token_id"] for event in rest if "token_id" in event] == tokens[9:]
+
+
+SCHEMA = TOOLS[0]["function"]["parameters"]
+
+
+@pytest.mark.parametrize("thinking", [True, None])
+def test_a_form_holds_behind_the_reasoning(worker: WorkerProcess, caller: Path, thinking: bool | None) -> None:
+    """The model may think where the prompt leaves it open, and does where that has begun it."""
+    thoughts: list[str] = []
+    for seed in range(4):
+        events = ask(
+            worker,
+            caller,
+            None,
+            tools=[],
+            guidance={"mode": "json_schema", "schema": SCHEMA},
+            template_kwargs={} if thinking is None else {"enable_thinking": thinking},
+            reasoning_budget=12,
+            temperature=1.0,
+            seed=seed,
+        )
+        assert json.loads(said(events)) in ({"what": "cats"}, {"what": "dogs"})
+        assert events[-1]["finish_reason"] == "stop"
+        thoughts.append(said(events, "reasoning"))
+    assert all(thoughts) is bool(thinking)
+
+
+@pytest.mark.parametrize("budget", [0, 7, None])
+def test_reasoning_before_a_form_has_its_budget_and_goes_on_where_it_was(
+    worker: WorkerProcess, caller: Path, budget: int | None
+) -> None:
+    params: dict[str, Any] = {
+        "tools": [],
+        "guidance": {"mode": "json_schema", "schema": SCHEMA},
+        "reasoning_budget": budget,
+        "temperature": 1.0,
+        "max_tokens": 60,
+    }
+    whole = ask(worker, caller, None, **params)
+    tokens = [event["token_id"] for event in whole if "token_id" in event]
+    end = tiny_models.token_ids("</think>")
+    if budget is None:  # nothing ends it: not even the end of the turn, which is none before the form
+        assert len(tokens) == 60
+        assert (said(whole), whole[-1]["finish_reason"]) == ("", "length")
+    else:
+        # A character may have to be completed first.
+        assert end in [tokens[start : start + len(end)] for start in range(budget, budget + 4)]
+        assert json.loads(said(whole)) in ({"what": "cats"}, {"what": "dogs"})
+    for cut in (1, 9, 12, len(tokens) - 2):
+        rest = ask(worker, caller, None, delivered=tokens[:cut], **params)
+        assert [event["token_id"] for event in rest if "token_id" in event] == tokens[cut:]
+        assert rest[-1]["finish_reason"] == whole[-1]["finish_reason"]
+
+
+def test_a_form_is_all_of_an_answer_that_is_not_taken_apart(worker: WorkerProcess, caller: Path) -> None:
+    params: dict[str, Any] = {"tools": [], "guidance": {"mode": "json_schema", "schema": SCHEMA}, "reasoning_budget": 5}
+    text = said(ask(worker, caller, None, parse_output=False, **params))
+    assert json.loads(text) in ({"what": "cats"}, {"what": "dogs"})
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        members = [(field.name, _plain(getattr(value, field.name))) for field in dataclasses.fields(value)]
+        fields = [field for field in dataclasses.fields(value) if field.compare]
+        members = [(field.name, _plain(getattr(value, field.name))) for field in fields]
         return {type(value).__name__: members}
     if isinstance(value, Mapping):
         pairs = cast("Mapping[object, object]", value).items()

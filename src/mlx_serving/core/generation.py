@@ -49,10 +49,12 @@ Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
 @dataclass(frozen=True, slots=True)
 class Structure:
     """What form an answer must have. `kind` says how `value` describes it: a JSON Schema as a mapping, any JSON object
-    (no value), a regular expression, one of several texts, or a grammar in Lark's notation."""
+    (no value), a regular expression, one of several texts, or a grammar in Lark's notation. `field` is what who asks
+    for it calls the parameter: errors name it."""
 
     kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
     value: Mapping[str, object] | str | tuple[str, ...] | None = None
+    field: str = field(default="structure", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

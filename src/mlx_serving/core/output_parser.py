@@ -84,6 +84,44 @@ class MarkedFormat:
                 thinking = False
 
 
+@dataclass(frozen=True, slots=True)
+class FormFormat:
+    """An answer that has a form, behind reasoning as `thought` marks it: whatever stands in it is said."""
+
+    thought: MarkedFormat
+    trims: bool = False
+    ids: IdStyle = "long"
+
+    @property
+    def think_starts(self) -> Sequence[str]:
+        return self.thought.think_starts
+
+    @property
+    def think_ends(self) -> Sequence[str]:
+        return self.thought.think_ends
+
+    @property
+    def answer_start(self) -> str:
+        return self.thought.answer_start
+
+    def read(self, text: TextScanner, sink: OutputSink, schemas: Schemas, *, thinking: bool) -> Reading[None]:
+        if not thinking:
+            text.keep()
+            yield from text.skip_space()
+            for start in sorted(self.think_starts, key=len, reverse=True):
+                thinking = thinking or (yield from text.accept(start))
+            if thinking:
+                text.forget()
+            else:
+                text.go_back()
+        if thinking:
+            yield from text.until(self.think_ends, sink.think)
+            sink.break_thought()
+            yield from text.skip_space()
+        yield from text.accept(self.answer_start)
+        yield from text.until((), sink.say)
+
+
 def opens_thought(prompt: str, output: OutputFormat) -> bool:
     """Whether a prompt ends in the middle of reasoning, so that the answer begins there."""
     opened = max((prompt.rfind(marker) for marker in output.think_starts), default=-1)

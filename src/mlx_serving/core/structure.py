@@ -15,10 +15,9 @@ MAX_DEPTH = 100
 """Levels of objects and arrays in a schema."""
 
 
-def check(structure: Structure, field: str = "structure") -> None:
-    """Raises `GuidanceError`, which calls the parameter `field`, for what is too large, too deep, empty or of the wrong
-    type."""
-    value = structure.value
+def check(structure: Structure) -> None:
+    """Raises `GuidanceError` for what is too large, too deep, empty or of the wrong type."""
+    value, field = structure.value, structure.field
     match structure.kind:
         case "json_object":
             if value is not None:

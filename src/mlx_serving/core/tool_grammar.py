@@ -6,10 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from mlx_serving.core.thought_grammar import Lead, TokenOf, mark
 from mlx_serving.core.tool_arguments import Schemas
-
-TokenOf: TypeAlias = Callable[[str], int | None]
-"""The token that is a marker, if there is one."""
 
 FORCIBLE = ("json_tools", "llama", "mistral", "kimi_k2", "harmony")
 """The styles whose arguments are JSON, so that a tool's schema says what they may be."""
@@ -18,43 +16,25 @@ FORCIBLE = ("json_tools", "llama", "mistral", "kimi_k2", "harmony")
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-def tool_grammar(
-    style: str, schemas: Schemas, token_of: TokenOf, *, parallel: bool, thought: tuple[str, str] | None, thinking: bool
-) -> str:
-    """An answer that is one call or, with `parallel`, several. `thought` are the markers between which the model may
-    think before; `thinking`: it does so already. Raises KeyError for a style that is not one of `FORCIBLE`."""
+def tool_grammar(style: str, schemas: Schemas, token_of: TokenOf, *, parallel: bool, lead: Lead) -> str:
+    """An answer that is one call or, with `parallel`, several, behind what `lead` allows. Raises KeyError for a style
+    that is not one of `FORCIBLE`."""
 
-    def mark(marker: str) -> str:
-        token = token_of(marker)
-        return json.dumps(marker) if token is None else f"<[{token}]>"
+    def marked(marker: str) -> str:
+        return mark(marker, token_of)
 
     def arguments(number: int) -> str:
         return f"args_{number}"
 
     names = list(schemas)
-    before, between, after, call = _PARTS[style](names, mark, arguments)
+    before, between, after, call = _PARTS[style](names, marked, arguments)
     repeated = f"({between} call)*" if parallel and between is not None else ""
-    lines = [f"start: {_thought(style, thought, thinking, mark)}{before} call {repeated} {after}".rstrip()]
+    lines = [f"start: {lead.first}{before} call {repeated} {after}".rstrip(), *lead.rules]
     lines.append("call: " + " | ".join(call))
     for number, name in enumerate(names):
         schema = {**(schemas[name] or {"type": "object"}), "x-guidance": _JSON_STYLE}
         lines.append(f"{arguments(number)}: %json {json.dumps(schema)}")
-    text = "(.|\\n)*" if thought is None or token_of(thought[1]) is not None else "[^<\\[]*"
-    return "\n".join([*lines, f"TEXT: /{text}/"]) + "\n"
-
-
-_SPACE = r"/\s{0,4}/"
-
-
-def _thought(style: str, thought: tuple[str, str] | None, thinking: bool, mark: Callable[[str], str]) -> str:
-    if style == "harmony":
-        opening = "" if thinking else f'{mark("<|channel|>")} "analysis" {mark("<|message|>")} '
-        closing = f' {mark("<|end|>")} {mark("<|start|>")} "assistant"'
-        return f"{opening}TEXT{closing} " if thinking else f"({opening}TEXT{closing})? "
-    if thought is None:
-        return ""
-    start, end = mark(thought[0]), mark(thought[1])
-    return f"TEXT {end} {_SPACE} " if thinking else f"({start} TEXT {end} {_SPACE})? "
+    return "\n".join(lines) + "\n"
 
 
 _Parts: TypeAlias = tuple[str, str | None, str, list[str]]

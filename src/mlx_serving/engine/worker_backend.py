@@ -271,9 +271,8 @@ def _guidance(structure: Structure | None) -> methods.Guidance | None:
     if structure is None:
         return None
     value = structure.value
-    if isinstance(value, Mapping):
-        return methods.Guidance(mode=structure.kind, schema=dict(value))
-    return methods.Guidance(mode=structure.kind, schema=list(value) if isinstance(value, tuple) else value)
+    schema = dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+    return methods.Guidance(mode=structure.kind, schema=schema, field=structure.field)
 
 
 def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on_trial: bool) -> methods.GenerateParams:

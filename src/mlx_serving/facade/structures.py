@@ -9,6 +9,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -41,8 +42,8 @@ def as_structure(given: object) -> Structure:
 
     Raises `GuidanceError` for anything else, and for what `core.structure.check` refuses.
     """
-    structure = _read(given)
-    check(structure, _FIELD)
+    structure = replace(_read(given), field=_FIELD)
+    check(structure)
     return structure
 
 

@@ -68,7 +68,7 @@ def parse_messages(body: Mapping[str, object]) -> AskedMessage:
         max_tokens=request.max_tokens,
         sampling=_sampling(request),
         tool_choice=_choice(request.tool_choice),
-        structure=None if wanted is None else Structure("json_schema", wanted.schema_),
+        structure=None if wanted is None else Structure("json_schema", wanted.schema_, "output_config.format.schema"),
         reasoning_budget=thought.budget,
         show_thinking=shown,
         stream=request.stream or False,

@@ -165,7 +165,9 @@ def _structure(request: ResponsesRequest) -> Structure | None:
     wanted = None if request.text is None else request.text.format
     if wanted is None or wanted.type == "text":
         return None
-    return Structure("json_schema", wanted.schema_) if isinstance(wanted, SchemaFormat) else Structure("json_object")
+    if isinstance(wanted, SchemaFormat):
+        return Structure("json_schema", wanted.schema_, "text.format.schema")
+    return Structure("json_object", field="text.format")
 
 
 def _messages(items: Iterable[InputItem]) -> Iterator[Mapping[str, object]]:

@@ -54,15 +54,15 @@ def structure_of(fields: StructureFields) -> Structure | None:
     """Raises `GuidanceError`, which names the parameter, for what contradicts itself or is no description of a form."""
     asked = [*_openai(fields.response_format), *_vllm(fields.structured_outputs), *_guided(fields)]
     if len(asked) > 1:
-        names = " and ".join(name for name, _ in asked)
-        raise GuidanceError(f"An answer can have one form only, got {names}", field=asked[1][0])
-    for name, structure in asked:
-        check(structure, name)
+        names = " and ".join(structure.field for structure in asked)
+        raise GuidanceError(f"An answer can have one form only, got {names}", field=asked[1].field)
+    for structure in asked:
+        check(structure)
         return structure
     return None
 
 
-def _openai(asked: ResponseFormat | None) -> list[tuple[str, Structure]]:
+def _openai(asked: ResponseFormat | None) -> list[Structure]:
     if asked is None:
         return []
     if (asked.json_schema is not None) != (asked.type == "json_schema"):
@@ -72,22 +72,22 @@ def _openai(asked: ResponseFormat | None) -> list[tuple[str, Structure]]:
         )
     if asked.json_schema is not None:
         schema = asked.json_schema.schema_
-        return [("response_format.json_schema.schema", Structure("json_schema", {} if schema is None else schema))]
-    return [("response_format", Structure("json_object"))] if asked.type == "json_object" else []
+        return [Structure("json_schema", {} if schema is None else schema, "response_format.json_schema.schema")]
+    return [Structure("json_object", field="response_format")] if asked.type == "json_object" else []
 
 
-def _vllm(asked: StructuredOutputs | None) -> list[tuple[str, Structure]]:
+def _vllm(asked: StructuredOutputs | None) -> list[Structure]:
     if asked is None:
         return []
     found = _described("structured_outputs.", asked.json_, asked.regex, asked.choice, asked.grammar)
     if asked.json_object:
-        found.append(("structured_outputs.json_object", Structure("json_object")))
+        found.append(Structure("json_object", field="structured_outputs.json_object"))
     if not found:
         raise GuidanceError("structured_outputs must have one of its parameters", field="structured_outputs")
     return found
 
 
-def _guided(fields: StructureFields) -> list[tuple[str, Structure]]:
+def _guided(fields: StructureFields) -> list[Structure]:
     return _described("guided_", fields.guided_json, fields.guided_regex, fields.guided_choice, fields.guided_grammar)
 
 
@@ -97,16 +97,16 @@ def _described(
     regex: str | None,
     choice: list[str] | None,
     grammar: str | None,
-) -> list[tuple[str, Structure]]:
-    found: list[tuple[str, Structure]] = []
+) -> list[Structure]:
+    found: list[Structure] = []
     if schema is not None:
-        found.append((prefix + "json", Structure("json_schema", _read(schema, prefix + "json"))))
+        found.append(Structure("json_schema", _read(schema, prefix + "json"), prefix + "json"))
     if regex is not None:
-        found.append((prefix + "regex", Structure("regex", regex)))
+        found.append(Structure("regex", regex, prefix + "regex"))
     if choice is not None:
-        found.append((prefix + "choice", Structure("choice", tuple(choice))))
+        found.append(Structure("choice", tuple(choice), prefix + "choice"))
     if grammar is not None:
-        found.append((prefix + "grammar", Structure("grammar", grammar)))
+        found.append(Structure("grammar", grammar, prefix + "grammar"))
     return found
 
 

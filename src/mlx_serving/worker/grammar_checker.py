@@ -39,10 +39,10 @@ class GrammarChecker:
         )
         self._is_ready = False
 
-    def check(self, grammar: str, schema: Mapping[str, object] | None) -> str:
+    def check(self, grammar: str, schema: Mapping[str, object] | None, field: str) -> str:
         """What is wrong with a grammar, and the schema it was made of; empty if nothing is.
 
-        Raises `GuidanceError` for one that takes too much time or memory.
+        Raises `GuidanceError`, which names the parameter `field`, for one that takes too much time or memory.
         """
         self.start()
         process = self._process
@@ -59,7 +59,7 @@ class GrammarChecker:
         except (OSError, ValueError):
             self.close()
             raise GuidanceError(
-                "The structure is too complex: to compile it takes too much time or memory", field="structure"
+                f"{field} is too complex: to compile it takes too much time or memory", field=field
             ) from None
 
     def close(self) -> None:

@@ -30,11 +30,13 @@ class Matcher:
     answer is whole, and nothing may be added. `error`: why it cannot go on. With either, all bits are set: what was
     launched meanwhile is thrown away.
 
-    An end of the turn that must not come yet may, where the grammar is done and has nothing else.
+    An end of the turn that must not come yet may, where the grammar is done and has nothing else. Errors name the
+    parameter `field`.
     """
 
-    def __init__(self, inner: LLMatcher, words: int, ends: Ends) -> None:
+    def __init__(self, inner: LLMatcher, words: int, ends: Ends, field: str) -> None:
         self._inner = inner
+        self._field = field
         self._ends = ends
         self._always = _packed(ends.always, words)
         self._early = _packed(ends.always | ends.early, words)
@@ -48,7 +50,7 @@ class Matcher:
         for token_id in token_ids:
             if not self._inner.consume_token(token_id):
                 raise GuidanceError(
-                    f"The structure does not allow token {token_id}, number {self._count + 1} of the tokens that were "
+                    f"{self._field} does not allow token {token_id}, number {self._count + 1} of the tokens that were "
                     "delivered",
                     field="delivered",
                     given=token_id,
@@ -68,9 +70,9 @@ class Matcher:
             return
         if not self._inner.consume_token(token_id):
             self._fail(
-                "What is banned, or else allowed, leaves no token that the structure allows"
+                f"What is banned, or else allowed, leaves no token that {self._field} allows"
                 if not self._is_exhausted()
-                else "The structure has become too complex to follow"
+                else f"{self._field} has become too complex to follow"
             )
             return
         self._count += 1
@@ -80,7 +82,7 @@ class Matcher:
         if not self._inner.is_stopped():
             fill_next_token_bitmask(self._inner, self.mask)
         if self._inner.is_error():
-            self._fail("The structure has become too complex to follow")
+            self._fail(f"{self._field} has become too complex to follow")
         elif self._inner.is_stopped():
             self._stop(may_end=may_end)
         else:
@@ -93,7 +95,7 @@ class Matcher:
 
     def _stop(self, *, may_end: bool) -> None:
         if not self._inner.is_accepting():
-            self._fail("Nothing can complete the structure")
+            self._fail(f"Nothing can complete what {self._field} asks for")
         elif not may_end:
             self._complete()
         else:  # the end of the turn is all that is left
@@ -104,7 +106,7 @@ class Matcher:
         self.mask.fill(-1)
 
     def _fail(self, reason: str) -> None:
-        self.error = GuidanceError(f"{reason}, after {self._count} tokens", field="structure", given=self._count)
+        self.error = GuidanceError(f"{reason}, after {self._count} tokens", field=self._field, given=self._count)
         self.mask.fill(-1)
 
     def _is_exhausted(self) -> bool:

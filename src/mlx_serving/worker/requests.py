@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
-from mlx_serving.core.output_parser import OutputFormat, OutputParser, opens_thought
+from mlx_serving.core.output_parser import FormFormat, MarkedFormat, OutputFormat, OutputParser
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.structure import check
+from mlx_serving.core.thought_grammar import Thinking, form_lead, thinking_of, thought_lead
 from mlx_serving.core.tool_arguments import schemas_of
 from mlx_serving.core.tool_grammar import FORCIBLE, tool_grammar
 from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from mlx_serving.wire.methods import GenerateParams
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.sampling_row import TokenRules
+from mlx_serving.worker.structure import Form
 
 _PROMPT_TAIL = 32  # tokens in which the opening of reasoning stands, if there is any
 
@@ -77,22 +79,33 @@ def is_forced(params: GenerateParams) -> bool:
     return params.tool_choice == "required" or params.named_tool is not None
 
 
-def forced_call(params: GenerateParams, model: LoadedModel, token_ids: Sequence[int]) -> Structure:
-    """The form of an answer to this prompt that calls a tool as it must. Runs on the grammar thread."""
+def form_of(
+    params: GenerateParams, structure: Structure | None, model: LoadedModel, token_ids: Sequence[int]
+) -> Form | None:
+    """The form of the answer to this prompt, if it must have one: of what is said behind the reasoning, where that is
+    told apart, else of all; or a call of a tool. Runs on the tokenizer thread."""
+    token_of = model.structures.token_of
+    if is_forced(params):
+        return Form(Structure("grammar", _forced_call(params, model, token_ids), "tool_choice"))
+    if structure is None or not params.parse_output:
+        return None if structure is None else Form(structure)
+    output = model.output.format(tools=False)
+    return Form(structure, form_lead(output, _thinking(model, token_ids, output), token_of))
+
+
+def _forced_call(params: GenerateParams, model: LoadedModel, token_ids: Sequence[int]) -> str:
     output = model.output.format(tools=True)
     schemas = schemas_of(params.tools)
     if params.named_tool is not None:
         schemas = {params.named_tool: schemas[params.named_tool]}
-    thought = (output.think_starts[0], output.think_ends[0]) if output.think_ends else None
-    grammar = tool_grammar(
+    token_of = model.structures.token_of
+    return tool_grammar(
         model.output.tool_parser or "",
         schemas,
-        model.tokenizer.token_of,
+        token_of,
         parallel=params.parallel_tool_calls and params.named_tool is None,
-        thought=thought,
-        thinking=_is_thinking(model, token_ids, output),
+        lead=thought_lead(output, _thinking(model, token_ids, output), token_of),
     )
-    return Structure("grammar", grammar)
 
 
 def _function(tool: Mapping[str, object]) -> Mapping[str, object]:
@@ -109,37 +122,46 @@ def parser_of(params: GenerateParams, model: LoadedModel, token_ids: Sequence[in
     output = model.output.format(tools=calls)
     if not output.think_starts and not calls:
         return None
+    if params.guidance is not None and not calls and isinstance(output, MarkedFormat):
+        output = FormFormat(output)
     digest = hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()
     return OutputParser(
         output,
         f"{digest}:{seed}",
         tools=params.tools,
-        thinking=_is_thinking(model, token_ids, output),
+        thinking=_thinking(model, token_ids, output) is Thinking.OPEN,
         parallel=params.parallel_tool_calls,
     )
 
 
 def thought_of(params: GenerateParams, model: LoadedModel, token_ids: Sequence[int]) -> ThoughtBudget | None:
-    """What ends the reasoning of the answer to this prompt. An answer with a form of its own has no reasoning, nor has
-    one of a model that does not think. Runs on the tokenizer thread."""
+    """What ends the reasoning of the answer to this prompt. There is none where the model does not think, nor where
+    all of the answer has a form. Runs on the tokenizer thread."""
     output = model.output.format(tools=False)
-    if params.reasoning_budget is None or not output.think_ends or params.guidance is not None:
+    is_form = params.guidance is not None and not params.parse_output
+    if params.reasoning_budget is None or not output.think_ends or is_form:
         return None
 
     def tokens(marker: str) -> list[int]:
         return model.tokenizer.encode(marker, add_special_tokens=False)
 
     end = tokens(output.think_ends[0])
-    thinking = _is_thinking(model, token_ids, output)
+    thinking = _thinking(model, token_ids, output) is Thinking.OPEN
     answer = tokens(output.answer_start)
     return ThoughtBudget(
-        params.reasoning_budget, tokens(output.think_starts[0]), end, [*end, *answer], thinking=thinking
+        params.reasoning_budget,
+        tokens(output.think_starts[0]),
+        end,
+        [*end, *answer],
+        thinking=thinking,
+        end_text=output.think_ends[0],
+        decode=model.decode_marked if len(end) > 1 else None,
     )
 
 
-def _is_thinking(model: LoadedModel, token_ids: Sequence[int], output: OutputFormat) -> bool:
+def _thinking(model: LoadedModel, token_ids: Sequence[int], output: OutputFormat) -> Thinking:
     tail = model.tokenizer.decode(token_ids[-_PROMPT_TAIL:], skip_special_tokens=False)
-    return opens_thought(tail, output)
+    return thinking_of(tail, output)
 
 
 def sampling_of(params: GenerateParams) -> SamplingParams:
@@ -175,8 +197,9 @@ def structure_of(params: GenerateParams) -> Structure | None:
     if params.guidance is None:
         return None
     schema = params.guidance.schema
-    structure = Structure(params.guidance.mode, tuple(schema) if isinstance(schema, list) else schema)
-    check(structure, "guidance")
+    value = tuple(schema) if isinstance(schema, list) else schema
+    structure = Structure(params.guidance.mode, value, params.guidance.field)
+    check(structure)
     return structure
 
 

@@ -9,6 +9,8 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llguidance import LLMatcher
+
 from mlx_serving.core import sampling_defaults
 from mlx_serving.core.output_parser import OutputParser
 from mlx_serving.core.reasoning_budget import ThoughtBudget
@@ -27,7 +29,7 @@ from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.requests import (
     check_ids,
     check_tools,
-    forced_call,
+    form_of,
     is_forced,
     parser_of,
     prompt_of,
@@ -40,6 +42,7 @@ from mlx_serving.worker.requests import (
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.sampling_row import TokenRules
 from mlx_serving.worker.sequence import Ending, RunningSequence
+from mlx_serving.worker.structure import Form
 from mlx_serving.worker.tokenizing import TokenizerThread
 
 
@@ -50,7 +53,8 @@ class _Opened:
     token_ids: list[int]
     rules: TokenRules
     parser: OutputParser | None
-    thought: ThoughtBudget | None = None
+    thought: ThoughtBudget | None
+    form: Form | None
     matcher: Matcher | None = None
 
 
@@ -143,32 +147,35 @@ class StreamHandlers:
             self._opening.pop(stream_id, None)
             reply.fail(error)
 
-        compiled = None if structure is None else model.structures.find(structure)
-
         def tokenize() -> _Opened:
             rules = rules_of(sampling, model)
-            matcher = None
-            if compiled is not None:
-                matcher = model.structures.matcher(compiled, params.delivered, sampling, rules.ends)
             token_ids = model.tokenizer.prompt_ids(prompt)
-            parser = parser_of(params, model, token_ids, seed)
-            return _Opened(token_ids, rules, parser, thought_of(params, model, token_ids), matcher)
+            form = form_of(params, structure, model, token_ids)
+            compiled = None if form is None else model.structures.find(form)
+            opened = _Opened(
+                token_ids,
+                rules,
+                parser_of(params, model, token_ids, seed),
+                thought_of(params, model, token_ids),
+                form,
+            )
+            return opened if compiled is None else follow(opened, compiled)
 
-        def compile_beside() -> _Opened:
-            tokenized = self._tokenizers.run(tokenize)
-            if structure is not None:
-                compiled = model.structures.compile(structure, self._checker)
-                opened = tokenized.result()
-            else:
-                opened = tokenized.result()
-                compiled = model.structures.compile(forced_call(params, model, opened.token_ids), self._checker)
-            matcher = model.structures.matcher(compiled, params.delivered, sampling, opened.rules.ends)
+        def follow(opened: _Opened, compiled: LLMatcher) -> _Opened:
+            assert opened.form is not None
+            field = opened.form.structure.field
+            matcher = model.structures.matcher(compiled, params.delivered, sampling, opened.rules.ends, field)
             return replace(opened, matcher=matcher)
 
-        if (structure is None and not is_forced(params)) or compiled is not None:
-            self._tokenizers.submit(tokenize, admit, refuse, quick=compiled is not None)
-        else:
-            self._grammars.submit(compile_beside, admit, refuse)
+        def compile_if_need_be(opened: _Opened) -> None:
+            form = opened.form
+            if form is None or opened.matcher is not None:
+                admit(opened)
+                return
+            self._grammars.submit(lambda: follow(opened, model.structures.compile(form, self._checker)), admit, refuse)
+
+        has_form = structure is not None or is_forced(params)
+        self._tokenizers.submit(tokenize, compile_if_need_be, refuse, quick=has_form)
 
     def _submit(self, model: LoadedModel, job: Job, terms: Terms, started: float, parser: OutputParser | None) -> None:
         asked = job.sampling

@@ -6,8 +6,9 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
@@ -35,6 +36,18 @@ _UNKNOWN_KEYS = re.compile(r"Unimplemented keys: (\[.*?\])")
 _NAMED_KEYWORD = re.compile(r"^(oneOf|'?(?:minimum|maximum|multipleOf)'?|Unknown (format))|: its (\$ref) ")
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an answer must be: the structure, behind what `lead` allows (see `core.thought_grammar.form_lead`)."""
+
+    structure: Structure
+    lead: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.structure.kind, source(self.structure), self.lead or ""
+
+
 class StructureCompiler:
     """`vocabulary` is the number of logits, `eos_token_ids` end a turn. What was compiled last is kept, bounded in
     number and in the size of its sources."""
@@ -50,95 +63,118 @@ class StructureCompiler:
         self._model_id = model_id
         self._vocabulary = vocabulary
         self._eos_token_ids = frozenset(token for token in eos_token_ids if token < vocabulary)
-        self._tokenizer: LLTokenizer | None = None
         self._lock = Lock()
-        self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, ...], LLMatcher] = OrderedDict()
+        self._markers: dict[str, int] = {}
+        self._tokenizer = self._set_up()
 
     def matcher(
-        self, compiled: LLMatcher, delivered: Sequence[int], sampling: ResolvedSampling, ends: frozenset[int]
+        self,
+        compiled: LLMatcher,
+        delivered: Sequence[int],
+        sampling: ResolvedSampling,
+        ends: frozenset[int],
+        field: str,
     ) -> Matcher:
-        """For an answer that has the tokens `delivered`, and that the tokens `ends` end. For any thread.
+        """For an answer that has the tokens `delivered`, and that the tokens `ends` end; errors name the parameter
+        `field`. For any thread.
 
         Raises `GuidanceError` when these tokens do not fit.
         """
         always = self._eos_token_ids - ends if sampling.ignore_eos else frozenset[int]()
         early = (self._eos_token_ids | ends) if sampling.min_tokens else frozenset[int]()
-        words = -(-self._set_up().vocab_size // _WORD)
-        matcher = Matcher(compiled.deep_copy(), words, Ends(always, early, sampling.min_tokens))
+        words = -(-self._usable(field).vocab_size // _WORD)
+        matcher = Matcher(compiled.deep_copy(), words, Ends(always, early, sampling.min_tokens), field)
         matcher.begin(delivered)
         return matcher
 
-    def compile(self, structure: Structure, checker: GrammarChecker) -> LLMatcher:
+    def compile(self, form: Form, checker: GrammarChecker) -> LLMatcher:
         """A matcher at the beginning, to be copied.
 
         Raises `GuidanceError` for a structure that is impossible, too complex or not supported, and for a model whose
         tokenizer cannot be constrained.
         """
-        compiled = self.find(structure)
+        compiled = self.find(form)
         if compiled is None:
-            checker.start()  # it starts while the tokenizer is set up
-            compiled = self._compile(structure, checker)
-            self._keep((structure.kind, source(structure)), compiled)
+            compiled = self._compile(form, checker)
+            self._keep(form.key, compiled)
         return compiled
 
-    def find(self, structure: Structure) -> LLMatcher | None:
+    def find(self, form: Form) -> LLMatcher | None:
         """What was compiled before, if it is still here. For any thread."""
-        key = (structure.kind, source(structure))
         with self._lock:
-            compiled = self._compiled.get(key)
+            compiled = self._compiled.get(form.key)
             if compiled is not None:
-                self._compiled.move_to_end(key)
+                self._compiled.move_to_end(form.key)
             return compiled
 
-    def _keep(self, key: tuple[str, str], compiled: LLMatcher) -> None:
+    def token_of(self, marker: str) -> int | None:
+        """The token that stands for a marker and is no text to grammars, if there is one. For any thread."""
+        return self._markers.get(marker)
+
+    def _keep(self, key: tuple[str, ...], compiled: LLMatcher) -> None:
         with self._lock:
             self._compiled[key] = compiled
             while len(self._compiled) > _MAX_COMPILED or sum(map(_chars, self._compiled)) > _MAX_COMPILED_CHARS:
                 self._compiled.popitem(last=False)
 
-    def _compile(self, structure: Structure, checker: GrammarChecker) -> LLMatcher:
-        tokenizer = self._set_up()
-        grammar = _grammar(structure)
-        problem = checker.check(grammar, structure.value if isinstance(structure.value, Mapping) else None)
+    def _compile(self, form: Form, checker: GrammarChecker) -> LLMatcher:
+        tokenizer = self._usable(form.structure.field)
+        value = form.structure.value
+        field = form.structure.field
+        grammar = _grammar(form)
+        problem = checker.check(grammar, value if isinstance(value, Mapping) else None, field)
         if problem:
-            raise _refusal(problem)
+            raise _refusal(problem, field)
         compiled = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
         if compiled.is_error():
-            raise _refusal(compiled.get_error())
+            raise _refusal(compiled.get_error(), field)
         compiled.compute_bitmask()  # what it finds out for the first token all answers share
         if compiled.is_error():
-            raise _refusal(compiled.get_error())
+            raise _refusal(compiled.get_error(), field)
         if compiled.is_stopped() and not compiled.is_accepting():
-            raise _refusal(compiled.stop_reason())
+            raise _refusal(compiled.stop_reason(), field)
         return compiled
 
-    def _set_up(self) -> LLTokenizer:
-        if self._tokenizer is not None:
-            return self._tokenizer
-        tokenizer: Any = self._wrapper._tokenizer  # noqa: SLF001  pyright: ignore[reportPrivateUsage]
-        if not isinstance(tokenizer, PreTrainedTokenizerFast) or not self._eos_token_ids:
-            what = "has no end of the turn" if not self._eos_token_ids else "is not of the fast kind"
+    def _usable(self, field: str) -> LLTokenizer:
+        if isinstance(self._tokenizer, str):
             raise GuidanceError(
-                f"{self._model_id} cannot give structured answers: its tokenizer {what}", field="structure"
+                f"{self._model_id} cannot give structured answers: its tokenizer {self._tokenizer}", field=field
             )
+        return self._tokenizer
+
+    def _set_up(self) -> LLTokenizer | str:
+        """Or what is wrong with the tokenizer. It takes some tenths of a second in which no other thread runs."""
+        tokenizer: Any = self._wrapper._tokenizer  # noqa: SLF001  pyright: ignore[reportPrivateUsage]
+        if not self._eos_token_ids:
+            return "has no end of the turn"
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            return "is not of the fast kind"
         backend: Any = tokenizer.backend_tokenizer
         count = max(self._vocabulary, int(backend.get_vocab_size(with_added_tokens=True)))
         try:
-            self._tokenizer = LLTokenizer(backend.to_str(), n_vocab=count, eos_token=sorted(self._eos_token_ids))
-        except Exception as error:
-            raise GuidanceError(
-                f"{self._model_id} cannot give structured answers: its tokenizer cannot be constrained: {error}",
-                field="structure",
-            ) from error
-        return self._tokenizer
+            made = LLTokenizer(backend.to_str(), n_vocab=count, eos_token=sorted(self._eos_token_ids))
+        except Exception as error:  # noqa: BLE001  a model that cannot give structured answers can give others
+            return f"cannot be constrained: {error}"
+        added = cast("Mapping[str, int]", cast(Any, tokenizer).added_tokens_encoder)
+        self._markers = {marker: token for marker, token in added.items() if made.is_special_token(token)}
+        return made
 
 
-def _chars(key: tuple[str, str]) -> int:
-    return len(key[1])
+def _chars(key: tuple[str, ...]) -> int:
+    return sum(map(len, key))
 
 
-def _grammar(structure: Structure) -> str:
-    """The structure in llguidance's own notation."""
+def _grammar(form: Form) -> str:
+    """The form in llguidance's own notation."""
+    grammar = _structure_grammar(form.structure)
+    if form.lead is None:
+        return grammar
+    [inner] = json.loads(grammar)["grammars"]
+    return json.dumps({"grammars": [{"lark_grammar": form.lead}, {**inner, "name": "form"}]}, ensure_ascii=False)
+
+
+def _structure_grammar(structure: Structure) -> str:
     text = source(structure)
     match structure.kind:
         case "json_object":
@@ -155,14 +191,14 @@ def _grammar(structure: Structure) -> str:
             try:
                 return LLMatcher.grammar_from_lark(any_to_lark(text))
             except Exception as error:
-                raise GuidanceError(f"The grammar cannot be read: {error}", field="structure") from error
+                raise GuidanceError(f"{structure.field} cannot be read: {error}", field=structure.field) from error
 
 
-def _refusal(problem: str) -> GuidanceError:
+def _refusal(problem: str, field: str) -> GuidanceError:
     text = problem.partition("<non-verbose/>")[0].strip()
     if text.startswith("NoExtension"):
-        return GuidanceError("No answer fits the structure", field="structure")
-    return GuidanceError(f"The structure cannot be followed: {text}", field="structure", keywords=_keywords(text))
+        return GuidanceError(f"{field}: no answer fits it", field=field)
+    return GuidanceError(f"{field} cannot be followed: {text}", field=field, keywords=_keywords(text))
 
 
 def _keywords(problem: str) -> list[str]:
