@@ -17,11 +17,17 @@ _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path
 
 @dataclass(slots=True)
 class Repository:
-    """One commit, which the branch `main` points to. `refusal` is (status, X-Error-Code) for every request."""
+    """One commit, which the branch `main` points to. `refusal` is (status, X-Error-Code) for every request.
+
+    Weights are large files: their digest is a SHA-256, that of others what git makes of them. Transfers of `cut` files
+    end once after so many bytes, and what is in `flipped` is sent with its last byte changed so many times.
+    """
 
     files: Mapping[str, bytes]
     refusal: tuple[int, str] | None = None
     broken_files: set[str] = field(default_factory=set[str])
+    cut: dict[str, int] = field(default_factory=dict[str, int])
+    flipped: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def commit(self) -> str:
@@ -40,6 +46,7 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str]] = []
         self.tokens: set[str | None] = set()
+        self.ranges: list[tuple[str, int]] = []
 
     @property
     def endpoint(self) -> str:
@@ -79,10 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"id": match["repo"], "sha": repository.commit, "siblings": []}, repository)
         else:
             self._json(
-                [
-                    {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for path, data in repository.files.items()
-                ],
+                [_described(path, data) for path, data in repository.files.items()],
                 repository,
             )
 
@@ -91,22 +95,59 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, repository: Repository, path: str, *, with_body: bool) -> None:
         data = repository.files[path]
-        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": repository.commit}
-        if with_body and path in repository.broken_files:
+        headers = {"ETag": f'"{_git_digest(data)}"', "X-Repo-Commit": repository.commit}
+        if _is_large(path):
+            headers |= {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
+        begin, status = 0, HTTPStatus.OK
+        if with_body and (wanted := self.headers.get("Range")) is not None:
+            begin, status = int(wanted.removeprefix("bytes=").rstrip("-")), HTTPStatus.PARTIAL_CONTENT
+            headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+            self.hub.ranges.append((path, begin))
+        if with_body and path in repository.cut:
+            self.close_connection = True
+            self._send(data[begin:], headers, with_body=True, status=status, cut=repository.cut.pop(path))
+            repository.broken_files.add(path)  # else the client would ask for the rest at once
+        elif with_body and path in repository.broken_files:
             self._error(HTTPStatus.FORBIDDEN, "Broken")
+        elif with_body and repository.flipped.get(path):
+            repository.flipped[path] -= 1
+            self._send(data[begin:-1] + bytes([data[-1] ^ 1]), headers, with_body=True, status=status)
         else:
-            self._send(data, headers, with_body=with_body)
+            self._send(data[begin:], headers, with_body=with_body, status=status)
 
-    def _send(self, body: bytes, headers: Mapping[str, str], *, with_body: bool) -> None:
-        self.send_response(HTTPStatus.OK)
+    def _send(
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        with_body: bool,
+        status: HTTPStatus = HTTPStatus.OK,
+        cut: int | None = None,
+    ) -> None:
+        self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:
-            self.wfile.write(body)
+            self.wfile.write(body[:cut])
 
     def _error(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _is_large(path: str) -> bool:
+    return path.endswith(".safetensors")
+
+
+def _git_digest(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _described(path: str, data: bytes) -> dict[str, object]:
+    entry: dict[str, object] = {"type": "file", "path": path, "size": len(data), "oid": _git_digest(data)}
+    if _is_large(path):
+        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+    return entry

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-import threading
-from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from mlx_serving.catalog.hub import Hub
+from mlx_serving.catalog.hub_transfer import PART_SUFFIX
 from mlx_serving.catalog.progress import Progress
 from mlx_serving.catalog.reference import HubRepository
 from mlx_serving.errors import EngineError, ModelLoadError, ModelNotFound
@@ -43,15 +43,9 @@ WANTED = {
 WANTED_BYTES = sum(len(FILES[name]) for name in WANTED)
 
 
-@pytest.fixture
-def server() -> Generator[HubServer]:
-    with HubServer() as hub_server:
-        thread = threading.Thread(target=hub_server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        hub_server.repositories["org/model"] = Repository(FILES)
-        yield hub_server
-        hub_server.shutdown()
-        thread.join()
+@pytest.fixture(autouse=True)
+def _served(server: HubServer) -> None:
+    server.repositories["org/model"] = Repository(FILES)
 
 
 @pytest.fixture
@@ -157,6 +151,59 @@ def test_an_interrupted_download_goes_on_where_it_was(
     assert reports[0].done >= 300_000
     assert reports[-1].done == WANTED_BYTES
     assert hub.find(MODEL) == directory
+
+
+def test_a_large_file_goes_on_in_its_middle(
+    server: HubServer, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another `Hub`: nothing but what is on disk tells where it was."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # what is written at a time
+    name = "model-00001-of-00002.safetensors"
+    repository = server.repositories["org/model"]
+    repository.cut[name] = 200_000
+    with pytest.raises(EngineError):
+        hub.download(MODEL, _ignore)
+    assert hub.find(MODEL) is None
+    [(repo_id, folder, size)] = hub.incomplete()
+    assert (repo_id, folder) == ("org/model", tmp_path / "hub" / "models--org--model")
+    assert size >= 200_000
+    repository.broken_files.clear()
+    server.ranges.clear()
+    reports: list[Progress] = []
+    again = Hub(endpoint=server.endpoint, cache=tmp_path / "hub")
+    directory = again.download(MODEL, reports.append)
+    assert server.ranges == [(name, 200_000)]
+    assert (directory / name).read_bytes() == FILES[name]
+    assert reports[-1].done == WANTED_BYTES
+    assert again.incomplete() == []
+
+
+@pytest.mark.parametrize("left", [bytes([7]) * 1000, bytes(400_000)])
+def test_what_an_interrupted_transfer_left_is_not_trusted(hub: Hub, tmp_path: Path, left: bytes) -> None:
+    """A part with another content, and one that is longer than the whole."""
+    name = "model-00001-of-00002.safetensors"
+    blob = tmp_path / "hub" / "models--org--model" / "blobs" / hashlib.sha256(FILES[name]).hexdigest()
+    blob.parent.mkdir(parents=True)
+    blob.with_name(blob.name + PART_SUFFIX).write_bytes(left)
+    directory = hub.download(MODEL, _ignore)
+    assert (directory / name).read_bytes() == FILES[name]
+    assert not list(blob.parent.glob("*.incomplete"))
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "tokenizer.json"])
+def test_a_transfer_that_changed_a_byte_is_repeated_once(server: HubServer, hub: Hub, name: str) -> None:
+    server.repositories["org/model"].flipped[name] = 1
+    directory = hub.download(MODEL, _ignore)
+    assert (directory / name).read_bytes() == FILES[name]
+    assert server.repositories["org/model"].flipped[name] == 0
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "tokenizer.json"])
+def test_a_hub_that_never_sends_what_it_says_is_an_error(server: HubServer, hub: Hub, name: str) -> None:
+    server.repositories["org/model"].flipped[name] = 10
+    with pytest.raises(ModelLoadError, match=r"another content than (it|the hub) says"):
+        hub.download(MODEL, _ignore)
+    assert hub.find(MODEL) is None
 
 
 def test_an_error_in_the_callback_stops_the_download_and_is_passed_on(hub: Hub) -> None:

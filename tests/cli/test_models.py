@@ -28,6 +28,11 @@ class Machine:
         assert ended.returncode == status, ended.stderr
         return ended.stdout, ended.stderr
 
+    def pull(self, *arguments: str) -> tuple[str, str]:
+        ended = run(self.home, "pull", *arguments, variables={CACHE_VARIABLE: str(self.cache)})
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout, ended.stderr
+
     def asked(self, *arguments: str) -> Any:
         return json.loads(self.models(*arguments, "--json")[0])
 
@@ -44,7 +49,8 @@ def test_the_embedded_model_is_listed_before_it_is_prepared(machine: Machine) ->
     (entry,) = machine.asked("list")["models"]
     assert (entry["model"], entry["kind"], entry["path"], entry["size_bytes"]) == ("smollm2-135m", "alias", None, None)
     out, _ = machine.models("list")
-    assert [line.split()[0] for line in out.splitlines()] == ["model", "smollm2-135m"]
+    assert [line.split()[0] for line in out.splitlines()[:-1]] == ["model", "smollm2-135m"]
+    assert out.splitlines()[-1].startswith("0 B in all, ")
     assert "not here" in out
 
 
@@ -54,8 +60,9 @@ def test_a_gguf_file_is_pulled_listed_told_of_and_removed(machine: Machine) -> N
     path = Path(pulled["path"])
     assert path.is_relative_to(machine.cache)
     assert (path / "config.json").is_file()
-    assert machine.asked("info", str(gguf)) == pulled
-    assert (pulled["kind"], pulled["model_type"]) == ("gguf", "llama")
+    assert (pulled["repaired"], pulled["up_to_date"]) == ([], True)
+    info = machine.asked("info", str(gguf))
+    assert (info["kind"], info["model_type"], info["path"]) == ("gguf", "llama", str(path))
     assert path.name in machine.names()
 
     out, _ = machine.models("info", str(gguf))
@@ -81,6 +88,45 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_removed(machine: Machine, 
     assert (info["context_length"], info["chat_template"]) == (4096, True)
     assert machine.asked("rm", "some/tiny")["freed_bytes"] > 0
     assert not repository.exists()
+
+
+def test_a_damaged_model_is_told_of_with_a_fix(machine: Machine) -> None:
+    gguf = TinyLlama().write(machine.home / "tiny.gguf")
+    out, _ = machine.pull(str(gguf))
+    path = Path(out.splitlines()[-1])
+    assert machine.asked("verify")["models"] == [
+        {
+            "model": path.name,
+            "files": len(list(path.iterdir())),
+            "size_bytes": sum(file.stat().st_size for file in path.iterdir()),
+            "compared_digests": 0,
+            "damaged": [],
+        }
+    ]
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    out, _ = machine.models("verify", str(gguf), status=1)
+    assert "1 damaged" in out
+    assert f"fix: mlx-serving pull {gguf}" in out
+    out, _ = machine.pull(str(gguf))
+    assert out.startswith("repaired: model.safetensors is damaged: it is cut off")
+    machine.models("verify", str(gguf))
+
+
+def test_the_remains_of_a_download_are_listed_and_removed(machine: Machine) -> None:
+    blobs = machine.hub / "models--some--large" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / ("0" * 64 + ".mlx-serving.incomplete")).write_bytes(bytes(1234))
+    listed = machine.asked("list")
+    assert [(entry["model"], entry["kind"], entry["size_bytes"]) for entry in listed["models"]][1:] == [
+        ("some/large", "incomplete", 1234)
+    ]
+    assert listed["total_bytes"] == 1234
+    assert listed["free_bytes"] > 0
+    _, err = machine.models("verify", "some/large", status=1)
+    assert "mlx-serving pull some/large" in err
+    assert machine.asked("rm", "some/large")["freed_bytes"] == 1234
+    assert not blobs.exists()
 
 
 def test_a_directory_is_told_of_but_not_removed(machine: Machine, tiny_model: Path) -> None:

@@ -27,15 +27,19 @@ class CachedRepoInfo:
     revisions: frozenset[CachedRevisionInfo]
 
 @dataclass(frozen=True)
-class DeleteCacheStrategy:
-    expected_freed_size: int
-    def execute(self) -> None: ...
-
-@dataclass(frozen=True)
 class HFCacheInfo:
     repos: frozenset[CachedRepoInfo]
-    def delete_revisions(self, *revisions: str) -> DeleteCacheStrategy: ...
 
+@dataclass(frozen=True)
+class HfFileMetadata:
+    etag: str | None
+    location: str
+    size: int | None
+
+def hf_hub_url(repo_id: str, filename: str, *, revision: str | None = None, endpoint: str | None = None) -> str: ...
+def get_hf_file_metadata(
+    url: str, *, headers: dict[str, str] | None = None, endpoint: str | None = None
+) -> HfFileMetadata: ...
 def scan_cache_dir(cache_dir: str | Path | None = None) -> HFCacheInfo: ...
 def hf_hub_download(
     repo_id: str,
@@ -45,6 +49,7 @@ def hf_hub_download(
     cache_dir: str | Path | None = None,
     endpoint: str | None = None,
     tqdm_class: type[Any] | None = None,
+    force_download: bool = False,
 ) -> str: ...
 @overload
 def snapshot_download(

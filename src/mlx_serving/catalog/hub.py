@@ -17,12 +17,15 @@ import msgspec
 
 from mlx_serving.catalog.hub_errors import translated
 from mlx_serving.catalog.hub_progress import TransferProgress, silent_bar
+from mlx_serving.catalog.hub_transfer import DamagedTransferError, fetch_resuming
+from mlx_serving.catalog.integrity import INDEX, WeightIndex, content_digest, is_sha256, matches
 from mlx_serving.catalog.progress import OnProgress
 from mlx_serving.catalog.reference import HubRepository
+from mlx_serving.catalog.store import size_of
 from mlx_serving.errors import ModelLoadError, ModelNotFound
 
 if TYPE_CHECKING:
-    from huggingface_hub import CachedRevisionInfo, DryRunFileInfo, HFCacheInfo
+    from huggingface_hub import DryRunFileInfo, HFCacheInfo
 
 # What mlx-lm reads of a repository, without *.py: code from a repository is never run.
 ALLOW_PATTERNS = (
@@ -120,23 +123,52 @@ class Hub:
         ]
         return sorted(found, key=lambda entry: (entry.repo_id, entry.commit))
 
+    def incomplete(self) -> list[tuple[str, Path, int]]:
+        """Repositories of which the cache has a part, by name: where it is, and its bytes. A download completes them,
+        and goes on where it was interrupted."""
+        whole = {entry.repo_id for entry in self.cached()}
+        found: list[tuple[str, Path, int]] = []
+        for folder in sorted(self._directory().glob("models--*--*")):
+            repo_id = folder.name.removeprefix("models--").replace("--", "/", 1)
+            if repo_id not in whole and (size := size_of(folder)) > 0:
+                found.append((repo_id, folder, size))
+        return found
+
+    def free_bytes(self) -> int:
+        """Of the disk that the cache is on, or will be."""
+        existing = self._directory()
+        while not existing.exists():
+            existing = existing.parent
+        return shutil.disk_usage(existing).free
+
+    def discard(self, file: Path) -> None:
+        """Remove a file of a snapshot with its content, so that the next download brings it anew."""
+        content = file.resolve()
+        file.unlink(missing_ok=True)
+        if content.is_relative_to(self._directory().resolve()):
+            content.unlink(missing_ok=True)
+
     def delete(self, repo_id: str) -> int:
-        """Remove all snapshots of `repo_id` from the local cache; returns the bytes that this freed.
+        """Remove all snapshots of `repo_id` from the local cache, and what interrupted downloads left; returns the
+        bytes that this freed.
 
         Raises `ModelNotFound` when there is none.
         """
-        info = self._scan()
-        revisions: list[CachedRevisionInfo] = [
-            revision
-            for repo in (info.repos if info else ())
-            if repo.repo_type == "model" and repo.repo_id == repo_id
-            for revision in repo.revisions
-        ]
-        if info is None or not revisions:
+        folder = self._folder(repo_id)
+        if not folder.is_dir():
             raise ModelNotFound(f"{repo_id} is not in the local cache of the hub", model=repo_id)
-        strategy = info.delete_revisions(*(revision.commit_hash for revision in revisions))
-        strategy.execute()
-        return strategy.expected_freed_size
+        freed = size_of(folder)
+        shutil.rmtree(folder)
+        shutil.rmtree(self._directory() / ".locks" / folder.name, ignore_errors=True)
+        return freed
+
+    def _directory(self) -> Path:
+        from huggingface_hub import constants
+
+        return (self.cache or Path(constants.HF_HUB_CACHE)).expanduser().absolute()
+
+    def _folder(self, repo_id: str) -> Path:
+        return self._directory() / f"models--{repo_id.replace('/', '--')}"
 
     def _plan(self, repository: HubRepository) -> list[DryRunFileInfo]:
         from huggingface_hub import snapshot_download
@@ -162,14 +194,26 @@ class Hub:
         from huggingface_hub import hf_hub_download
 
         def fetch(file: DryRunFileInfo) -> None:
-            hf_hub_download(
-                repository.repo_id,
-                file.filename,
-                revision=file.commit_hash,
-                cache_dir=self.cache,
-                endpoint=self.endpoint,
-                tqdm_class=transfer.bar_class(),
-            )
+            self._fetch_resuming(repository, file, transfer)
+            for again in (False, True):
+                place = Path(
+                    hf_hub_download(
+                        repository.repo_id,
+                        file.filename,
+                        revision=file.commit_hash,
+                        cache_dir=self.cache,
+                        endpoint=self.endpoint,
+                        tqdm_class=transfer.bar_class(),
+                        force_download=again,
+                    )
+                )
+                # What has a SHA-256 was compared with it as it came.
+                expected = content_digest(place)
+                if expected is None or is_sha256(expected) or matches(place, expected):
+                    return
+                transfer.add(-place.stat().st_size)
+            self.discard(place)
+            raise DamagedTransferError(f"{file.filename} has another content than the hub says")
 
         with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="hub-download") as pool:
             pending = [pool.submit(fetch, file) for file in files]
@@ -180,6 +224,16 @@ class Hub:
                 transfer.stop()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _fetch_resuming(self, repository: HubRepository, file: DryRunFileInfo, transfer: TransferProgress) -> None:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+
+        url = hf_hub_url(repository.repo_id, file.filename, revision=file.commit_hash, endpoint=self.endpoint)
+        metadata = get_hf_file_metadata(url, headers=build_hf_headers(), endpoint=self.endpoint)
+        if metadata.etag is not None and is_sha256(metadata.etag):
+            blob = self._folder(repository.repo_id) / "blobs" / metadata.etag
+            fetch_resuming(url, metadata, blob, transfer.bar_class())
 
     def _snapshot(self, repository: HubRepository, *patterns: str) -> Path:
         from huggingface_hub import snapshot_download
@@ -195,16 +249,11 @@ class Hub:
         return Path(directory)
 
     def _require_space(self, files: list[DryRunFileInfo]) -> None:
-        from huggingface_hub import constants
-
         needed = sum(file.file_size or 0 for file in files if file.will_download)
-        existing = (self.cache or Path(constants.HF_HUB_CACHE)).expanduser().absolute()
-        while not existing.exists():
-            existing = existing.parent
-        free = shutil.disk_usage(existing).free
+        free = self.free_bytes()
         if needed > free:
             raise ModelLoadError(
-                f"the download needs {needed:,} bytes, but {existing} has {free:,} free",
+                f"the download needs {needed:,} bytes, but the disk of {self._directory()} has {free:,} free",
                 needed_bytes=needed,
                 free_bytes=free,
             )
@@ -238,16 +287,12 @@ def _is_complete(snapshot: Path) -> bool:
     """
     if not (snapshot / "config.json").is_file():
         return False
-    index = snapshot / "model.safetensors.index.json"
+    index = snapshot / INDEX
     if not index.is_file():
         present = {path.name for path in snapshot.glob("model*.safetensors") if path.is_file()}
         return bool(present) and not any(_PART.search(name) for name in present)
     try:
-        shards = set(msgspec.json.decode(index.read_bytes(), type=_WeightIndex).weight_map.values())
+        shards = set(msgspec.json.decode(index.read_bytes(), type=WeightIndex).weight_map.values())
     except (OSError, msgspec.MsgspecError):
         return False
     return all((snapshot / shard).is_file() for shard in shards)
-
-
-class _WeightIndex(msgspec.Struct):
-    weight_map: dict[str, str]

@@ -14,12 +14,13 @@ from mlx_serving.catalog.reference import Alias, GgufFile, HubRepository, ModelD
 from mlx_serving.catalog.store import ConversionStore
 from mlx_serving.errors import InvalidRequest, ModelNotFound
 
-Kind: TypeAlias = Literal["alias", "converted", "hub"]
+Kind: TypeAlias = Literal["alias", "converted", "hub", "incomplete"]
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A model that can be named. `path` is None, and the size 0, for an alias that is not converted yet."""
+    """A model that can be named. `path` is None, and the size 0, for an alias that is not converted yet. What an
+    interrupted download of the hub left is `incomplete`."""
 
     name: str
     kind: Kind
@@ -45,11 +46,16 @@ def list_models() -> list[CatalogEntry]:
         CatalogEntry(entry.name, "converted", entry.path, entry.size_bytes, f"{entry.precision} from {entry.source}")
         for entry in conversions.values()
     ]
+    hub = Hub()
     cached = [
         CatalogEntry(entry.repo_id, "hub", entry.path, entry.size_bytes, ", ".join(entry.refs) or entry.commit[:12])
-        for entry in Hub().cached()
+        for entry in hub.cached()
     ]
-    return [*aliases, *converted, *cached]
+    parts = [
+        CatalogEntry(repo_id, "incomplete", folder, size, "interrupted: pull it to complete it")
+        for repo_id, folder, size in hub.incomplete()
+    ]
+    return [*aliases, *converted, *cached, *parts]
 
 
 def remove_model(name: str) -> int:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Stage: TypeAlias = Literal["reading", "waiting", "downloading", "converting"]
-"""`reading`: the source is hashed. `waiting`: another process prepares the same model."""
+Stage: TypeAlias = Literal["reading", "waiting", "downloading", "converting", "verifying"]
+"""`reading`: the source is hashed. `waiting`: another process prepares the same model. `verifying`: what is there is
+compared with what it should be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The verb `models`: list, pull, remove models; tell about one."""
+"""The verb `models`: list, pull, verify, remove models; tell about one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mlx_serving.cli import pull
 from mlx_serving.cli.tables import bytes_text, print_pairs, print_table
 
 if TYPE_CHECKING:
+    from mlx_serving.catalog.integrity import Verdict
     from mlx_serving.catalog.reference import Reference
 
 EPILOG = """\
@@ -18,15 +20,20 @@ examples:
   mlx-serving models list --json
   mlx-serving models pull mlx-community/Qwen3-4B-4bit
   mlx-serving models info smollm2-135m
+  mlx-serving models verify
   mlx-serving models rm mlx-community/Qwen3-4B-4bit
 """
 
 
 _ACTIONS = {
-    "list": ("what is on this machine, and the aliases", "mlx-serving models list --json"),
+    "list": ("what is on this machine and how much disk it takes, and the aliases", "mlx-serving models list --json"),
     "pull": (
-        "download or convert a model, so that loading it needs no network",
+        "download or convert a model, or bring it up to date, and verify it: the same as `mlx-serving pull`",
         "mlx-serving models pull mlx-community/Qwen3-4B-4bit --revision main",
+    ),
+    "verify": (
+        "read all files of a model, or of all models, and tell which are damaged; exit status 1 if any is",
+        "mlx-serving models verify mlx-community/Qwen3-4B-4bit",
     ),
     "rm": ("delete a model from this machine", "mlx-serving models rm mlx-community/Qwen3-4B-4bit"),
     "info": (
@@ -37,7 +44,7 @@ _ACTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|pull|rm|info")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|pull|verify|rm|info")
     for name, (summary, example) in _ACTIONS.items():
         action = actions.add_parser(
             name,
@@ -47,9 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        if name == "pull":
+            pull.add_arguments(action)
+            continue
         if name != "list":
-            action.add_argument("model", help="hub id, alias, GGUF file or directory")
-        if name in ("pull", "info"):
+            nargs = "?" if name == "verify" else None
+            action.add_argument("model", nargs=nargs, help="hub id, alias, GGUF file or directory")
+        if name in ("verify", "info"):
             action.add_argument("--revision", metavar="NAME", help="branch, tag or commit at the hub")
         action.add_argument("--json", action="store_true", help="print JSON")
 
@@ -58,6 +69,10 @@ def run(args: argparse.Namespace) -> int:
     match args.action:
         case "list":
             return _list(as_json=args.json)
+        case "pull":
+            return pull.run(args)
+        case "verify":
+            return _verify(args.model, args.revision, as_json=args.json)
         case "rm":
             return _remove(args.model, as_json=args.json)
         case _:
@@ -68,6 +83,7 @@ def _list(*, as_json: bool) -> int:
     from mlx_serving.catalog.inventory import list_models
 
     entries = list_models()
+    total, free = sum(entry.size_bytes for entry in entries), _free_bytes()
     if as_json:
         rows = [
             {
@@ -79,7 +95,7 @@ def _list(*, as_json: bool) -> int:
             }
             for entry in entries
         ]
-        print(json.dumps({"models": rows}, indent=2))
+        print(json.dumps({"models": rows, "total_bytes": total, "free_bytes": free}, indent=2))
         return 0
     print_table(
         ("model", "kind", "size", "what it is"),
@@ -93,7 +109,73 @@ def _list(*, as_json: bool) -> int:
             for entry in entries
         ],
     )
+    print(f"{bytes_text(total)} in all, {bytes_text(free)} free")
     return 0
+
+
+def _free_bytes() -> int:
+    """Of the disk that models are downloaded to."""
+    from mlx_serving.catalog.hub import Hub
+
+    return Hub().free_bytes()
+
+
+def _verify(text: str | None, revision: str | None, *, as_json: bool) -> int:
+    from mlx_serving.catalog.integrity import verify
+
+    verdicts = {name: verify(path) for name, path in _places(text, revision)}
+    if as_json:
+        rows = [
+            {
+                "model": name,
+                "files": verdict.files,
+                "size_bytes": verdict.size_bytes,
+                "compared_digests": verdict.digests,
+                "damaged": [{"file": str(damage.file), "reason": damage.reason} for damage in verdict.damages],
+            }
+            for name, verdict in verdicts.items()
+        ]
+        print(json.dumps({"models": rows}, indent=2))
+    else:
+        _tell(verdicts)
+    return 1 if any(verdict.damages for verdict in verdicts.values()) else 0
+
+
+def _tell(verdicts: dict[str, Verdict]) -> None:
+    print_table(
+        ("model", "files", "with a digest", "size", "verdict"),
+        [
+            (
+                name,
+                verdict.files,
+                verdict.digests,
+                bytes_text(verdict.size_bytes),
+                f"{len(verdict.damages)} damaged" if verdict.damages else "sound",
+            )
+            for name, verdict in verdicts.items()
+        ],
+    )
+    for name, verdict in verdicts.items():
+        for damage in verdict.damages:
+            print(f"{name}: {damage}")
+        if verdict.damages:
+            print(f"    fix: mlx-serving pull {name}")
+
+
+def _places(text: str | None, revision: str | None) -> list[tuple[str, Path]]:
+    """The models to be verified, and where they are. Raises `ModelNotFound` for one that is not here."""
+    from mlx_serving.catalog.inventory import list_models
+    from mlx_serving.catalog.prepare import locate
+    from mlx_serving.catalog.reference import parse_reference
+    from mlx_serving.errors import ModelNotFound
+
+    if text is None:
+        entries = [entry for entry in list_models() if entry.kind != "incomplete"]
+        return [(entry.name, entry.path) for entry in entries if entry.path is not None]
+    path = locate(parse_reference(text, revision))
+    if path is None:
+        raise ModelNotFound(f"{text} is not on this machine, or not all of it: mlx-serving pull {text}", model=text)
+    return [(text, path)]
 
 
 def _info(text: str, revision: str | None, *, as_json: bool) -> int:

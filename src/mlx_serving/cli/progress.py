@@ -7,12 +7,13 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mlx_serving.catalog.prepare import locate, prepare
+from mlx_serving.catalog.pull import pull
 from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.errors import Aborted
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
     from mlx_serving.catalog import progress
     from mlx_serving.catalog.progress import OnProgress
-    from mlx_serving.catalog.reference import Reference
+    from mlx_serving.catalog.pull import Pulled
     from mlx_serving.config.schema import Config
+
+_T = TypeVar("_T")
 
 
 def _tell_on_stderr(text: str) -> None:
@@ -48,10 +51,20 @@ async def prepare_showing(
     found = locate(reference)
     if found is not None:
         return found
+    return await _showing_bytes(text, tell, lambda report: prepare(reference, report))
+
+
+async def pull_showing(text: str, revision: str | None, tell: Callable[[str], None] = lambda text: None) -> Pulled:
+    """Pull one model, with a bar at a terminal."""
+    reference = parse_reference(text, revision)
+    return await _showing_bytes(text, tell, lambda report: pull(reference, report))
+
+
+async def _showing_bytes(text: str, tell: Callable[[str], None], work: Callable[[OnProgress], _T]) -> _T:
     console = Console(stderr=True)
     if not console.is_terminal:
         tell(text)
-        return await _prepare(reference, lambda _: None)
+        return await _in_thread(work, lambda _: None)
     with Progress(
         TextColumn("[progress.description]{task.description}"),
         BarColumn(),
@@ -65,7 +78,7 @@ async def prepare_showing(
         def show(step: progress.Progress) -> None:
             bars.update(bar, description=f"{step.stage} {step.item}", completed=step.done, total=step.total or None)
 
-        return await _prepare(reference, show)
+        return await _in_thread(work, show)
 
 
 @contextmanager
@@ -86,7 +99,7 @@ def showing(title: str) -> Generator[Callable[[str, int, int], None]]:
         yield show
 
 
-async def _prepare(reference: Reference, show: OnProgress) -> Path:
+async def _in_thread(work: Callable[[OnProgress], _T], show: OnProgress) -> _T:
     """In a thread, which a cancellation (Ctrl-C) ends too: at its next progress."""
     cancelled = threading.Event()
 
@@ -96,6 +109,6 @@ async def _prepare(reference: Reference, show: OnProgress) -> Path:
         show(step)
 
     try:
-        return await asyncio.to_thread(prepare, reference, report)
+        return await asyncio.to_thread(work, report)
     finally:
         cancelled.set()
