@@ -26,7 +26,8 @@ from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.engine_core import CALL_TIMEOUT_S, EngineCore, Parts
 from mlx_serving.engine.intake import IntakeBackend
 from mlx_serving.engine.limits import LimitsBackend
-from mlx_serving.engine.model_manager import ModelManager, ModelSpec
+from mlx_serving.engine.model_entry import ModelSpec
+from mlx_serving.engine.model_manager import ModelManager
 from mlx_serving.engine.model_versions import ModelVersions
 from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.recovery import RecoveryBackend
@@ -96,6 +97,7 @@ class Stack:
         )
         for share, worker in zip(self._shares, self.core.workers, strict=True):
             worker.streams.flow_policy = config.scheduler.flow
+            worker.models.room.policy = config.models.room
             worker.supervisor.reconfigure(_command(config, share), config.worker)
 
     async def carry_out(self, plan: Plan) -> dict[str, EngineError]:
@@ -107,12 +109,16 @@ class Stack:
         if plan.fresh_worker:
             await self.core.restart_workers()
             self._layers.versions.settings = _told(plan.config)
-        return await self.core.change_models(
-            added=[_spec(model) for model in plan.added],
+        failed = await self.core.change_models(
+            added=[_spec(plan.config, model) for model in plan.added],
             removed=[model.name for model in plan.removed],
-            replaced=[_spec(model) for model in plan.replaced],
+            replaced=[_spec(plan.config, model) for model in plan.replaced],
             load=plan.to_load,
         )
+        for model in plan.config.models.served:
+            if model.name in self.core.models.names():
+                self.core.models.adjust(_spec(plan.config, model))
+        return failed
 
 
 def assemble(config: Config) -> Stack:
@@ -126,7 +132,7 @@ def assemble(config: Config) -> Stack:
     pool = WorkerPool(workers, inquest, PlacementPolicy())
     models = PooledModels(pool, events)
     for served in config.models.served:
-        models.register(_spec(served))
+        models.register(_spec(config, served))
 
     streams = RecoveryBackend(pool, pool.forget, events)
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
@@ -202,7 +208,8 @@ def _told(config: Config) -> str:
 def _worker(number: int, share: DeviceShare, config: Config, inquest: Inquest, events: EventBus) -> PooledWorker:
     supervisor = Supervisor(_command(config, share), config.worker, events, number=number)
     # Where there is another worker to go to, nobody waits for this one to come back.
-    models = ModelManager(supervisor, ResidencyPolicy(waits_for_restart=config.workers == 1), events)
+    residency = ResidencyPolicy(waits_for_restart=config.workers == 1)
+    models = ModelManager(supervisor, residency, events, config.models.room)
     streams = WorkerBackend(supervisor, inquest, config.scheduler.flow, number)
     return PooledWorker(supervisor, models, streams, ResidencyBackend(streams, models), TelemetryReader(supervisor))
 
@@ -218,7 +225,7 @@ def _command(config: Config, share: DeviceShare) -> WorkerCommand:
     return WorkerCommand(settings, config.worker.python, config.worker.blas, share.environment)
 
 
-def _spec(model: ServedModel) -> ModelSpec:
+def _spec(config: Config, model: ServedModel) -> ModelSpec:
     return ModelSpec(
         model.name,
         model.model,
@@ -226,4 +233,7 @@ def _spec(model: ServedModel) -> ModelSpec:
         model.context_length,
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
+        pinned=model.pin,
+        keep_alive_s=config.models.keep_alive_of(model),
+        warm_up=model.warm_up,
     )

@@ -13,6 +13,7 @@ from mlx_serving.core.model_residency import (
     Evicting,
     Grant,
     Invalidate,
+    Keep,
     LoadErrored,
     LoadFailed,
     Loading,
@@ -126,6 +127,16 @@ def test_who_acquires_a_model_on_its_way_out_waits_and_it_is_loaded_again() -> N
     state, effects = run(state, Acquire(3))
     assert (state, effects) == (Evicting((2, 3)), ())
     assert run(state, UnloadDone()) == (Loading((2, 3)), (StartLoad(),))
+
+
+def test_a_model_that_is_kept_while_it_drains_is_ready_again_and_grants_those_who_wait() -> None:
+    expected = (ready(1, 2, 3, last_used=9.0), (Grant(2, "facts"), Grant(3, "facts")))
+    assert run(draining({1}, 2, 3), Keep()) == expected
+
+
+@pytest.mark.parametrize("state", [Absent(), FAILED, Loading((1,), unload=True), ready(1), Evicting((1,))])
+def test_only_a_model_that_drains_can_be_kept(state: State) -> None:
+    assert run(state, Keep()) == (state, ())
 
 
 def test_an_unload_while_loading_follows_the_load_after_those_who_wait_were_served() -> None:
@@ -285,7 +296,7 @@ def test_a_policy_out_of_its_limits_is_refused() -> None:
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["acquire", "acquire", "release", "preload", "unload", "force", "lose", "answer", "answer", "fail"]
+            ["acquire", "acquire", "release", "preload", "unload", "force", "keep", "lose", "answer", "answer", "fail"]
         ),
         st.integers(0, 1000),
     ),
@@ -318,6 +329,8 @@ def test_any_history_keeps_the_invariants(actions: list[tuple[str, int]], policy
                 return Unload()
             case "force":
                 return UnloadForced("by request")
+            case "keep":
+                return Keep()
             case "lose":
                 return WorkerLost(DIED)
             case "fail":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.engine.engine_core import EngineCore
-from mlx_serving.engine.model_manager import ModelSpec
+from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelLoadError, ModelNotFound, ModelNotLoaded
 from mlx_serving.telemetry.events import (
     ErrorOccurred,

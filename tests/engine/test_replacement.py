@@ -12,7 +12,7 @@ import pytest
 
 from mlx_serving.core.generation import Delta
 from mlx_serving.engine.engine_core import EngineCore
-from mlx_serving.engine.model_manager import ModelSpec
+from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from mlx_serving.telemetry.events import (
     ModelInvalidated,
@@ -149,8 +149,9 @@ async def test_a_death_during_the_replacement_is_survived_by_it(tiny_model: Path
         log = EventLog(core.events)
         async with core.generate(request(max_tokens=LENGTH)) as deltas:
             first = await some(deltas, 1)
+            loading = EventLog(core.events)
             replacing = asyncio.create_task(replaced(core, other_model))
-            await log.wait_for(ModelProgressed, lambda event: event.model_id != MODEL)
+            await loading.wait_for(ModelProgressed)
             send(await worker_pid(core), signal.SIGKILL)
             assert await replacing == str(other_model)
             assert len(tokens_of([*first, *await collect(deltas)])) == LENGTH

@@ -16,7 +16,7 @@ from mlx_serving.config.schema import Config
 from mlx_serving.core.generation import Delta, TokenPrompt
 from mlx_serving.core.serving import WorkerHealth
 from mlx_serving.engine.engine_core import EngineCore
-from mlx_serving.engine.model_manager import ModelSpec
+from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.errors import InvalidRequest, ModelNotFound, RequestCrashedWorker, WorkerGaveUp
 from mlx_serving.telemetry.events import RuntimeStatusChanged, StreamRecovered
 

@@ -19,7 +19,8 @@ from mlx_serving.core.retry import BackoffPolicy
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
 from mlx_serving.engine.deadline import DeadlineBackend
-from mlx_serving.engine.model_manager import ModelManager, ModelSpec
+from mlx_serving.engine.model_entry import ModelSpec
+from mlx_serving.engine.model_manager import ModelManager
 from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.residency import ResidencyBackend
@@ -73,6 +74,7 @@ QUIET_S = 400.0
 _CLOCKS = (
     "mlx_serving.engine.model_manager.time",
     "mlx_serving.engine.recovery.time",
+    "mlx_serving.engine.room.time",
     "mlx_serving.engine.supervisor.time",
     "mlx_serving.worker.generation.time",
     "mlx_serving.worker.stream_handlers.time",

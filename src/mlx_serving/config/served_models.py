@@ -15,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.config.origin import Path
+from mlx_serving.core.model_room import RoomPolicy
 
 EMBEDDED_MODEL = "smollm2-135m"
+
+_ROOM = RoomPolicy()
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -62,6 +65,22 @@ class ServedModel(BaseModel):
         default=None, min_length=1, description="Branch, tag or commit at the hub; null is the hub's default branch."
     )
     preload: bool = Field(default=True, description="Whether the model is loaded at start or with its first request.")
+    pin: bool = Field(
+        default=False,
+        description="Whether the model stays in memory once it is loaded, whatever other models need and however long "
+        "nobody uses it.",
+    )
+    keep_alive_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="How long the model stays in memory when nobody uses it, in seconds; null leaves it to "
+        "`models.keep_alive_s`.",
+    )
+    warm_up: bool = Field(
+        default=True,
+        description="Whether the model generates a few tokens when it is loaded, so that its first user does not wait "
+        "for what is done once.",
+    )
     context_length: int | None = Field(
         default=None,
         ge=1,
@@ -131,6 +150,28 @@ class ModelsConfig(BaseModel):
     served: tuple[ServedModel, ...] = Field(
         default=(ServedModel(model=EMBEDDED_MODEL),), min_length=1, description="The models that clients can name."
     )
+    keep_alive_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="How long a model stays in memory when nobody uses it, in seconds; null: as long as no other model "
+        "needs the memory.",
+    )
+    drain_timeout_s: float = Field(
+        default=_ROOM.drain_timeout_s,
+        ge=0,
+        le=86_400,
+        description="How long a model that needs memory waits for the users of one that has it, in seconds; then it is "
+        "refused, and they go on.",
+    )
+
+    @property
+    def room(self) -> RoomPolicy:
+        """How models make room for each other."""
+        return RoomPolicy(drain_timeout_s=self.drain_timeout_s)
+
+    def keep_alive_of(self, model: ServedModel) -> float | None:
+        """How long a model stays when nobody uses it, in seconds; None: as long as there is room."""
+        return self.keep_alive_s if model.keep_alive_s is None else model.keep_alive_s
 
     @model_validator(mode="before")
     @classmethod

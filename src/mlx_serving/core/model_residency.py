@@ -8,7 +8,8 @@ The first who acquires an absent model starts its load; others who come meanwhil
 succeeds grants all who wait. A load that fails refuses all who wait, and the next acquire tries again. A preload loads
 without anybody waiting. A ready model is granted at once. An unload of a ready model that nobody uses starts at once.
 A model in use is never evicted: its unload waits until the last user has released it. Who acquires a model that is on
-its way out waits until it is gone, and it is loaded again. An unload while loading takes effect when the load has
+its way out waits until it is gone, and it is loaded again. A model that is kept while it drains is ready again, and
+grants those who wait. An unload while loading takes effect when the load has
 ended, after those who wait were served. A forced unload invalidates those who use the model and refuses those who
 wait for it; if it is replaced, the error has them go on with its successor. Who gives up waiting is forgotten; the load
 goes on. Losing the worker invalidates the users of a ready model, and it is loaded again. Losing the worker while
@@ -138,6 +139,11 @@ class UnloadForced:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Its place is not needed after all. Only a model that drains hears it in time."""
+
+
+@dataclass(frozen=True, slots=True)
 class UnloadDone:
     """The worker does not have the model, any more or at all."""
 
@@ -148,7 +154,16 @@ class WorkerLost:
 
 
 ResidencyEvent: TypeAlias = (
-    Acquire | Release | Preload | LoadSucceeded[Facts] | LoadErrored | Unload | UnloadForced | UnloadDone | WorkerLost
+    Acquire
+    | Release
+    | Preload
+    | LoadSucceeded[Facts]
+    | LoadErrored
+    | Unload
+    | UnloadForced
+    | Keep
+    | UnloadDone
+    | WorkerLost
 )
 
 
@@ -196,7 +211,7 @@ def step(state: Residency[Facts], event: ResidencyEvent[Facts], now: float, poli
         case Ready():
             return _ready(state, event, now)
         case Draining():
-            return _draining(state, event)
+            return _draining(state, event, now)
         case Evicting():
             return _evicting(state, event)
         case _:
@@ -211,7 +226,7 @@ def _away(state: Absent | LoadFailed, event: ResidencyEvent[Facts]) -> Step[Fact
             return Loading(), (StartLoad(),)
         case Unload() | UnloadForced():
             return Absent(), ()
-        case Release() | LoadSucceeded() | LoadErrored() | UnloadDone() | WorkerLost():
+        case Release() | LoadSucceeded() | LoadErrored() | Keep() | UnloadDone() | WorkerLost():
             return state, ()
         case _:
             assert_never(event)
@@ -233,7 +248,7 @@ def _loading(state: Loading, event: ResidencyEvent[Facts], now: float, policy: R
             return Loading((), True, state.losses), _refuse(state.waiters, event.error)
         case WorkerLost():
             return _lost_while_loading(state, event.error, now, policy)
-        case Preload() | UnloadDone():
+        case Preload() | Keep() | UnloadDone():
             return state, ()
         case _:
             assert_never(event)
@@ -280,13 +295,13 @@ def _ready(state: Ready[Facts], event: ResidencyEvent[Facts], now: float) -> Ste
             return Evicting(), (*_invalidate(state.in_use, event.error), StartUnload())
         case WorkerLost():
             return Loading(), (*_invalidate(state.in_use, event.error), StartLoad())
-        case Preload() | LoadSucceeded() | LoadErrored() | UnloadDone():
+        case Preload() | LoadSucceeded() | LoadErrored() | Keep() | UnloadDone():
             return state, ()
         case _:
             assert_never(event)
 
 
-def _draining(state: Draining[Facts], event: ResidencyEvent[Facts]) -> Step[Facts]:
+def _draining(state: Draining[Facts], event: ResidencyEvent[Facts], now: float) -> Step[Facts]:
     match event:
         case Acquire():
             return Draining(state.facts, state.in_use, (*state.waiters, event.ticket)), ()
@@ -300,6 +315,9 @@ def _draining(state: Draining[Facts], event: ResidencyEvent[Facts]) -> Step[Fact
             error = event.error
             refusals = _refuse(state.waiters, error)
             return Evicting(), (*_invalidate(state.in_use, error), *refusals, StartUnload())
+        case Keep():
+            grants = tuple(Grant(ticket, state.facts) for ticket in state.waiters)
+            return Ready(state.facts, state.in_use.union(state.waiters), now), grants
         case WorkerLost():
             gone, effects = _gone(state.waiters)
             return gone, (*_invalidate(state.in_use, event.error), *effects)
@@ -319,7 +337,7 @@ def _evicting(state: Evicting, event: ResidencyEvent[Facts]) -> Step[Facts]:
             return Evicting(), _refuse(state.waiters, event.error)
         case UnloadDone() | WorkerLost():
             return _gone(state.waiters)
-        case Preload() | LoadSucceeded() | LoadErrored() | Unload():
+        case Preload() | LoadSucceeded() | LoadErrored() | Unload() | Keep():
             return state, ()
         case _:
             assert_never(event)

@@ -14,6 +14,15 @@ HealthStatus: TypeAlias = Literal["healthy", "degraded", "unhealthy"]
 
 
 @dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far the load of a model is: `done` of `total` of its `stage`; bytes while its weights are read and loaded."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
     """One model that clients may name.
 
@@ -21,6 +30,9 @@ class ServedModel:
     `context_length` tokens and `abilities`, what it can be asked for, are known once it was loaded; `error` tells why
     it is `failed`.
     At most one served model is the `default`, which answers requests that name none.
+
+    `pinned` and `keep_alive_s` say how it stays in memory, of which its weights take `memory_bytes`; `in_use` is how
+    many use it now, `progress` how far its load is.
     """
 
     name: str
@@ -31,6 +43,12 @@ class ServedModel:
     error: str | None = None
     default: bool = False
     abilities: tuple[str, ...] | None = None
+    revision: str | None = None
+    pinned: bool = False
+    keep_alive_s: float | None = None
+    memory_bytes: int | None = None
+    in_use: int = 0
+    progress: LoadProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from mlx_serving.core.retry import RetryPolicy
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
-from mlx_serving.engine.model_manager import ModelSpec
+from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.response_cache import ResponseCacheBackend

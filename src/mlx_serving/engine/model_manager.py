@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias, assert_never
+from dataclasses import replace
+from typing import assert_never
 
 from mlx_serving.core import model_residency as residency
-from mlx_serving.core.model_residency import Residency, ResidencyEvent, ResidencyPolicy, Ticket
+from mlx_serving.core.model_residency import ResidencyEvent, ResidencyPolicy
+from mlx_serving.core.model_room import RoomPolicy
 from mlx_serving.core.placement import Holding
-from mlx_serving.core.serving import ServedModel
+from mlx_serving.core.serving import LoadProgress, ServedModel
 from mlx_serving.core.suggest import did_you_mean
+from mlx_serving.engine.model_entry import Entry, ModelSpec
+from mlx_serving.engine.replacement import Replacement
+from mlx_serving.engine.room import Room
 from mlx_serving.engine.supervisor import Supervisor
+from mlx_serving.engine.warm_up import warm_up
+from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.errors import (
     Aborted,
     EngineClosed,
@@ -28,74 +33,52 @@ from mlx_serving.errors import (
     ModelReplaced,
     WorkerDied,
 )
-from mlx_serving.telemetry.events import ErrorOccurred, EventBus, ModelInvalidated, ModelLoaded, ModelUnloaded
+from mlx_serving.telemetry.events import (
+    ErrorOccurred,
+    EventBus,
+    ModelInvalidated,
+    ModelLoaded,
+    ModelProgressed,
+    ModelUnloaded,
+)
 from mlx_serving.wire import methods
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelResult
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """A model that can be named: `reference` is what the worker loads, `name` what callers say."""
-
-    name: str
-    reference: str
-    revision: str | None = None
-    context_length: int | None = None
-    local_path: str | None = None
-    tool_parser: str | None = None
-    reasoning_parser: str | None = None
-
-    def with_reference(self, reference: str, revision: str | None) -> ModelSpec:
-        """The same name and settings for another model."""
-        return replace(self, reference=reference, revision=revision, local_path=None)
-
-
-@dataclass(slots=True)
-class _Entry:
-    spec: ModelSpec
-    created: int
-    state: Residency[LoadModelResult] = field(default_factory=residency.Absent)
-    waiting: dict[Ticket, asyncio.Future[LoadModelResult]] = field(
-        default_factory=dict[Ticket, "asyncio.Future[LoadModelResult]"]
-    )
-    lost: dict[Ticket, EngineError] = field(default_factory=dict[Ticket, EngineError])
-    in_worker: bool = False  # whether a load was sent to the worker that lives now
-    loads: int = 0
-    known: KnownCapabilities | None = None  # what the last load found
-    worker_id: str = ""  # what the worker knows it by: two versions of a model may be there at a time
-    retired: bool = False  # another version has its name
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-Version: TypeAlias = _Entry
-"""One version of a model, for who prepares it."""
+from mlx_serving.wire.notifications import ModelProgress
 
 
 class ModelManager:
-    """Loads a model when it is first needed, keeps it while it is used, brings it back after the worker died."""
+    """Loads a model when it is first needed, keeps it while it is used, evicts it for others that need its memory,
+    brings it back after the worker died."""
 
-    def __init__(self, supervisor: Supervisor, policy: ResidencyPolicy, events: EventBus) -> None:
+    def __init__(
+        self, supervisor: Supervisor, policy: ResidencyPolicy, events: EventBus, room: RoomPolicy | None = None
+    ) -> None:
         self._supervisor = supervisor
         self._policy = policy
         self._events = events
-        self._entries: dict[str, _Entry] = {}
-        self._aside: list[_Entry] = []  # versions that have no name yet, or no more
-        self._turns: dict[str, asyncio.Event] = {}  # names whose versions change places: leases wait
+        self.entries: dict[str, Entry] = {}
+        self.versions = Replacement(self)
+        self.room = Room(room or RoomPolicy(), lambda: self.entries.values(), self.dispatch, events)
         self._tickets = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        # One load at a time: what others have left for one model is not for the next one.
+        self._loading = asyncio.Lock()
+        self.closed = False
         supervisor.add_listener(self)
+        supervisor.on_loading(self._model_progressed)
 
     # -- what others use
 
     def register(self, spec: ModelSpec) -> None:
         """Make a model known under its name. Raises `InvalidRequest` when the name is in use for another spec."""
         self.require_replaceable(spec)
-        self._entries.setdefault(spec.name, _Entry(spec, int(time.time()), worker_id=spec.name)).spec = spec
+        entry = self.entries.setdefault(spec.name, Entry(spec, int(time.time()), worker_id=spec.name))
+        entry.spec = spec
+        self.room.look()
 
     def require_replaceable(self, spec: ModelSpec) -> None:
         """Raises `InvalidRequest` when the name is in use for another spec."""
-        entry = self._entries.get(spec.name)
+        entry = self.entries.get(spec.name)
         if entry is None or entry.spec == spec:
             return
         if not isinstance(entry.state, residency.Absent | residency.LoadFailed):
@@ -107,13 +90,13 @@ class ModelManager:
             )
 
     def forget(self, name: str) -> None:
-        self._entries.pop(name, None)
+        self.entries.pop(name, None)
 
     def names(self) -> list[str]:
-        return list(self._entries)
+        return list(self.entries)
 
     def spec(self, name: str) -> ModelSpec:
-        return self._entry(name).spec
+        return self.entry(name).spec
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncGenerator[LoadModelResult]:
@@ -121,18 +104,18 @@ class ModelManager:
 
         Raises `ModelNotFound` for a name that is not known, `ModelLoadError`, or `WorkerDied`.
         """
-        while (turn := self._turns.get(name)) is not None:
-            await turn.wait()
-        async with self._lease(self._entry(name)) as facts:
+        await self.versions.wait_turn(name)
+        async with self.lease_entry(self.entry(name)) as facts:
             yield facts
 
     @asynccontextmanager
-    async def _lease(self, entry: _Entry) -> AsyncGenerator[LoadModelResult]:
+    async def lease_entry(self, entry: Entry) -> AsyncGenerator[LoadModelResult]:
         ticket = next(self._tickets)
         future: asyncio.Future[LoadModelResult] = asyncio.get_running_loop().create_future()
         entry.waiting[ticket] = future
+        entry.use = entry.use.again(time.monotonic(), self.room.policy.half_life_s)
         try:
-            self._dispatch(entry, residency.Acquire(ticket))
+            self.dispatch(entry, residency.Acquire(ticket))
             facts = await future
             if ticket in entry.lost:  # between the grant and now
                 raise entry.lost[ticket]
@@ -144,101 +127,30 @@ class ModelManager:
         finally:
             entry.waiting.pop(ticket, None)
             entry.lost.pop(ticket, None)
-            self._dispatch(entry, residency.Release(ticket))
+            self.dispatch(entry, residency.Release(ticket))
 
     def preload(self, name: str) -> None:
         """Start loading without waiting for it. How it went is an event."""
-        self._dispatch(self._entry(name), residency.Preload())
+        self.dispatch(self.entry(name), residency.Preload())
 
     async def unload(self, name: str, *, force: bool) -> None:
         """Returns when the worker has let go of the model: after its last user, or at once if forced.
 
         A load under way is waited for, because the worker cannot break it off.
         """
-        entry = self._entry(name)
+        entry = self.entry(name)
         event = residency.UnloadForced(f"{name} was unloaded") if force else residency.Unload()
-        self._dispatch(entry, event)
-        await self._gone(entry)
+        self.dispatch(entry, event)
+        await self.gone(entry)
 
-    async def prepare(self, spec: ModelSpec) -> Version:
-        """Load another version of a model that is known, which `install` or `discard` must follow.
-
-        It is loaded beside the one that serves, or, where memory does not hold both, after it: then leases of the name
-        wait. Raises `ModelLoadError`, `ModelNotFound` or `WorkerDied`; then the old one serves, or is loaded again.
-        """
-        old = self._entry(spec.name)
-        new = self._version(spec, old)
-        try:
-            try:
-                await self._load_version(new)
-            except InsufficientMemory:
-                if not isinstance(old.state, residency.Ready | residency.Draining):
-                    raise
-                self._turns[spec.name] = asyncio.Event()
-                self._dispatch(old, residency.UnloadForced(f"{spec.name} is being replaced", replaced=True))
-                await self._gone(old)
-                await self._load_version(new)
-        except BaseException:
-            self.discard(new)
-            raise
-        return new
-
-    def install(self, spec: ModelSpec, version: Version | None) -> None:
-        """Have the name mean another version from now on, which is loaded when it is needed if it was not prepared.
-        Who uses the old one goes on with it."""
-        old = self._entry(spec.name)
-        new = version or self._version(spec, old)
-        self._aside.remove(new)
-        self._entries[spec.name] = new
-        self._aside.append(old)
-        self._retire(old)
-        self._end_turn(spec.name)
-
-    def discard(self, version: Version) -> None:
-        """Let go of a version that was prepared. If the old one had to make room for it, it comes back."""
-        self._retire(version)
-        name = version.spec.name
-        if self._end_turn(name) and name in self._entries and not self._closed:
-            self.preload(name)
-
-    def _version(self, spec: ModelSpec, old: _Entry) -> _Entry:
-        entry = _Entry(spec, old.created, worker_id=f"{spec.name}@{next(self._tickets)}")
-        self._aside.append(entry)
-        return entry
-
-    async def _load_version(self, entry: _Entry) -> None:
-        while True:
-            try:
-                async with self._lease(entry):
-                    return
-            except WorkerDied as error:  # it is loaded again, and given up when that is the cause
-                if not error.retryable:
-                    raise
-
-    def _end_turn(self, name: str) -> bool:
-        turn = self._turns.pop(name, None)
-        if turn is not None:
-            turn.set()
-        return turn is not None
-
-    def _retire(self, entry: _Entry) -> None:
-        """Let go of a version that stands aside."""
-        entry.retired = True
-        self._dispatch(entry, residency.UnloadForced(f"{entry.spec.name} was replaced", replaced=True))
-        self.spawn(self._forget_version(entry), f"retire {entry.worker_id}")
-
-    async def _forget_version(self, entry: _Entry) -> None:
-        await self._gone(entry)
-        self._aside.remove(entry)
-
-    async def _gone(self, entry: _Entry) -> None:
-        while _is_leaving(entry.state) and not self._closed:
+    async def gone(self, entry: Entry) -> None:
+        while entry.is_leaving and not self.closed:
             await entry.changed.wait()
 
     async def wait_settled(self) -> None:
         """Returns when nothing is being loaded; at once when it ends."""
-        while not self._closed:
-            loading = [entry for entry in self._entries.values() if isinstance(entry.state, residency.Loading)]
+        while not self.closed:
+            loading = [entry for entry in self.entries.values() if isinstance(entry.state, residency.Loading)]
             if not loading:
                 return
             await loading[0].changed.wait()
@@ -247,42 +159,31 @@ class ModelManager:
     def held(self) -> int:
         """Models that are in the worker, or on their way there."""
         away = residency.Absent | residency.LoadFailed
-        return sum(not isinstance(entry.state, away) for entry in self._entries.values())
+        return sum(not isinstance(entry.state, away) for entry in self.entries.values())
 
     def holding(self, name: str) -> Holding:
         """What the worker has of a model. Raises `ModelNotFound`."""
-        state = self._entry(name).state
-        match state:
-            case residency.Absent():
-                return Holding.ABSENT
-            case residency.Loading():
-                return Holding.LOADING
-            case residency.Ready():
-                return Holding.READY
-            case residency.Draining() | residency.Evicting():
-                return Holding.LEAVING
-            case residency.LoadFailed():
-                return Holding.FAILED
-            case _:
-                assert_never(state)
+        return self.entry(name).holding
 
     def loaded(self) -> dict[str, LoadModelResult]:
-        return {
-            name: entry.state.facts
-            for name, entry in self._entries.items()
-            if isinstance(entry.state, residency.Ready | residency.Draining)
-        }
+        return {name: entry.facts for name, entry in self.entries.items() if entry.facts is not None}
+
+    def adjust(self, spec: ModelSpec) -> None:
+        """Have a model stay in memory as `spec` says; the rest of it is what was known. Raises `ModelNotFound`."""
+        entry = self.entry(spec.name)
+        entry.spec = replace(entry.spec, pinned=spec.pinned, keep_alive_s=spec.keep_alive_s, warm_up=spec.warm_up)
+        self.room.look()
 
     def served(self, default: str | None) -> list[ServedModel]:
-        return [_served(entry, default) for entry in self._entries.values()]
+        return [entry.served(default) for entry in self.entries.values()]
 
     def close(self) -> None:
         """The engine ends: nothing is loaded any more, and who waits for a model hears it."""
-        self._closed = True
+        self.closed = True
         for task in self._tasks:
             task.cancel()
-        for turn in self._turns.values():
-            turn.set()
+        self.versions.close()
+        self.room.close()
         for entry in self._versions():
             entry.changed.set()
             for future in entry.waiting.values():
@@ -294,17 +195,17 @@ class ModelManager:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _versions(self) -> list[_Entry]:
-        return [*self._entries.values(), *self._aside]
+    def _versions(self) -> list[Entry]:
+        return [*self.entries.values(), *self.versions.aside]
 
-    def _entry(self, name: str) -> _Entry:
-        entry = self._entries.get(name)
+    def entry(self, name: str) -> Entry:
+        entry = self.entries.get(name)
         if entry is None:
-            hint = did_you_mean(name, self._entries)
+            hint = did_you_mean(name, self.entries)
             raise ModelNotFound(
                 f"The model {name} is not served here" + (f"; did you mean {hint}?" if hint else ""),
                 model=name,
-                served=list(self._entries),
+                served=list(self.entries),
             )
         return entry
 
@@ -312,17 +213,26 @@ class ModelManager:
 
     def worker_lost(self, error: WorkerDied) -> None:
         # Loads are sent in this order: first the models whose streams wait, by who began first.
-        for entry in sorted(self._versions(), key=_first_user):
-            if self._closed:
+        for entry in sorted(self._versions(), key=lambda entry: entry.first_user):
+            if self.closed:
                 entry.state, entry.in_worker = residency.Absent(), False
             elif entry.in_worker:  # a load that was not sent yet has lost nothing
                 entry.in_worker = False
                 self._events.publish(ModelInvalidated(model_id=entry.spec.name, reason="worker_restart"))
-                self._dispatch(entry, residency.WorkerLost(error))
+                self.dispatch(entry, residency.WorkerLost(error))
+
+    def _model_progressed(self, progress: ModelProgress) -> None:
+        for entry in self._versions():
+            if entry.worker_id == progress.model_id:
+                entry.progress = LoadProgress(progress.stage, progress.done, progress.total)
+                told = ModelProgressed(
+                    model_id=entry.spec.name, stage=progress.stage, done=progress.done, total=progress.total
+                )
+                self._events.publish(told)
 
     # -- the machine
 
-    def _dispatch(self, entry: _Entry, event: ResidencyEvent[LoadModelResult]) -> None:
+    def dispatch(self, entry: Entry, event: ResidencyEvent[LoadModelResult]) -> None:
         before = entry.state
         entry.state, effects = residency.step(before, event, time.monotonic(), self._policy)
         if before is not entry.state:
@@ -330,8 +240,10 @@ class ModelManager:
             entry.changed = asyncio.Event()
         for effect in effects:
             self._carry_out(entry, effect)
+        if before is not entry.state:
+            self.room.look()
 
-    def _carry_out(self, entry: _Entry, effect: residency.ResidencyEffect[LoadModelResult]) -> None:
+    def _carry_out(self, entry: Entry, effect: residency.ResidencyEffect[LoadModelResult]) -> None:
         match effect:
             case residency.StartLoad():
                 entry.loads += 1
@@ -352,44 +264,82 @@ class ModelManager:
             case _:
                 assert_never(effect)
 
-    async def _load(self, entry: _Entry, number: int) -> None:
+    async def _load(self, entry: Entry, number: int) -> None:
         """`number` is that of this load: once another has begun, nobody wants to hear from this one's worker."""
         spec = entry.spec
-        params = methods.LoadModelParams(
-            # Known to the worker by its own name: two names may share a reference and differ in the rest.
-            model_id=entry.worker_id,
-            revision=spec.revision,
-            context_length=spec.context_length,
-            local_path=spec.local_path or (spec.reference if spec.reference != entry.worker_id else None),
-            tool_parser=spec.tool_parser,
-            reasoning_parser=spec.reasoning_parser,
-            known=entry.known,
-        )
         try:
-            client = await self._supervisor.client()
-        except EngineError as error:
-            self._dispatch(entry, residency.LoadErrored(error))
+            async with self._loading:
+                started = time.monotonic()
+                facts = await self._load_into_worker(entry, number)
+        except WorkerDied as error:
+            # While the worker had the load, worker_lost tells the machine.
+            if number == entry.loads and not entry.in_worker:
+                self.dispatch(entry, residency.LoadErrored(error))
             return
-        entry.in_worker = True
-        started = time.monotonic()
-        try:
-            facts = await client.call(methods.LOAD_MODEL, params)
-        except WorkerDied:
-            return  # worker_lost tells the machine
         except EngineError as error:
             if number == entry.loads:
                 entry.in_worker = False
                 self._events.publish(ErrorOccurred(error=error, context=f"loading {spec.name}"))
-                self._dispatch(entry, residency.LoadErrored(error))
+                self.dispatch(entry, residency.LoadErrored(error))
             return
-        if number != entry.loads:
+        if facts is None:
             return
         entry.known = KnownCapabilities(facts.config_digest, facts.capabilities)
         seconds = round(time.monotonic() - started, 3)
-        self._dispatch(entry, residency.LoadSucceeded(facts))
+        self.dispatch(entry, residency.LoadSucceeded(facts))
         self._events.publish(ModelLoaded(model_id=spec.name, context_length=facts.context_length, seconds=seconds))
 
-    async def _unload(self, entry: _Entry) -> None:
+    async def _load_into_worker(self, entry: Entry, number: int) -> LoadModelResult | None:
+        """None when another load has begun meanwhile."""
+        spec = entry.spec
+        while number == entry.loads:
+            client = await self._supervisor.client()
+            if number != entry.loads:
+                break
+            params = methods.LoadModelParams(
+                # Known to the worker by its own name: two names may share a reference and differ in the rest.
+                model_id=entry.worker_id,
+                revision=spec.revision,
+                context_length=spec.context_length,
+                local_path=spec.local_path or (spec.reference if spec.reference != entry.worker_id else None),
+                tool_parser=spec.tool_parser,
+                reasoning_parser=spec.reasoning_parser,
+                known=entry.known,
+            )
+            entry.in_worker, entry.progress = True, None
+            try:
+                facts = await client.call(methods.LOAD_MODEL, params)
+            except InsufficientMemory as error:
+                if number != entry.loads:
+                    break
+                entry.in_worker = False
+                if not await self._make_room(entry, error):
+                    raise
+                continue
+            if spec.warm_up and number == entry.loads:
+                await self._warm_up(client, entry, facts)
+            return facts if number == entry.loads else None
+        return None
+
+    async def _make_room(self, entry: Entry, error: InsufficientMemory) -> bool:
+        """A model that nobody waits for takes no other one's place, and a version that is prepared takes none that is
+        in use: the one it replaces can make room as well."""
+        is_wanted = isinstance(entry.state, residency.Loading) and entry.state.waiters
+        if not is_wanted:
+            return False
+        return await self.room.make(entry, error, may_drain=entry not in self.versions.aside)
+
+    async def _warm_up(self, client: WorkerClient, entry: Entry, facts: LoadModelResult) -> None:
+        """A model that cannot answer this may be able to answer others."""
+        entry.progress = LoadProgress("warming up", 0, 1)
+        try:
+            await warm_up(client, facts)
+        except WorkerDied:
+            raise
+        except EngineError as error:
+            self._events.publish(ErrorOccurred(error=error, context=f"warming up {entry.spec.name}"))
+
+    async def _unload(self, entry: Entry) -> None:
         try:
             client = await self._supervisor.client()
             params = methods.UnloadModelParams(model_id=entry.worker_id, force=True)
@@ -402,70 +352,10 @@ class ModelManager:
         entry.in_worker = False
         if not entry.retired:
             self._events.publish(ModelUnloaded(model_id=entry.spec.name))
-        self._dispatch(entry, residency.UnloadDone())
+        self.dispatch(entry, residency.UnloadDone())
 
     def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
         """Do this until the engine ends."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _first_user(entry: _Entry) -> float:
-    match entry.state:
-        case residency.Ready() | residency.Draining():
-            return min(entry.state.in_use, default=math.inf)
-        case residency.Loading() | residency.Evicting():
-            return min(entry.state.waiters, default=math.inf)
-        case residency.Absent() | residency.LoadFailed():
-            return math.inf
-        case _:
-            assert_never(entry.state)
-
-
-def _is_leaving(state: Residency[LoadModelResult]) -> bool:
-    match state:
-        case residency.Draining() | residency.Evicting():
-            return True
-        case residency.Loading():
-            return state.unload
-        case residency.Absent() | residency.Ready() | residency.LoadFailed():
-            return False
-        case _:
-            assert_never(state)
-
-
-def _served(entry: _Entry, default: str | None) -> ServedModel:
-    state = entry.state
-    error: str | None = None
-    context_length = entry.spec.context_length
-    facts: LoadModelResult | None = None
-    match state:
-        case residency.Absent():
-            stage = "absent"
-        case residency.Loading():
-            stage = "loading"
-        case residency.Ready():
-            stage, facts = "ready", state.facts
-        case residency.Draining():
-            stage, facts = "draining", state.facts
-        case residency.Evicting():
-            stage = "draining"
-        case residency.LoadFailed():
-            stage, error = "failed", state.error.message
-        case _:
-            assert_never(state)
-    return ServedModel(
-        name=entry.spec.name,
-        reference=entry.spec.reference,
-        created=entry.created,
-        state=stage,
-        context_length=context_length if facts is None else facts.context_length,
-        error=error,
-        default=entry.spec.name == default,
-        abilities=None if facts is None else _abilities(facts),
-    )
-
-
-def _abilities(facts: LoadModelResult) -> tuple[str, ...]:
-    return ("completions", "chat") if facts.has_chat_template else ("completions",)

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 
 from mlx_serving.core.placement import Holding, deal
 from mlx_serving.core.serving import ServedModel, ServedModelState
-from mlx_serving.engine.model_manager import ModelManager, ModelSpec, Version
+from mlx_serving.engine.model_entry import ModelSpec
+from mlx_serving.engine.model_manager import ModelManager
+from mlx_serving.engine.replacement import Version
 from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
 from mlx_serving.telemetry.events import EventBus, ModelVersionChanged
 from mlx_serving.wire.methods import LoadModelResult
@@ -32,6 +34,11 @@ class PooledModels:
         for manager in self._managers:
             manager.register(spec)
         self._withdrawn.discard(spec.name)
+
+    def adjust(self, spec: ModelSpec) -> None:
+        """Have a model stay in memory as `spec` says. Raises `ModelNotFound`."""
+        for manager in self._managers:
+            manager.adjust(spec)
 
     def withdraw(self, name: str, unused: Callable[[], Awaitable[None]]) -> None:
         """Tell of a model no more, and forget it when nobody uses it, which `unused` waits for. Until then those who go
@@ -86,7 +93,7 @@ class PooledModels:
     async def replace(self, spec: ModelSpec, *, load: bool) -> None:
         """Have a name that is known mean another version of its model. Who uses the old one goes on with the new one.
 
-        Every worker that has the old one loads the new one: see `ModelManager.prepare` for how. Then all change at the
+        Every worker that has the old one loads the new one: see `Replacement.prepare` for how. Then all change at the
         same moment. `load` has one worker load it though none has the old one. If that fails anywhere, the old one
         serves as before, and this raises `ModelLoadError`, `ModelNotFound` or `WorkerDied`.
         """
@@ -99,14 +106,14 @@ class PooledModels:
             prepared: dict[ModelManager, Version] = {}
             try:
                 for manager in holders:
-                    prepared[manager] = await manager.prepare(spec)
+                    prepared[manager] = await manager.versions.prepare(spec)
                 self.spec(name)  # it may have been forgotten meanwhile
             except BaseException:
                 for manager, version in prepared.items():
-                    manager.discard(version)
+                    manager.versions.discard(version)
                 raise
             for manager in self._managers:  # no await from here on: whoever looks sees one version or the other
-                manager.install(spec, prepared.get(manager))
+                manager.versions.install(spec, prepared.get(manager))
         self._events.publish(ModelVersionChanged(model_id=name, reference=spec.reference, revision=spec.revision))
 
     def facts(self, name: str) -> list[LoadModelResult]:

@@ -28,7 +28,7 @@ from mlx_serving.engine.worker_process import Exit, WorkerCommand, WorkerProcess
 from mlx_serving.engine.worker_status import name_of, status_of
 from mlx_serving.errors import EngineClosed, EngineError, InvalidConfig, ProtocolError, WorkerDied
 from mlx_serving.machine import cgroup
-from mlx_serving.telemetry.events import EventBus, ModelProgressed, RuntimeStatusChanged
+from mlx_serving.telemetry.events import EventBus, RuntimeStatusChanged
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import Heartbeat, ModelProgress
 
@@ -60,6 +60,7 @@ class Supervisor:
         self._events = events
         self._state: WorkerState = lifecycle.Stopped()
         self._listeners: list[WorkerListener] = []
+        self._on_loading: list[Callable[[ModelProgress], None]] = []
         self._process: WorkerProcess | None = None
         self._client: WorkerClient | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -75,6 +76,10 @@ class Supervisor:
         self._info: methods.RuntimeInfoResult | None = None
 
     # -- what others use
+
+    def on_loading(self, listener: Callable[[ModelProgress], None]) -> None:
+        """Tell of the progress of loads, by the names that the worker knows the models by."""
+        self._on_loading.append(listener)
 
     def add_listener(self, listener: WorkerListener) -> None:
         self._listeners.append(listener)
@@ -290,9 +295,8 @@ class Supervisor:
 
     def _on_model_progress(self, progress: ModelProgress) -> None:
         self._progress.model_progressed()
-        self._events.publish(
-            ModelProgressed(model_id=progress.model_id, stage=progress.stage, done=progress.done, total=progress.total)
-        )
+        for listener in self._on_loading:
+            listener(progress)
 
     def _on_broken(self, error: ProtocolError) -> None:
         """The child speaks nonsense: it is of no use, and its end is treated as a crash."""

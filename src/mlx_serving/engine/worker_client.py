@@ -45,9 +45,11 @@ class WorkerClient(asyncio.Protocol):
         self._ids = itertools.count(1)
         self._calls: dict[int, asyncio.Future[jsonrpc.Response]] = {}
         self._streams: dict[str, OnRow] = {}
+        self._unasked: set[str] = set()
         self._lost: WorkerDied | None = None
+        self._abandoned = asyncio.Event()
         self._broken = False
-        self.has_served = False  # whether any row came
+        self.has_served = False  # whether any row came that somebody had asked for
 
     @classmethod
     async def connect(
@@ -105,18 +107,29 @@ class WorkerClient(asyncio.Protocol):
         if self._lost is None:
             self._write(jsonrpc.encode_notification(method.name, params))
 
-    def open_stream(self, stream_id: str, on_row: OnRow) -> None:
-        """Route the rows of a stream to `on_row`, called as they arrive, until `close_stream`."""
+    def open_stream(self, stream_id: str, on_row: OnRow, *, unasked: bool = False) -> None:
+        """Route the rows of a stream to `on_row`, called as they arrive, until `close_stream`. `unasked`: it is for no
+        user, and says nothing about whether this worker has served any."""
         self._streams[stream_id] = on_row
+        if unasked:
+            self._unasked.add(stream_id)
 
     def close_stream(self, stream_id: str) -> None:
         self._streams.pop(stream_id, None)
+        self._unasked.discard(stream_id)
+
+    async def wait_lost(self) -> WorkerDied:
+        """Returns when the child is lost."""
+        await self._abandoned.wait()
+        assert self._lost is not None
+        return self._lost
 
     def abandon(self, error: WorkerDied) -> None:
         """The child is lost: fail every call under way with `error`, and every later one."""
         if self._lost is not None:
             return
         self._lost = error
+        self._abandoned.set()
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(error)
@@ -160,8 +173,8 @@ class WorkerClient(asyncio.Protocol):
         notification = decode_binary(body)
         match notification:
             case StepFrame():
-                self.has_served = True
                 for row in notification.rows:
+                    self.has_served = self.has_served or row.stream_id not in self._unasked
                     on_row = self._streams.get(row.stream_id)
                     if on_row is not None:  # else its consumer has left, and the abort is on its way
                         on_row(row)

@@ -27,7 +27,7 @@ from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest
 from mlx_serving.core.serving import EngineTelemetry, HealthReport
 from mlx_serving.engine.engine_core import EngineCore
-from mlx_serving.engine.model_manager import ModelSpec
+from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelNotLoaded
 from mlx_serving.facade.batches import BatchEntry, GenerationResult, each_of, whole_answer
 from mlx_serving.facade.cancellation import until_set

@@ -49,6 +49,17 @@ class ModelUnloaded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEvicted(Event):
+    """A model goes because another one (`wanted_by`) needs its memory, or because nobody used it for long. One that is
+    in use goes when its users are done."""
+
+    name = "model:evicted"
+    model_id: str
+    reason: Literal["memory", "idle"]
+    wanted_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInvalidated(Event):
     name = "model:invalidated"
     model_id: str

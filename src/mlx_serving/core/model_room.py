@@ -1,0 +1,95 @@
+"""Which models give way when another one needs memory, and which have been idle for too long.
+
+A model is the colder the less it was used of late: every use counts one, and counts half as much after each
+`half_life_s`. The coldest give way first, those that nobody uses before those that somebody does. One in use is not
+taken away from its users: it is drained, which means that it takes nothing new until they are done. A pinned model
+stays. Nobody gives way in vain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mlx_serving.core.bounds import at_least, greater_than
+
+
+@dataclass(frozen=True, slots=True)
+class RoomPolicy:
+    """`drain_timeout_s` is how long a model that is in use may be waited for; then it stays, and who wanted its memory
+    is refused."""
+
+    half_life_s: float = 600.0
+    drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        greater_than("half_life_s", self.half_life_s, 0)
+        at_least("drain_timeout_s", self.drain_timeout_s, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How much something was used, as of the monotonic time `at`, in seconds."""
+
+    count: float = 0.0
+    at: float = 0.0
+
+    def again(self, now: float, half_life_s: float) -> Use:
+        """Used once more."""
+        return Use(self.count * 2 ** (-max(0.0, now - self.at) / half_life_s) + 1, now)
+
+    def warmth(self, half_life_s: float) -> float:
+        """The order of this is the order of the counts at any one time: their logarithms, of base 2, at time 0."""
+        return math.log2(self.count) + self.at / half_life_s if self.count > 0 else -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A model in the worker. `idle_since` is None while it is in use; `keep_alive_s` is how long it may be idle, None
+    for ever. `size` is what its weights take, in bytes."""
+
+    name: str
+    size: int
+    use: Use = Use()
+    idle_since: float | None = None
+    pinned: bool = False
+    keep_alive_s: float | None = None
+
+
+def give_way(
+    needed: int, residents: Iterable[Resident], policy: RoomPolicy, *, may_drain: bool = True
+) -> Sequence[str] | None:
+    """The names of those whose going frees `needed` bytes, coldest first; None if there is no such place. Without
+    `may_drain` only idle ones are asked."""
+    able = [one for one in residents if not one.pinned and (may_drain or one.idle_since is not None)]
+    chosen: list[Resident] = []
+    short = needed
+    for one in sorted(able, key=lambda one: (one.idle_since is None, one.use.warmth(policy.half_life_s))):
+        if short <= 0:
+            break
+        chosen.append(one)
+        short -= one.size
+    if short > 0:
+        return None
+    for one in reversed(chosen):  # a large one at the end may have made others needless
+        if short + one.size <= 0:
+            chosen.remove(one)
+            short += one.size
+    return [one.name for one in chosen]
+
+
+def overdue(residents: Iterable[Resident], now: float) -> Sequence[str]:
+    """Those that have been idle for as long as they may be."""
+    return [one.name for one in residents if (due := _due(one)) is not None and due <= now]
+
+
+def next_due(residents: Iterable[Resident]) -> float | None:
+    """When the next one will have been idle for too long, in monotonic seconds, if nobody uses it."""
+    return min((due for one in residents if (due := _due(one)) is not None), default=None)
+
+
+def _due(one: Resident) -> float | None:
+    if one.pinned or one.idle_since is None or one.keep_alive_s is None:
+        return None
+    return one.idle_since + one.keep_alive_s

@@ -1,0 +1,166 @@
+"""One model as its manager sees it: what it is, how it stands, and who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from mlx_serving.core import model_residency as residency
+from mlx_serving.core.model_residency import Residency, Ticket
+from mlx_serving.core.model_room import Resident, Use
+from mlx_serving.core.placement import Holding
+from mlx_serving.core.serving import LoadProgress, ServedModel
+from mlx_serving.errors import EngineError
+from mlx_serving.wire.methods import KnownCapabilities, LoadModelResult
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model that can be named: `reference` is what the worker loads, `name` what callers say.
+
+    How it stays in memory makes no other model of it: a `pinned` one gives way to nobody, `keep_alive_s` is how long it
+    may be idle (None: as long as nobody needs the memory), and with `warm_up` it generates a few tokens before anybody
+    gets it.
+    """
+
+    name: str
+    reference: str
+    revision: str | None = None
+    context_length: int | None = None
+    local_path: str | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    pinned: bool = field(default=False, compare=False, repr=False)
+    keep_alive_s: float | None = field(default=None, compare=False, repr=False)
+    warm_up: bool = field(default=False, compare=False, repr=False)
+
+    def with_reference(self, reference: str, revision: str | None) -> ModelSpec:
+        """The same name and settings for another model."""
+        return replace(self, reference=reference, revision=revision, local_path=None)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One version of a model.
+
+    `in_worker` is whether a load was sent to the worker that lives now, `loads` how many there were, `known` what the
+    last one found. The worker knows it by `worker_id`, because two versions of a model may be there at a time; one that
+    is `retired` has lost its name to another.
+    """
+
+    spec: ModelSpec
+    created: int
+    worker_id: str
+    state: Residency[LoadModelResult] = field(default_factory=residency.Absent)
+    waiting: dict[Ticket, asyncio.Future[LoadModelResult]] = field(
+        default_factory=dict[Ticket, "asyncio.Future[LoadModelResult]"]
+    )
+    lost: dict[Ticket, EngineError] = field(default_factory=dict[Ticket, EngineError])
+    in_worker: bool = False
+    loads: int = 0
+    known: KnownCapabilities | None = None
+    progress: LoadProgress | None = None
+    use: Use = field(default_factory=Use)
+    retired: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def holding(self) -> Holding:
+        """What the worker has of it."""
+        match self.state:
+            case residency.Absent():
+                return Holding.ABSENT
+            case residency.Loading():
+                return Holding.LOADING
+            case residency.Ready():
+                return Holding.READY
+            case residency.Draining() | residency.Evicting():
+                return Holding.LEAVING
+            case residency.LoadFailed():
+                return Holding.FAILED
+            case _:
+                assert_never(self.state)
+
+    @property
+    def facts(self) -> LoadModelResult | None:
+        """What is known of a model that serves."""
+        return self.state.facts if isinstance(self.state, residency.Ready | residency.Draining) else None
+
+    @property
+    def first_user(self) -> float:
+        """The ticket of the one who has used it, or waited for it, for longest."""
+        match self.state:
+            case residency.Ready() | residency.Draining():
+                return min(self.state.in_use, default=math.inf)
+            case residency.Loading() | residency.Evicting():
+                return min(self.state.waiters, default=math.inf)
+            case residency.Absent() | residency.LoadFailed():
+                return math.inf
+            case _:
+                assert_never(self.state)
+
+    @property
+    def is_leaving(self) -> bool:
+        match self.state:
+            case residency.Draining() | residency.Evicting():
+                return True
+            case residency.Loading():
+                return self.state.unload
+            case residency.Absent() | residency.Ready() | residency.LoadFailed():
+                return False
+            case _:
+                assert_never(self.state)
+
+    def resident(self) -> Resident | None:
+        """As one that may have to give way: only who is ready can be asked to."""
+        if not isinstance(self.state, residency.Ready):
+            return None
+        return Resident(
+            name=self.spec.name,
+            size=self.state.facts.memory_bytes,
+            use=self.use,
+            idle_since=None if self.state.in_use else self.state.last_used,
+            pinned=self.spec.pinned,
+            keep_alive_s=self.spec.keep_alive_s,
+        )
+
+    def served(self, default: str | None) -> ServedModel:
+        """For those who ask what is served."""
+        state = self.state
+        error: str | None = None
+        match state:
+            case residency.Absent():
+                stage = "absent"
+            case residency.Loading():
+                stage = "loading"
+            case residency.Ready():
+                stage = "ready"
+            case residency.Draining() | residency.Evicting():
+                stage = "draining"
+            case residency.LoadFailed():
+                stage, error = "failed", state.error.message
+            case _:
+                assert_never(state)
+        facts = self.facts
+        return ServedModel(
+            name=self.spec.name,
+            reference=self.spec.reference,
+            created=self.created,
+            state=stage,
+            context_length=self.spec.context_length if facts is None else facts.context_length,
+            error=error,
+            default=self.spec.name == default,
+            abilities=None if facts is None else _abilities(facts),
+            revision=self.spec.revision,
+            pinned=self.spec.pinned,
+            keep_alive_s=self.spec.keep_alive_s,
+            memory_bytes=None if facts is None else facts.memory_bytes,
+            in_use=len(state.in_use) if isinstance(state, residency.Ready | residency.Draining) else 0,
+            progress=self.progress if isinstance(state, residency.Loading) else None,
+        )
+
+
+def _abilities(facts: LoadModelResult) -> tuple[str, ...]:
+    return ("completions", "chat") if facts.has_chat_template else ("completions",)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_serving.core.model_room import Resident, RoomPolicy, Use, give_way, next_due, overdue
+
+POLICY = RoomPolicy(half_life_s=10)
+
+
+def idle(name: str, size: int = 10, *, used: float = 0.0, **fields: object) -> Resident:
+    return Resident(name, size, Use(1, used), idle_since=used, **fields)  # type: ignore[arg-type]
+
+
+def busy(name: str, size: int = 10, *, used: float = 0.0, pinned: bool = False) -> Resident:
+    return Resident(name, size, Use(1, used), None, pinned)
+
+
+def test_every_use_counts_one_and_half_as_much_after_each_half_life() -> None:
+    used = Use().again(0, 10).again(0, 10)
+    assert used == Use(2, 0)
+    assert used.again(10, 10) == Use(2, 10)
+    assert used.again(20, 10).count == 1.5
+
+
+def test_a_clock_that_went_back_makes_nothing_warmer() -> None:
+    assert Use(2, 100).again(50, 10) == Use(3, 50)
+
+
+def test_the_coldest_give_way_first() -> None:
+    residents = [idle("late", used=30), idle("early", used=10), idle("middle", used=20)]
+    assert give_way(10, residents, POLICY) == ["early"]
+    assert give_way(11, residents, POLICY) == ["early", "middle"]
+
+
+def test_a_model_that_was_used_often_outlasts_one_that_was_used_once_after_it() -> None:
+    often = Resident("often", 10, Use(8, 0), idle_since=0)
+    once = Resident("once", 10, Use(1, 20), idle_since=20)  # two half-lives later
+    assert give_way(5, [often, once], POLICY) == ["once"]
+    assert give_way(5, [often, Resident("once", 10, Use(1, 40), idle_since=40)], POLICY) == ["often"]
+
+
+def test_a_model_that_was_never_used_is_the_coldest() -> None:
+    assert Use().warmth(10) == -math.inf
+    assert give_way(5, [idle("used"), Resident("never", 10, idle_since=5)], POLICY) == ["never"]
+
+
+def test_those_that_nobody_uses_go_before_those_that_somebody_does() -> None:
+    residents = [busy("busy", used=0), idle("idle", used=50)]
+    assert give_way(10, residents, POLICY) == ["idle"]
+    assert give_way(20, residents, POLICY) == ["idle", "busy"]
+
+
+def test_one_in_use_is_not_asked_where_nothing_may_be_drained() -> None:
+    residents = [busy("busy"), idle("idle")]
+    assert give_way(10, residents, POLICY, may_drain=False) == ["idle"]
+    assert give_way(20, residents, POLICY, may_drain=False) is None
+
+
+def test_a_pinned_model_stays() -> None:
+    assert give_way(10, [idle("pinned", pinned=True)], POLICY) is None
+    assert give_way(10, [busy("pinned", pinned=True), busy("free")], POLICY) == ["free"]
+
+
+def test_nobody_gives_way_in_vain() -> None:
+    assert give_way(100, [idle("one"), idle("two")], POLICY) is None
+    assert give_way(40, [idle("small", 10, used=1), idle("large", 50, used=2)], POLICY) == ["large"]
+    assert give_way(0, [idle("one")], POLICY) == []
+
+
+def test_a_model_that_was_idle_for_as_long_as_it_may_be_is_overdue() -> None:
+    residents = [
+        idle("soon", keep_alive_s=5.0),
+        idle("later", used=3, keep_alive_s=5.0),
+        idle("for ever"),
+        idle("pinned", pinned=True, keep_alive_s=1.0),
+        Resident("busy", 1, keep_alive_s=1.0),
+    ]
+    assert overdue(residents, 4.9) == []
+    assert overdue(residents, 5.0) == ["soon"]
+    assert overdue(residents, 8.0) == ["soon", "later"]
+    assert next_due(residents) == 5.0
+    assert next_due(residents[2:]) is None
+
+
+def test_a_policy_out_of_its_limits_is_refused() -> None:
+    with pytest.raises(ValueError, match="half_life_s must be greater than 0"):
+        RoomPolicy(half_life_s=0)
+    with pytest.raises(ValueError, match="drain_timeout_s must be at least 0"):
+        RoomPolicy(drain_timeout_s=-1)
+
+
+RESIDENTS = st.lists(
+    st.builds(
+        Resident,
+        name=st.uuids().map(str),
+        size=st.integers(0, 100),
+        use=st.builds(Use, st.floats(0, 100), st.floats(0, 1000)),
+        idle_since=st.none() | st.floats(0, 1000),
+        pinned=st.booleans(),
+        keep_alive_s=st.none() | st.floats(0, 100),
+    ),
+    max_size=8,
+)
+
+
+@given(needed=st.integers(0, 400), residents=RESIDENTS, may_drain=st.booleans())
+def test_any_choice_keeps_the_invariants(needed: int, residents: list[Resident], may_drain: bool) -> None:
+    names = give_way(needed, residents, POLICY, may_drain=may_drain)
+    able = [one for one in residents if not one.pinned and (may_drain or one.idle_since is not None)]
+    if names is None:
+        assert sum(one.size for one in able) < needed
+        return
+    chosen = [one for one in able if one.name in names]
+    assert len(chosen) == len(names)
+    freed = sum(one.size for one in chosen)
+    assert freed >= needed
+    # Without any one of them it would not be enough.
+    assert all(freed - one.size < needed for one in chosen)
+    if sum(one.size for one in able if one.idle_since is not None) >= needed:
+        assert all(one.idle_since is not None for one in chosen)

@@ -1,0 +1,164 @@
+"""Models that share less memory than they take together."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_serving.config.schema import Config
+from mlx_serving.engine.engine_core import EngineCore
+from mlx_serving.errors import InsufficientMemory
+from mlx_serving.telemetry.events import ModelEvicted, ModelLoaded, ModelUnloaded
+
+from ..event_log import LIMIT_S, EventLog, until
+from ..tiny_models import make_llama
+from .harness import collect, complete, request, running
+
+NAMES = ("one", "two", "three")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("room")
+    return {name: make_llama(home / name, layers=16, seed=seed, context_length=4096) for seed, name in enumerate(NAMES)}
+
+
+def config_of(models: Mapping[str, Path], room_for: float, section: Any = None, **of_model: Any) -> Config:
+    """Memory for the weights of so many of the models, and some for what they compute."""
+    weights = sum(file.stat().st_size for file in models["one"].glob("*.safetensors"))
+    served = [
+        {"model": str(path), "name": name, "preload": False, **of_model.get(name, {})} for name, path in models.items()
+    ]
+    spare = weights // 10
+    memory = {"limit_bytes": int(room_for * weights), "prefill_bytes": spare, "buffer_cache_bytes": spare}
+    return Config.model_validate(
+        {"models": {"served": served, **(section or {})}, "memory": memory, "scheduler": {"max_num_seqs": 4}}
+    )
+
+
+def states(core: EngineCore) -> dict[str, str]:
+    return {model.name: model.state for model in core.served_models()}
+
+
+async def use(core: EngineCore, *names: str) -> None:
+    for name in names:
+        await complete(core, request(f"use {name}", model=name))
+
+
+async def test_the_coldest_model_gives_way_to_one_that_is_wanted(models: dict[str, Path]) -> None:
+    async with running(config_of(models, 2.9)) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+        await use(core, "two", "one", "one", "three")
+        assert states(core) == {"one": "ready", "two": "absent", "three": "ready"}
+        [evicted] = log.of(ModelEvicted)
+        assert (evicted.model_id, evicted.reason, evicted.wanted_by) == ("two", "memory", "three")
+        await use(core, "two")
+        assert states(core) == {"one": "ready", "two": "ready", "three": "absent"}
+
+
+async def test_a_model_in_use_goes_when_its_users_are_done_and_comes_back_for_those_who_wait(
+    models: dict[str, Path],
+) -> None:
+    async with running(config_of(models, 1.9)) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+        async with core.generate(request("long", model="one", max_tokens=300)) as deltas:
+            await anext(deltas)
+            other = asyncio.create_task(complete(core, request("other", model="two")))
+            await log.wait_for(ModelEvicted)
+            late = asyncio.create_task(complete(core, request("late", model="one")))
+            assert (await collect(deltas))[-1].finish_reason == "length"
+            assert log.of(ModelUnloaded) == []
+        assert (await other)[-1].finish_reason == "length"
+        assert (await late)[-1].finish_reason == "length"
+        assert [event.model_id for event in log.of(ModelLoaded)] == ["one", "two", "one"]
+
+
+async def test_who_waits_too_long_for_a_model_in_use_is_refused_and_it_goes_on(models: dict[str, Path]) -> None:
+    async with running(config_of(models, 1.9, {"drain_timeout_s": 0})) as core, asyncio.timeout(LIMIT_S):
+        async with core.generate(request("long", model="one", max_tokens=300)) as deltas:
+            await anext(deltas)
+            with pytest.raises(InsufficientMemory):
+                await use(core, "two")
+            await anext(deltas)
+            await use(core, "one")
+            assert states(core) == {"one": "ready", "two": "failed", "three": "absent"}
+        await use(core, "two")
+
+
+async def test_a_pinned_model_gives_way_to_nobody(models: dict[str, Path]) -> None:
+    async with running(config_of(models, 1.9, one={"pin": True})) as core, asyncio.timeout(LIMIT_S):
+        await use(core, "one")
+        with pytest.raises(InsufficientMemory, match="two takes"):
+            await use(core, "two")
+        await use(core, "one")
+        await core.unload_served("one", force=False)  # unless it is asked for
+        await use(core, "two")
+
+
+async def test_a_model_that_nobody_waits_for_takes_no_place(models: dict[str, Path]) -> None:
+    async with running(config_of(models, 1.9)) as core, asyncio.timeout(LIMIT_S):
+        await use(core, "one")
+        core.models.preload("two")
+        await until(lambda: _is(core, "two", "failed"))
+        assert states(core)["one"] == "ready"
+        await use(core, "two")
+        assert states(core)["one"] == "absent"
+
+
+async def _is(core: EngineCore, name: str, state: str) -> bool:
+    return states(core)[name] == state
+
+
+async def test_a_model_that_nobody_uses_goes_after_a_while(models: dict[str, Path]) -> None:
+    config = config_of(models, 9, {"keep_alive_s": 0}, two={"keep_alive_s": 3600}, three={"pin": True})
+    async with running(config) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+        async with core.generate(request("long", model="one", max_tokens=100)) as deltas:
+            await anext(deltas)
+            assert states(core)["one"] == "ready"
+            await collect(deltas)
+        await log.wait_for(ModelUnloaded)
+        await use(core, "two", "three")
+        await until(lambda: _is(core, "one", "absent"))
+        assert states(core) == {"one": "absent", "two": "ready", "three": "ready"}
+        assert [(event.model_id, event.reason) for event in log.of(ModelEvicted)] == [("one", "idle")]
+
+
+async def test_random_switching_between_more_models_than_fit_fails_nobody(models: dict[str, Path]) -> None:
+    chance = random.Random(3)
+    async with running(config_of(models, 2.9)) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+
+        async def client(number: int) -> None:
+            for turn in range(6):
+                name = chance.choice(NAMES)
+                answer = await complete(core, request(f"{number} {turn}", model=name, max_tokens=chance.randint(1, 40)))
+                assert answer[-1].finish_reason == "length"
+
+        await asyncio.gather(*(client(number) for number in range(5)))
+        assert log.of(ModelEvicted)
+
+
+async def test_loads_and_residents_show_in_what_is_served(models: dict[str, Path]) -> None:
+    async with running(config_of(models, 9, one={"pin": True}, two={"keep_alive_s": 60})) as core:
+        log = EventLog(core.events)
+        async with core.generate(request(model="one")) as deltas:
+            served = {model.name: model for model in core.served_models()}
+            assert (served["one"].in_use, served["one"].pinned) == (1, True)
+            assert (served["one"].memory_bytes or 0) > 0
+            assert (served["two"].memory_bytes, served["two"].keep_alive_s) == (None, 60)
+            await collect(deltas)
+        stages: list[str] = []
+        core.events.subscribe(lambda event: stages.extend(_stages(core)))
+        await use(core, "two")
+        assert "loading" in stages
+        assert log.of(ModelLoaded)
+
+
+def _stages(core: EngineCore) -> list[str]:
+    return [model.progress.stage for model in core.served_models() if model.progress is not None]
