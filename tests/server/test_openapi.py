@@ -79,8 +79,9 @@ def test_every_endpoint_has_a_summary() -> None:
     assert set(DOCUMENT["paths"]) == {
         "/v1/chat/completions", "/v1/completions",
         "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/{response_id}",
-        "/v1/responses/{response_id}/input_items", "/v1/responses/input_tokens", "/v1/models", "/v1/models/{model_id}", "/health", "/health/live",
-        "/health/ready", "/admin/models/load", "/admin/models/unload", "/admin/workers/restart", "/admin/telemetry",
+        "/v1/responses/{response_id}/input_items", "/v1/responses/input_tokens", "/v1/models", "/v1/models/{model_id}",
+        "/health", "/health/live", "/health/ready", "/admin/models/load", "/admin/models/unload",
+        "/admin/workers/restart", "/admin/telemetry",
         "/admin/reload", "/admin/cache", "/admin/cache/clear", "/v1/resumed/{completion_id}",
         "/tokenize", "/detokenize", "/v1/embeddings", "/version",
     }  # fmt: skip
