@@ -73,14 +73,19 @@ class Crowd:
         self._twins = [self._twins[index] for index in order]
         self._next = [self._next[index] for index in order]
 
-    def step(self) -> None:
-        fed = mx.array(self._next)[:, None]
-        logits = cast(mx.array, self._model(fed, cache=[layer.cache for layer in self._layers]))[:, -1]
-        self._lengths.advance()
+    def step(self, more: int = 0) -> None:
+        """Row i takes `(more >> 2 * i) % 4` tokens beyond the one it takes anyway."""
+        tokens = [[token, *prompt_of(token, (more >> 2 * row) % 4)] for row, token in enumerate(self._next)]
+        counts = [len(row) for row in tokens]
+        self._lengths.widen(max(counts))
+        fed = mx.array([row + [0] * (max(counts) - len(row)) for row in tokens])
+        logits = cast(mx.array, self._model(fed, cache=[layer.cache for layer in self._layers]))
+        logits = logits[mx.arange(len(counts)), mx.array(counts) - 1]
+        self._lengths.advance(counts)
         alone = mx.concatenate(
             [
-                cast(mx.array, self._model(mx.array([[token]]), cache=twin))[:, -1]
-                for token, twin in zip(self._next, self._twins, strict=True)
+                cast(mx.array, self._model(mx.array([row]), cache=twin))[:, -1]
+                for row, twin in zip(tokens, self._twins, strict=True)
             ]
         )
         assert mx.allclose(logits, alone, rtol=0, atol=TOLERANCE).item()
@@ -131,6 +136,21 @@ def test_rows_that_come_and_go_have_the_logits_they_have_alone(model: nn.Module,
                 crowd.step()
     if len(crowd):
         crowd.step()
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 24), min_size=1, max_size=4), steps=st.lists(st.integers(0, 255), max_size=6))
+def test_rows_take_different_numbers_of_tokens_in_one_step(
+    plain: nn.Module, lengths: list[int], steps: list[int]
+) -> None:
+    crowd = Crowd(plain)
+    for seed, length in enumerate(lengths):
+        crowd.join(prompt_of(seed, length))
+    for more in steps:
+        crowd.step(more)
+    crowd.leave(0)
+    crowd.join(prompt_of(9, 5))
+    crowd.step()
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])

@@ -4,6 +4,7 @@
     expired = scheduler.expire(now)                 their deadlines are over: tell their readers, drop their KV
     refused = scheduler.refuse_oversized()          they wait for memory that is not there any more: tell their readers
     step = scheduler.schedule(now)                  one step of one model, to be launched
+    scheduler.advance(id)                           it turned out to compute a token more of a sequence
     scheduler.update(step, duration_s, finished)    what came of it
 
 Every step decodes one token for each running sequence of its model and computes a bounded piece of prompts beside it; a
@@ -193,6 +194,19 @@ class Scheduler:
         sequence = self._sequences.get(id)
         if sequence is not None and sequence.state is State.PAUSED:
             self._pool.requeue(sequence)
+
+    def advance(self, id: str) -> None:  # noqa: A002
+        """A step computes a token of a running sequence besides the one that was ordered: it was known beforehand. At
+        least one of its max_tokens must still be to come. Unknown ids are ignored."""
+        sequence = self._sequences.get(id)
+        if sequence is None:
+            return
+        lane = sequence.lane
+        ended = self._pool.advance(sequence, 1)
+        assert not ended, "one of its tokens is still to come"
+        lane.steady = None
+        for meter in (lane.work, self._work):
+            meter.decoded_tokens += 1
 
     def expire(self, now: float) -> list[str]:
         """End those whose deadline is over, and name them."""

@@ -5,7 +5,8 @@ A step launches the next forward pass before the host looks at the tokens of the
 been computed once too often; that token is dropped with the row.
 
 Rows that follow a grammar need their last token before the next can be chosen. Where there are any, the host reads the
-tokens and finds out what the grammars allow while the forward pass runs, and launches the sampling behind it.
+tokens and finds out what the grammars allow while the forward pass runs, and launches the sampling behind it. Where a
+grammar leaves no choice, its row is fed what must come in one pass (`forced_runs.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_serving.errors import GuidanceError
+from mlx_serving.worker.forced_runs import ForcedRuns
 from mlx_serving.worker.kv_cache import MergedCache, RowLengths, SlotKVCache, SoloCache, decode_layer
 from mlx_serving.worker.logprobs import RowLogprobs
 from mlx_serving.worker.sampler import BatchSampler, Launched
@@ -27,13 +29,15 @@ from mlx_serving.worker.sampling_row import SamplingRow
 
 class Token(NamedTuple):
     """The token that a sequence got, and its log-probabilities if it asked for them. `is_last`: its grammar is
-    complete. `error`: why its grammar does not allow the token, or cannot be followed further."""
+    complete. `error`: why its grammar does not allow the token, or cannot be followed further. `is_extra`: it was fed
+    in the same pass as the one before it."""
 
     stream_id: str
     token_id: int
     logprobs: RowLogprobs | None = None
     is_last: bool = False
     error: GuidanceError | None = None
+    is_extra: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -45,14 +49,15 @@ class _Row:
 
 
 class DecodeBatch:
-    """`shared`: whether more than one row may join; without it the caches need not be mergeable. Memory for
-    `spare_tokens` may be held for rows and tokens to come.
+    """`shared`: whether more than one row may join; without it the caches need not be mergeable. `runs`: whether rows
+    may be fed several tokens at once. Memory for `spare_tokens` may be held for rows and tokens to come.
 
     The place of a row that left is taken by the next one to join, or closed with the next step.
     """
 
-    def __init__(self, model: nn.Module, *, shared: bool, spare_tokens: float = math.inf) -> None:
+    def __init__(self, model: nn.Module, *, shared: bool, runs: bool = False, spare_tokens: float = math.inf) -> None:
         self._shared = shared
+        self._runs = runs
         self._spare_tokens = spare_tokens
         self._model: Any = model
         self._rows: list[_Row] = []
@@ -135,13 +140,15 @@ class DecodeBatch:
         if not self._rows:
             return self.drain()
         self._close_gaps()
-        caches = [layer.cache for layer in self._layers]
-        logits = cast(mx.array, self._model(self._inputs[:, None], cache=caches))[:, -1, :]
-        self._lengths.advance()
+        runs = ForcedRuns.of([row.sampling for row in self._rows]) if self._runs else None
+        logits = self._forward(runs)
+        tokens: list[Token] = []
+        if runs is not None:
+            mx.async_eval(logits)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
+            tokens = [*self.drain(), *self._take(runs)]
         if self._sampler is None:
             self._sampler = BatchSampler([row.sampling for row in self._rows], logits.shape[-1])
-        tokens: list[Token] = []
-        if self._sampler.follows:
+        if runs is None and self._sampler.follows:
             mx.async_eval(logits)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
             tokens = self.drain()
         launched = self._sampler(logits, self._inputs)
@@ -155,6 +162,30 @@ class DecodeBatch:
         """Read what was launched, without launching anything."""
         earlier, self._unread = self._unread, None
         return _read(earlier)
+
+    def _forward(self, runs: ForcedRuns | None) -> mx.array:
+        """The logits of each row, [rows, vocabulary]; `_inputs` are then what was fed last."""
+        caches = [layer.cache for layer in self._layers]
+        if runs is None:
+            self._lengths.widen(1)
+            logits = cast(mx.array, self._model(self._inputs[:, None], cache=caches))[:, -1, :]
+            self._lengths.advance()
+            return logits
+        fed = runs.feed(self._inputs)
+        self._lengths.widen(runs.width)
+        logits = runs.last(cast(mx.array, self._model(fed, cache=caches)))
+        self._lengths.advance(runs.counts)
+        self._inputs = runs.last(fed)
+        return logits
+
+    def _take(self, runs: ForcedRuns) -> list[Token]:
+        """What rows were fed without having drawn it: as if they had, which their samplers then follow from."""
+        tokens: list[Token] = []
+        for row, behind in zip(self._rows, runs.behind, strict=True):
+            row.sampling.position += len(behind)
+            tokens += [_taken(row, token, is_extra=True) for token in behind]
+        self._sampler = None
+        return tokens
 
     def _layer(self, cache: Any) -> SlotKVCache | MergedCache | SoloCache:
         return decode_layer(cache, self._lengths, self._spare_tokens) if self._shared else SoloCache()
@@ -203,11 +234,14 @@ def _read(earlier: tuple[list[_Row], Launched] | None) -> list[Token]:
     tokens: list[Token] = []
     for row, (token, logprobs) in zip(rows, launched.read(), strict=True):
         if not row.gone:
-            row.sampling.drawn.append(token)
-            matcher = row.sampling.matcher
-            if matcher is None:
-                tokens.append(Token(row.stream_id, token, logprobs))
-            else:
-                matcher.advance(token)
-                tokens.append(Token(row.stream_id, token, logprobs, matcher.is_complete, matcher.error))
+            tokens.append(_taken(row, token, logprobs))
     return tokens
+
+
+def _taken(row: _Row, token: int, logprobs: RowLogprobs | None = None, *, is_extra: bool = False) -> Token:
+    row.sampling.drawn.append(token)
+    matcher = row.sampling.matcher
+    if matcher is None:
+        return Token(row.stream_id, token, logprobs)
+    matcher.advance(token)
+    return Token(row.stream_id, token, logprobs, matcher.is_complete, matcher.error, is_extra)

@@ -233,8 +233,12 @@ class Generation:
     def _accept(self, tokens: Iterable[Token]) -> list[Row]:
         now = time.monotonic()
         rows: list[Row] = []
-        for stream_id, token_id, logprobs, is_last, error in tokens:
-            entry = self._entries[stream_id]
+        for stream_id, token_id, logprobs, is_last, error, is_extra in tokens:
+            entry = self._entries.get(stream_id)
+            if entry is None:
+                continue  # a token before it, of the same step, has ended it
+            if is_extra:
+                self._scheduler.advance(stream_id)
             if error is not None:
                 rows.append(self._end(stream_id, error))
                 continue

@@ -1,5 +1,8 @@
 """The key-value cache of a decode batch: one slot a sequence, each with a length of its own.
 
+A step feeds every row as many tokens as the row of most, `RowLengths.width`: rows that have fewer are padded at their
+end, and what was computed for padding is behind the end of the row, where nobody looks and the next tokens go.
+
 Joining copies the newcomer into a free slot, leaving moves one row into the hole: nobody else's cache is touched while
 there is room. mlx-lm's batch classes keep rows right-aligned, so every change of membership copies the whole batch.
 
@@ -25,6 +28,8 @@ class RowLengths:
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
+        self.width = 1
+        """Tokens that each row is fed in this step, with padding."""
         self._offsets: mx.array | None = None
         self._places: mx.array | None = None
         self._mask: mx.array | None = None
@@ -42,14 +47,26 @@ class RowLengths:
         self.lengths = [self.lengths[index] for index in order]
         self.changed()
 
-    def advance(self) -> None:
-        """Every row has one token more."""
-        self.lengths = [length + 1 for length in self.lengths]
+    def widen(self, width: int) -> None:
+        """The next step feeds each row so many tokens."""
+        if width != self.width:
+            self.width = width
+            self.changed()
+
+    def advance(self, counts: Sequence[int] | None = None) -> None:
+        """Every row has so many tokens more, or one."""
+        counts = counts or [1] * len(self.lengths)
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         self.changed()
 
     @property
     def longest(self) -> int:
         return max(self.lengths)
+
+    @property
+    def end(self) -> int:
+        """Where the tokens of this step end in the longest row."""
+        return self.longest + self.width
 
     @property
     def aligned(self) -> bool:
@@ -63,17 +80,20 @@ class RowLengths:
         return self._offsets
 
     def places(self, slots: int) -> mx.array:
-        """[slots, 1, 1, 1] int32: where each row's next token goes; 0 in slots without a row."""
+        """[slots, 1, width, 1] int32: where each row's next tokens go; from 0 on in slots without a row."""
         if self._places is None or self._places.shape[0] != slots:
             free = [0] * (slots - len(self.lengths))
-            self._places = mx.array(self.lengths + free, dtype=mx.int32)[:, None, None, None]
+            first = mx.array(self.lengths + free, dtype=mx.int32)[:, None, None, None]
+            self._places = first + mx.arange(self.width)[:, None] if self.width > 1 else first
         return self._places
 
     def mask(self, window: int | None) -> mx.array:
-        """[rows, 1, 1, longest + 1] bool: which positions the next token of each row may look at."""
+        """[rows, 1, width, end] bool: which positions the next tokens of each row may look at."""
         if self._mask is None or window is not None:
-            positions = mx.arange(self.longest + 1)
+            positions = mx.arange(self.end)
             last = self.offsets[:, None, None, None]
+            if self.width > 1:
+                last = last + mx.arange(self.width)[:, None]
             mask = positions <= last
             if window is not None:
                 return mask & (positions > last - window)
@@ -82,7 +102,7 @@ class RowLengths:
 
 
 class SlotKVCache:
-    """Keys and values [slots, heads, capacity, head_dim], rows 0 … n-1 in use. Takes one token a row and step.
+    """Keys and values [slots, heads, capacity, head_dim], rows 0 … n-1 in use.
 
     Growing copies everything, so it grows by more than is asked for, but by no more than `spare_tokens` over all slots.
     """
@@ -171,35 +191,37 @@ class SlotKVCache:
         return self._rows.lengths[0] if self._rows.aligned else self._rows.offsets
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append one token to each row: [rows, heads, 1, head_dim]. Returns views up to the longest row's end."""
-        rows, heads, _, _ = keys.shape
-        end = self._rows.longest + 1
+        """Append tokens to each row: [rows, heads, width, head_dim]. Returns views up to the longest row's end."""
+        rows, heads, width, _ = keys.shape
+        end = self._rows.end
         if self._keys is None or self._values is None:
             capacity = _in_steps(end)
             self._keys = mx.zeros((rows, heads, capacity, keys.shape[3]), keys.dtype)
             self._values = mx.zeros((rows, heads, capacity, values.shape[3]), values.dtype)
         self._reserve(rows, end, None)
         if self._rows.aligned:
-            self._keys[:rows, :, end - 1 : end] = keys
-            self._values[:rows, :, end - 1 : end] = values
+            self._keys[:rows, :, end - width : end] = keys
+            self._values[:rows, :, end - width : end] = values
         else:
             self._keys = self._put_along(self._keys, keys)
             self._values = self._put_along(self._values, values)
         return self._keys[:rows, :, :end], self._values[:rows, :, :end]
 
     def _put_along(self, slots: mx.array, tokens: mx.array) -> mx.array:
-        """Each row's token at the end of that row: cheaper than assigning to indices. Slots without a row get zeros."""
+        """Each row's tokens at the end of that row: cheaper than assigning to indices. Slots without a row get zeros."""
         free = slots.shape[0] - tokens.shape[0]
         if free:
             tokens = mx.pad(tokens, [(0, free), (0, 0), (0, 0), (0, 0)])
         places = self._rows.places(slots.shape[0])
         return mx.put_along_axis(slots, mx.broadcast_to(places, tokens.shape), tokens, axis=2)
 
-    def make_mask(self, tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
-        """None when every row may look at everything, which keeps attention on its fast path."""
-        too_long = window_size is not None and self._rows.longest + 1 > window_size
+    def make_mask(
+        self, tokens: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array | str | None:
+        """None or "causal" when every row may look at everything before, which keeps attention on its fast path."""
+        too_long = window_size is not None and self._rows.end > window_size
         if self._rows.aligned and not too_long and not return_array:
-            return None
+            return None if tokens == 1 else "causal"
         return self._rows.mask(window_size if too_long else None)
 
     @property

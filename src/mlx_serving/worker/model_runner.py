@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import trim_prompt_cache
+from mlx_lm.models.cache import KVCache, trim_prompt_cache
 
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
@@ -28,7 +28,7 @@ from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
 @dataclass(frozen=True, slots=True)
 class Job:
     """One sequence as the device sees it: `token_ids` of its prompt, and of its answer those that were `drawn` before.
-    `seed` decides its draws, `matcher`, which has seen what was drawn, what they may be."""
+    `seed` decides its draws, `matcher`, which has seen what was drawn, what they may be. It has at most `max_tokens`."""
 
     stream_id: str
     token_ids: Sequence[int]
@@ -38,6 +38,7 @@ class Job:
     drawn: Sequence[int] = ()
     matcher: Matcher | None = None
     thought: ThoughtBudget | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class ModelRunner:
             rules=job.rules,
             matcher=job.matcher,
             thought=job.thought,
+            max_tokens=job.max_tokens,
         )
 
     def admit(self, stream_id: str, fork_of: str | None = None) -> None:
@@ -185,7 +187,12 @@ class ModelRunner:
             default=(math.inf, None),
         )
         if batch is None or padding > self._padding_tokens or math.isinf(padding):
-            batch = DecodeBatch(self._model, shared=self._capabilities.batch, spare_tokens=self._padding_tokens)
+            batch = DecodeBatch(
+                self._model,
+                shared=self._capabilities.batch,
+                runs=_takes_runs(caches, self._capabilities),
+                spare_tokens=self._padding_tokens,
+            )
             self._batches.append(batch)
         batch.join(stream_id, caches, count, token_ids[-1], self._rows[stream_id])
 
@@ -216,3 +223,9 @@ class ModelRunner:
 
 RunnerFactory = Callable[[nn.Module, ModelCapabilities, float], ModelRunner]
 """Called with a model, what it can do, and its `padding_tokens`."""
+
+
+def _takes_runs(caches: Sequence[Any], capabilities: ModelCapabilities) -> bool:
+    """Whether the rows of a batch may be fed different numbers of tokens: padding must leave no trace in its caches,
+    which a row alone has none of."""
+    return not capabilities.batch or (capabilities.batch_prefill and all(type(cache) is KVCache for cache in caches))

@@ -36,7 +36,7 @@ NO_RULES = TokenRules()
 class SamplingRow:
     """`drawn` are the tokens of the answer that the host has read, `position` counts those that were launched: the
     last one may not have been read yet. A token that was launched is fed at the next step. `matcher` has seen what was
-    `drawn`."""
+    `drawn`. The answer has at most `max_tokens`, if that is known."""
 
     sampling: ResolvedSampling
     seed: int
@@ -46,6 +46,7 @@ class SamplingRow:
     rules: TokenRules = NO_RULES
     matcher: Matcher | None = None
     thought: ThoughtBudget | None = None
+    max_tokens: int | None = None
 
     @property
     def is_sampled(self) -> bool:

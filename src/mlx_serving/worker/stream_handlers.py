@@ -138,7 +138,15 @@ class StreamHandlers:
             deadline = None if params.timeout_s is None else started + params.timeout_s
             terms = Terms(max_tokens, params.priority, params.caller, deadline, params.fork_of)
             job = Job(
-                stream_id, token_ids, sampling, seed, opened.rules, params.delivered, opened.matcher, opened.thought
+                stream_id,
+                token_ids,
+                sampling,
+                seed,
+                opened.rules,
+                params.delivered,
+                opened.matcher,
+                opened.thought,
+                max_tokens,
             )
             self._submit(model, job, terms, started, opened.parser)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
