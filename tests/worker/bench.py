@@ -13,6 +13,7 @@ from mlx_lm.utils import load_model, load_tokenizer
 
 from mlx_serving.core import sampling_defaults
 from mlx_serving.core.generation import Priority, SamplingParams
+from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import SchedulerPolicy
@@ -22,6 +23,7 @@ from mlx_serving.worker import loader
 from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.prefix_cache import PrefixCache
 from mlx_serving.worker.requests import rules_of
 from mlx_serving.worker.sequence import Ending, RunningSequence
 
@@ -78,11 +80,18 @@ class Bench:
     """`model` and those that are added are served; sequences are of `model` unless another is named."""
 
     def __init__(
-        self, model: LoadedModel, policy: SchedulerPolicy = POLICY, *, scheduler: Scheduler | None = None
+        self,
+        model: LoadedModel,
+        policy: SchedulerPolicy = POLICY,
+        *,
+        scheduler: Scheduler | None = None,
+        prefix_policy: PrefixCachePolicy | None = None,
     ) -> None:
+        """Beginnings of sequences are kept if there is a `prefix_policy`."""
         self.model = model
-        self.scheduler = Scheduler(policy) if scheduler is None else scheduler
-        self.generation = Generation(self.scheduler)
+        self.prefixes = PrefixCache(prefix_policy or PrefixCachePolicy(enabled=False))
+        self.scheduler = Scheduler(policy, self.prefixes) if scheduler is None else scheduler
+        self.generation = Generation(self.scheduler, self.prefixes)
         self.generation.add_model(model)
         self.streams: dict[str, Stream] = {}
 
@@ -96,6 +105,8 @@ class Bench:
         priority: Priority = "normal",
         deadline: float | None = None,
         fork_of: str | None = None,
+        salt: str = "",
+        stops: tuple[int, ...] = (),
     ) -> Stream:
         """Greedy and 24 tokens where `params` say nothing. Raises `Overloaded`."""
         model = model or self.model
@@ -104,7 +115,7 @@ class Bench:
         rules = rules_of(sampling, model)
         ending = Ending(sampling.max_tokens, rules.ends, sampling.stop, sampling.min_tokens)
         sequence = RunningSequence(stream_id, ids, ending, model.decode, time.monotonic())
-        terms = Terms(sampling.max_tokens, priority, deadline=deadline, fork_of=fork_of)
+        terms = Terms(sampling.max_tokens, priority, deadline=deadline, fork_of=fork_of, salt=salt, stops=stops)
         self.generation.submit(model, sequence, Job(stream_id, ids, sampling, sampling.seed or 0, rules=rules), terms)
         return self.streams.setdefault(stream_id, Stream())
 

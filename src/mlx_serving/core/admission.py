@@ -41,6 +41,8 @@ def admit(pool: SequencePool, policy: SchedulerPolicy, now: float) -> None:
     pool.changed = False
     while (claim := pool.queue.first(now)) is not None:
         first, rank = claim
+        if _follows(pool, policy, first, rank):
+            continue
         if not _make_place(pool, policy, first):
             break
         pool.seat(first, rank)
@@ -49,6 +51,22 @@ def admit(pool: SequencePool, policy: SchedulerPolicy, now: float) -> None:
             break
         pool.seat(urgent, urgent.rank_at(now, policy.ageing_s))
     pool.changed = False  # whoever was preempted just now need not be looked at before something else happens
+
+
+def _follows(pool: SequencePool, policy: SchedulerPolicy, newcomer: Sequence, rank: int) -> bool:
+    """Let a newcomer wait, if others who are as urgent compute right now what it begins with."""
+    if newcomer.resident or newcomer.fork_of is not None or not newcomer.lane.prefilling:
+        return False
+    least = pool.prefixes.covered(newcomer.id) + policy.min_prefill_chunk
+    leaders = [one for one in newcomer.lane.prefilling.values() if one.rank <= rank]
+    shared = [(pool.prefixes.shared(newcomer.id, one.id), one) for one in leaders]
+    coming = [(tokens, one) for tokens, one in shared if tokens >= least and tokens > one.computed]
+    if not coming:
+        return False
+    # Who is nearest to the end of it, of those who compute most of it.
+    tokens, leader = max(coming, key=lambda choice: (choice[0], choice[1].computed))
+    pool.follow(newcomer, leader, tokens)
+    return True
 
 
 def make_room(pool: SequencePool, policy: SchedulerPolicy) -> bool:

@@ -56,11 +56,12 @@ def allowance(
 def in_turn(prefilling: Iterable[Sequence], turn: int, policy: SchedulerPolicy) -> list[Sequence]:
     """Those who prefill, the one first whose turn it is.
 
-    By priority and then the shortest rest first, which keeps the mean time to the first token least; but every other
+    By priority and then the shortest rest first, which keeps the mean time to the first token least, counting what
+    others wait for as a rest; but every other
     turn begins with who has waited longest, counting its priority as a head start, so that a long prompt goes on under
     a stream of short ones.
     """
-    order = sorted(prefilling, key=lambda one: (one.rank, one.target - one.computed, one.arrived))
+    order = sorted(prefilling, key=lambda one: (one.rank, one.rest, one.arrived))
     if turn % 2 and len(order) > 1:
         eldest = min(order, key=lambda one: one.claim_s(policy.ageing_s))
         order.remove(eldest)
@@ -73,14 +74,14 @@ def divide(
 ) -> list[tuple[Sequence, int]]:
     """Who computes how many tokens: the first as much as is allowed, the next what is left, if it is worth a chunk.
 
-    Chunks are whole multiples of `min_prefill_chunk`, so that few different shapes occur; only the end of a prompt is
-    not, and an end smaller than a chunk is done with the chunk before it.
+    Chunks are whole multiples of `min_prefill_chunk`, so that few different shapes occur; only the end of a prompt, or
+    of a part of it that is kept by itself, is not, and an end smaller than a chunk is done with the chunk before it.
     """
     smallest = policy.min_prefill_chunk
     seconds, tokens, size = allowed.seconds, allowed.tokens, allowed.size
     chunks: list[tuple[Sequence, int]] = []
     for sequence in order:
-        rest = sequence.target - sequence.computed
+        rest = sequence.next_stop - sequence.computed
         memory = sequence.lane.prefill_memory
         affordable = cost.tokens_within(seconds, sequence.computed) if cost.reach else tokens
         affordable = min(affordable, memory.tokens_within(size, sequence.computed))

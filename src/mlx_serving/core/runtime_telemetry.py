@@ -45,11 +45,29 @@ class ErrorTelemetry:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixTelemetry:
+    """The prefix cache: what it keeps (`bytes`, in so many `entries`), what it may keep (None: no bound is known yet),
+    and what sequences found that began: `hits` found anything, in tokens `hit_tokens`, and `missed_tokens` were computed.
+    `miss_reasons` counts why no more was found (see `core.prefix_index`)."""
+
+    bytes: int
+    limit_bytes: int | None
+    entries: int
+    hits: int
+    misses: int
+    hit_tokens: int
+    missed_tokens: int
+    evictions: int
+    miss_reasons: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class CacheTelemetry:
     """`kv_bytes` are what the caches of all sequences take, their room to grow included."""
 
     kv_bytes: int
     kv_bytes_by_model: dict[str, int]
+    prefixes: PrefixTelemetry
 
 
 @dataclass(frozen=True, slots=True)

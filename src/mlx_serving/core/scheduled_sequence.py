@@ -23,7 +23,7 @@ class State(Enum):
              │ └────── resume ─── Paused
              └── memory is back ── Shelved ◀── Queued, preempted before, and the KV budget has become too small
 
-    Held: a fork whose parent's prompt is being computed. Prefilling, Running and Ending have a slot. Ending: every
+    Held: a fork whose parent's prompt is being computed, or a follower, whose beginning a leader computes. Prefilling, Running and Ending have a slot. Ending: every
     token it may have is on its way. Queued and Paused ones have KV if they were paused and not preempted since.
     """
 
@@ -50,13 +50,15 @@ class Lane:
     """One model: its sequences that have a slot, what its steps cost, and its place in the turns.
 
     `batch` names those who run, None when somebody joined or left. `steady` is the step that repeats, `steady_left`
-    more times at most, while nobody joins, leaves or prefills. `virtual_s` is device time by weight.
+    more times at most, while nobody joins, leaves or prefills. `virtual_s` is device time by weight. With
+    `exact_prefixes` others can begin with the KV of a sequence only where a chunk of it has ended.
     """
 
     model: str
     kv_bytes_per_token: int
     batchable: bool
     trimmable: bool
+    exact_prefixes: bool
     weight: float
     cost: StepCost
     prefill_memory: PrefillMemory = field(default_factory=PrefillMemory)
@@ -101,6 +103,8 @@ class Sequence:
     reservation and `final`, something must be decided. `rank` is its priority when it got its slot, `boosts` how often
     it was preempted, `billed` the computed tokens its caller has paid for, `generated` the tokens it had at `target`.
     `forks` wait for its prompt; `heirs` are those of them that have waited until it was computed, and not begun yet.
+    `followers` wait until as many of its tokens are computed as each `awaits`; `leader` is whom it waits for itself. At
+    each of `stops`, in ascending order, a chunk ends.
     """
 
     id: str
@@ -124,6 +128,10 @@ class Sequence:
     work: int = 0
     forks: list[Sequence] = field(default_factory=list["Sequence"])
     heirs: list[Sequence] = field(default_factory=list["Sequence"])
+    leader: Sequence | None = None
+    awaits: int = 0
+    followers: list[Sequence] = field(default_factory=list["Sequence"])
+    stops: tuple[int, ...] = ()
 
     @property
     def target(self) -> int:
@@ -147,6 +155,23 @@ class Sequence:
     def awaits_prompt(self) -> bool:
         """Whether its prompt will be computed without anybody's doing."""
         return self.computed < self.prompt_tokens and self.state is not State.PAUSED
+
+    @property
+    def next_stop(self) -> int:
+        """Where the next chunk ends at the latest."""
+        stops = [stop for stop in self.stops if self.computed < stop < self.target]
+        if self.lane.exact_prefixes:
+            stops += [one.awaits for one in self.followers]
+        return min(stops, default=self.target)
+
+    @property
+    def rest(self) -> int:
+        """How many tokens it computes until somebody can go on: itself, or who waits for it."""
+        return min((one.awaits for one in self.followers), default=self.target) - self.computed
+
+    def is_shared_at(self, end: int) -> bool:
+        """Whether others are to begin with its first `end` tokens."""
+        return end in self.stops or any(one.awaits <= end for one in self.followers)
 
     @property
     def has_slot(self) -> bool:

@@ -35,6 +35,7 @@ from mlx_serving.core.deadlines import Deadlines
 from mlx_serving.core.fair_turns import Callers
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.prefill_memory import PrefillMemory
+from mlx_serving.core.prefixes import NO_PREFIXES, Prefixes
 from mlx_serving.core.scheduled_sequence import RANKS, Lane, Sequence, State
 from mlx_serving.core.scheduler_memory import SchedulerMemory
 from mlx_serving.core.scheduling import ModelLoad, SchedulerLoad, SchedulerPolicy, Step, queue_full
@@ -46,11 +47,13 @@ from mlx_serving.errors import ModelNotLoaded
 
 
 class Scheduler:
-    def __init__(self, policy: SchedulerPolicy) -> None:
+    """`prefixes` tells what need not be computed because it is kept, or will be by the time it is needed."""
+
+    def __init__(self, policy: SchedulerPolicy, prefixes: Prefixes = NO_PREFIXES) -> None:
         self.policy = policy
         self._lanes: dict[str, Lane] = {}
         self._sequences: dict[str, Sequence] = {}
-        self._pool = SequencePool(policy)
+        self._pool = SequencePool(policy, prefixes)
         self._callers = Callers()
         self._deadlines = Deadlines(self._is_current)
         self._arrivals = ArrivalWindow(policy.admission_window_s)
@@ -83,11 +86,13 @@ class Scheduler:
         kv_bytes_per_token: int,
         batchable: bool,
         trimmable: bool = True,
+        exact_prefixes: bool = False,
         weight: float = 1.0,
         prefill_memory: PrefillMemory | None = None,
     ) -> None:
         """`kv_bytes_per_token` of all layers together. `trimmable`: the KV of a sequence can be cut back to its prompt
-        at any time. A model of twice the `weight` gets twice the device time."""
+        at any time. `exact_prefixes`: what is kept of it for others is of use where a chunk has ended, and nowhere else.
+        A model of twice the `weight` gets twice the device time."""
         if model in self._lanes:
             raise ValueError(f"{model} is here already")
         at_least("kv_bytes_per_token", kv_bytes_per_token, 0)
@@ -97,6 +102,7 @@ class Scheduler:
             kv_bytes_per_token,
             batchable,
             trimmable,
+            exact_prefixes,
             weight,
             StepCost(self.policy.max_num_seqs),
             prefill_memory or PrefillMemory(),
@@ -126,8 +132,10 @@ class Scheduler:
         caller: str = "",
         deadline: float | None = None,
         fork_of: str | None = None,
+        stops: tuple[int, ...] = (),
     ) -> None:
-        """Accept a sequence. `caller` is who takes fair turns with other callers.
+        """Accept a sequence. `caller` is who takes fair turns with other callers. At each of `stops`, counts of tokens in
+        ascending order, a chunk ends that is `shared`.
 
         `fork_of` names a sequence with the same prompt: this one waits until that prompt was computed and then starts
         with a copy of its KV, or computes the prompt itself if the other one is gone by then. So does it if the model
@@ -157,6 +165,7 @@ class Scheduler:
             deadline=deadline,
             arrived=now,
             fork_of=parent,
+            stops=stops,
         )
         self._sequences[id] = sequence
         if deadline is not None:

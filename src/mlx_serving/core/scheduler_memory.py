@@ -27,6 +27,11 @@ class SchedulerMemory:
         return self._pool.kv.reserved
 
     @property
+    def spare(self) -> float:
+        """What of the budget nobody has reserved."""
+        return max(0, self._pool.kv.limit - self._pool.kv.reserved)
+
+    @property
     def demand(self) -> int:
         """The same, with what those who wait will reserve."""
         pool = self._pool

@@ -92,22 +92,26 @@ def _bounded(retry_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A sequence enters with an empty KV cache, or, if `fork_of` is given, with a copy of the first entries of that
-    sequence's: as many as the `start` of its first chunk, which is the last token of the prompt they share."""
+    """A sequence enters with an empty KV cache, or with the first entries that are known already: as many as the `start`
+    of its first chunk. If `fork_of` is given they are a copy of that sequence's, up to the last token of the prompt
+    they share; else `cached` of them are kept."""
 
     id: str
     fork_of: str | None = None
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
     """Compute tokens [start, start + count) of the sequence: its prompt, followed by what it had generated before it
-    was preempted. A `last` chunk yields the sequence's next token; the others yield nothing."""
+    was preempted. A `last` chunk yields the sequence's next token; the others yield nothing. Others are to begin with
+    what it has computed by the end of a `shared` one."""
 
     id: str
     start: int
     count: int
     last: bool
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import assert_never
 
 from mlx_serving.core.fair_turns import FairTurns
 from mlx_serving.core.kv_budget import KvBudget, extension
+from mlx_serving.core.prefixes import Prefixes
 from mlx_serving.core.request_queue import RequestQueue
 from mlx_serving.core.scheduled_sequence import Sequence, State
 from mlx_serving.core.scheduling import Admission, SchedulerPolicy
@@ -18,7 +19,8 @@ class SequencePool:
     have become free, since admission was last tried. `admitted` and `preempted` are to be told with the next step.
     """
 
-    def __init__(self, policy: SchedulerPolicy) -> None:
+    def __init__(self, policy: SchedulerPolicy, prefixes: Prefixes) -> None:
+        self.prefixes = prefixes
         self.queue = RequestQueue(policy.ageing_s)
         self.turns = FairTurns()
         self.kv = KvBudget(policy.kv_budget_bytes)
@@ -46,7 +48,16 @@ class SequencePool:
     def hold(self, fork: Sequence, parent: Sequence) -> None:
         """Let it wait for the prompt of `parent`."""
         fork.state = State.HELD
+        fork.leader = parent
         parent.forks.append(fork)
+
+    def follow(self, sequence: Sequence, leader: Sequence, tokens: int) -> None:
+        """Let one of the queue wait until `leader` has computed its first `tokens` tokens."""
+        self.queue.remove(sequence)
+        sequence.state = State.HELD
+        # The last token is computed only to begin decoding: with it, all of a prompt is there.
+        sequence.leader, sequence.awaits = leader, tokens if tokens < leader.target - 1 else leader.target
+        leader.followers.append(sequence)
 
     def seat(self, sequence: Sequence, rank: int) -> None:
         """Give one of the queue the slot that `rank` has earned it, and room for its KV if it has none."""
@@ -65,6 +76,8 @@ class SequencePool:
         """Count tokens as computed. True when the last token it may have is on its way."""
         sequence.computed += tokens
         self.kv.held += tokens * sequence.lane.kv_bytes_per_token
+        if sequence.followers:
+            self._release_followers(sequence, sequence.computed)
         if sequence.state is State.PREFILLING and sequence.computed >= sequence.target:
             sequence.lane.leave(sequence)
             sequence.lane.enter(sequence)
@@ -136,9 +149,9 @@ class SequencePool:
     def _withdraw(self, sequence: Sequence) -> None:
         match sequence.state:
             case State.HELD:
-                parent = sequence.fork_of
-                assert parent is not None
-                parent.forks.remove(sequence)
+                leader, sequence.leader = sequence.leader, None
+                assert leader is not None
+                (leader.forks if sequence in leader.forks else leader.followers).remove(sequence)
             case State.QUEUED:
                 self.queue.remove(sequence)
             case State.PREFILLING | State.RUNNING:
@@ -169,10 +182,12 @@ class SequencePool:
         if source is not None and _can_be_copied(source, sequence):
             # The last token of the prompt is computed again, for its logits.
             sequence.computed = sequence.prompt_tokens - 1
-            self.kv.held += sequence.computed * sequence.lane.kv_bytes_per_token
             self.admitted[sequence.id] = Admission(sequence.id, source.id)
         else:
-            self.admitted[sequence.id] = Admission(sequence.id)
+            sequence.computed = self.prefixes.claim(sequence.id)
+            self.admitted[sequence.id] = Admission(sequence.id, cached=sequence.computed)
+            sequence.billed = max(sequence.billed, sequence.computed)  # nobody computes them
+        self.kv.held += sequence.computed * sequence.lane.kv_bytes_per_token
         self._disinherit(sequence)
         # Charged in advance, so that a caller with many requests does not get every free slot at once.
         sequence.caller.served += max(0, sequence.target - sequence.billed)
@@ -199,9 +214,20 @@ class SequencePool:
         sequence.resident = False
 
     def _release_forks(self, parent: Sequence) -> None:
+        """Its prompt is computed, or will not be: nobody waits for it any more."""
         for fork in reversed(parent.forks):
+            fork.leader = None
             self.requeue(fork)
         parent.forks.clear()
+        self._release_followers(parent, parent.target)
+
+    def _release_followers(self, leader: Sequence, computed: int) -> None:
+        """Queue those again who wait for no more than these tokens of it."""
+        ready = [one for one in leader.followers if one.awaits <= computed]
+        for one in reversed(ready):
+            leader.followers.remove(one)
+            one.leader = None
+            self.requeue(one)
 
     def _disinherit(self, fork: Sequence) -> None:
         """It has begun, or never will: nothing is kept for it."""

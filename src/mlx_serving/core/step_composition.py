@@ -26,7 +26,9 @@ def compose(pool: SequencePool, lane: Lane, policy: SchedulerPolicy) -> Step:
     ending = [row.id for row in rows if pool.advance(row, 1)]
     prefill: list[PrefillChunk] = []
     for one, count in pieces:
-        prefill.append(PrefillChunk(one.id, one.computed, count, last=one.computed + count == one.target))
+        end = one.computed + count
+        shared = one.is_shared_at(end)
+        prefill.append(PrefillChunk(one.id, one.computed, count, last=end == one.target, shared=shared))
         if pool.advance(one, count):
             ending.append(one.id)
     step = Step(

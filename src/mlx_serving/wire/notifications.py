@@ -18,13 +18,15 @@ from mlx_serving.wire.framing import encode_frame
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """Times in seconds; `tokens_per_second` counts from the first token."""
+    """Times in seconds; `tokens_per_second` counts from the first token. `cached_tokens` of the prompt were not computed
+    for it, when it began: their KV was kept from others."""
 
     prompt_tokens: int
     tokens_generated: int
     tokens_per_second: float
     time_to_first_token: float
     total_time: float
+    cached_tokens: int = 0
 
 
 class Completed(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -169,6 +171,7 @@ def _row_as_json(row: Row) -> Iterator[tuple[str, dict[str, object]]]:
                     "tokens_per_second": stats.tokens_per_second,
                     "time_to_first_token": stats.time_to_first_token,
                     "total_time": stats.total_time,
+                    "cached_tokens": stats.cached_tokens,
                 },
             )
             yield (

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from mlx_serving.core.memory_budget import MemoryPolicy
+from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.errors import InvalidConfig
@@ -24,6 +25,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     scheduler: SchedulerPolicy = SchedulerPolicy()
     sampling: SamplingDefaults = SamplingDefaults()
     memory: MemoryPolicy = MemoryPolicy()
+    prefix_cache: PrefixCachePolicy = PrefixCachePolicy()
     kv_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     device_sharers: Positive = 1
     restart_count: int = 0

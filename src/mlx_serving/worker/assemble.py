@@ -15,6 +15,7 @@ from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.memory_bounds import MemoryBounds
 from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.prefix_cache import PrefixCache
 from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.tokenizing import TokenizerThread
 
@@ -33,9 +34,10 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
     inbox = Inbox()
     outbox = Outbox(write_fd, on_clear=inbox.wake)
     progress = Progress()
-    scheduler = Scheduler(settings.scheduler)
-    generation = Generation(scheduler)
-    memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read)
+    prefixes = PrefixCache(settings.prefix_cache)
+    scheduler = Scheduler(settings.scheduler, prefixes)
+    generation = Generation(scheduler, prefixes)
+    memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read, prefixes)
     tokenizers = TokenizerThread(inbox.put)
     grammars = TokenizerThread(inbox.put, "grammar")
     loop = Loop(inbox, outbox, generation, memory, progress, linger=linger)

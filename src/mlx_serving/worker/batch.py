@@ -118,6 +118,11 @@ class DecodeBatch:
         cast(Any, mx).eval([cache.state for cache in caches])
         return caches
 
+    def peek(self, stream_id: str) -> list[Any] | None:
+        """The same, but to be copied from before the next step: they may be views of what the batch has."""
+        index = self._index(stream_id)
+        return None if index is None else [layer.peek(index) for layer in self._layers]
+
     def length(self, stream_id: str) -> int:
         """Tokens in the caches of a sequence that is here."""
         index = self._index(stream_id)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.kv_budget import MEMORY_RETRY_S
 from mlx_serving.core.memory_share import tells_of_memory
+from mlx_serving.core.prefix_index import PrefixCachePolicy
+from mlx_serving.core.runtime_telemetry import PrefixTelemetry
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import SchedulerLoad, Step
 from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError, Overloaded
@@ -21,6 +23,7 @@ from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.logprobs import name
 from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.outcomes import Outcomes
+from mlx_serving.worker.prefix_cache import PrefixCache
 from mlx_serving.worker.sequence import RunningSequence
 
 
@@ -28,13 +31,16 @@ from mlx_serving.worker.sequence import RunningSequence
 class Terms:
     """On what terms a sequence is served. `max_tokens` counts what was drawn before; `deadline` is monotonic seconds,
     `caller` who takes turns with others. `fork_of` is the stream id of one with the same prompt, whose computation of
-    it this one may share."""
+    it this one may share. Only who names the same `salt` can begin with what is kept of others. A chunk of the prompt
+    ends at each of `stops`, counts of tokens behind which others may go on differently."""
 
     max_tokens: int
     priority: Priority = "normal"
     caller: str = ""
     deadline: float | None = None
     fork_of: str | None = None
+    salt: str = ""
+    stops: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -48,8 +54,12 @@ class _Entry:
 
 
 class Generation:
-    def __init__(self, scheduler: Scheduler) -> None:
+    """`prefixes` must be those that the scheduler asks; without any, nothing is kept."""
+
+    def __init__(self, scheduler: Scheduler, prefixes: PrefixCache | None = None) -> None:
         self._scheduler = scheduler
+        self._prefixes = prefixes or PrefixCache(PrefixCachePolicy(enabled=False))
+        self._prefixes.give_way(lambda: scheduler.memory.spare)
         self._models: dict[str, LoadedModel] = {}
         self._entries: dict[str, _Entry] = {}
         self.outcomes = Outcomes()
@@ -87,20 +97,27 @@ class Generation:
         """What the caches of each model's sequences take, their room to grow included."""
         return {model_id: model.runner.cache_bytes for model_id, model in self._models.items()}
 
+    def prefix_telemetry(self) -> PrefixTelemetry:
+        return self._prefixes.telemetry()
+
     def add_model(self, model: LoadedModel) -> None:
         self._models[model.model_id] = model
         capabilities = model.facts.capabilities
+        self._prefixes.add_model(model.model_id, model.fingerprint, exact=not model.is_cuttable)
+        model.runner.offer = self._prefixes.offer
         self._scheduler.add_model(
             model.model_id,
             kv_bytes_per_token=model.kv_bytes_per_token,
             batchable=capabilities.batch,
             trimmable=capabilities.trim,
+            exact_prefixes=not model.is_cuttable,
             prefill_memory=model.prefill_memory,
         )
 
     def remove_model(self, model_id: str) -> None:
         """Forget a model that has no sequences left."""
         self._models.pop(model_id).runner.close()
+        self._prefixes.remove_model(model_id)
         self._scheduler.remove_model(model_id)
 
     def submit(self, model: LoadedModel, sequence: RunningSequence, job: Job, terms: Terms) -> None:
@@ -115,8 +132,12 @@ class Generation:
             caller=terms.caller,
             deadline=terms.deadline,
             fork_of=self._parent(model, job, terms.fork_of),
+            stops=terms.stops,
         )
         model.runner.open(job)
+        self._prefixes.open(
+            job.stream_id, model.model_id, [*job.token_ids, *job.drawn], salt=terms.salt, caller=terms.caller
+        )
         self._entries[job.stream_id] = _Entry(model, sequence, job)
 
     def _parent(self, model: LoadedModel, job: Job, fork_of: str | None) -> str | None:
@@ -177,6 +198,7 @@ class Generation:
     def _carry_out(self, step: Step, began: float) -> list[Row]:
         model = self._models[step.model]
         rows = [*self._evict(step.preempted), *self._admit(step)]
+        self._prefixes.fit()
         for chunk in step.prefill:
             if chunk.last and self._scheduler.has_heirs(chunk.id):
                 model.runner.keep(chunk.id)
@@ -196,7 +218,9 @@ class Generation:
             entry = self._entries.get(stream_id)
             if entry is not None:  # else a token that was read for another one ended it
                 rows += self._read(entry.model)  # what was launched for it counts
+            if entry is not None and stream_id in self._entries:
                 entry.model.runner.evict(stream_id)
+                self._prefixes.grow(stream_id, entry.model.runner.token_ids(stream_id))
         return rows
 
     def _admit(self, step: Step) -> list[Row]:
@@ -207,7 +231,9 @@ class Generation:
                 continue
             entry.begun = True
             try:
-                entry.model.runner.admit(admission.id, admission.fork_of)
+                beginning = self._prefixes.fetch(admission.id, len(entry.job.token_ids))
+                entry.model.runner.admit(admission.id, admission.fork_of, beginning)
+                entry.sequence.begin(0 if beginning is None else beginning.tokens)
             except Exception as error:
                 if tells_of_memory(error):
                     raise
@@ -256,6 +282,7 @@ class Generation:
         entry = self._entries.pop(stream_id, None)
         if entry is not None:
             entry.model.runner.remove(stream_id)
+            self._prefixes.close(stream_id)
             self._scheduler.abort(stream_id)
         return entry
 
@@ -271,8 +298,13 @@ class Generation:
             raise cause
         error = _failure(model, "failed in a step", cause)
         ours = {stream_id: self._entries[stream_id] for stream_id in self.stream_ids(model.model_id)}
+        for stream_id, entry in ours.items():
+            if entry.begun:
+                self._prefixes.close(stream_id)  # what it has computed is not to be trusted
+        self._prefixes.clear(model.model_id)
         rows = [self._end(stream_id, error) for stream_id, entry in ours.items() if entry.begun]
         model.renew_runner()
+        model.runner.offer = self._prefixes.offer
         for entry in ours.values():
             if not entry.begun:
                 model.runner.open(entry.job)

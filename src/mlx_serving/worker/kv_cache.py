@@ -152,12 +152,19 @@ class SlotKVCache:
 
     def extract(self, index: int) -> KVCache:
         """A copy of one row, as a cache of its own."""
+        row = self.peek(index)
+        if row.offset:
+            row.keys, row.values = mx.contiguous(row.keys), mx.contiguous(row.values)
+        return row
+
+    def peek(self, index: int) -> KVCache:
+        """A view of one row."""
         row, length = KVCache(), self._rows.lengths[index]
         if length:
             assert self._keys is not None
             assert self._values is not None
-            row.keys = mx.contiguous(self._keys[index : index + 1, :, :length])
-            row.values = mx.contiguous(self._values[index : index + 1, :, :length])
+            row.keys = self._keys[index : index + 1, :, :length]
+            row.values = self._values[index : index + 1, :, :length]
             row.offset = length
         return row
 
@@ -253,6 +260,9 @@ class MergedCache:
     def extract(self, index: int) -> Any:
         return self.cache.extract(index)
 
+    def peek(self, index: int) -> Any:
+        return self.cache.extract(index)
+
     def arrange(self, order: Sequence[int]) -> None:
         self.cache.filter(list(order))
         self._count = len(order)
@@ -275,6 +285,9 @@ class SoloCache:
     def extract(self, index: int) -> Any:
         assert index == 0
         return self.cache
+
+    def peek(self, index: int) -> Any:
+        return self.extract(index)
 
     def arrange(self, order: Sequence[int]) -> None:
         assert list(order) == [0]

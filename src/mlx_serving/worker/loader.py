@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,7 +111,17 @@ def load(
         output=output,
         knows_tools=knows_tools(tokenizer),
         decode_marked=marked,
+        fingerprint=_fingerprint(directory, digest, dtype),
     )
+
+
+def _fingerprint(directory: Path, config_digest: str, dtype: str) -> str:
+    """What the KV of the model depends on besides tokens: its files, and the code that computes it."""
+    software = " ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
+    files = sorted(directory.glob("*.safetensors"))
+    stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    told = repr((config_digest, dtype, software, *stamps))
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _directory(params: LoadModelParams, on_progress: OnProgress) -> Path:

@@ -1,6 +1,7 @@
 """Keeps the worker below what would end it: the shell around `core.memory_budget`.
 
-What can be given up goes in this order: buffers kept for reuse, then sequences of the lowest priority (the scheduler
+What can be given up goes in this order: beginnings of sequences that are kept for others, which give way to those that
+run at once (`PrefixCache.fit`); buffers kept for reuse; then sequences of the lowest priority (the scheduler
 preempts them, and they wait), then requests that wait for more than there is. Nothing here is exact: what others do on
 the machine is seen some time later, which is what the part that is not planned with is for.
 """
@@ -15,8 +16,10 @@ import mlx.core as mx
 from mlx_serving.core import buffer_squeeze
 from mlx_serving.core.buffer_squeeze import Lent, SqueezeState
 from mlx_serving.core.memory_budget import Bound, MemoryPlan, MemoryPolicy, capacity, plan, require_room, undisturbed
+from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.scheduler_memory import SchedulerMemory
 from mlx_serving.worker.memory_bounds import working_set_bytes
+from mlx_serving.worker.prefix_cache import PrefixCache
 
 _INTERVAL_S = 0.5
 _HOLD_S = 10.0
@@ -32,6 +35,7 @@ class MemoryGuard:
         kv_share: float,
         scheduler: SchedulerMemory,
         bounds: Callable[[], Sequence[Bound]],
+        prefixes: PrefixCache | None = None,
         *,
         interval_s: float = _INTERVAL_S,
     ) -> None:
@@ -39,6 +43,7 @@ class MemoryGuard:
         self._kv_share = kv_share
         self._scheduler = scheduler
         self._read_bounds = bounds
+        self._prefixes = prefixes or PrefixCache(PrefixCachePolicy(enabled=False))
         self._bounds = bounds()
         self._interval_s = interval_s
         self._weights: dict[str, int] = {}
@@ -89,7 +94,9 @@ class MemoryGuard:
             self._due = now + self._interval_s
             self._bounds = self._read_bounds()
         taken = mx.get_active_memory() - self._base
-        surplus = max(0, taken - sum(self._weights.values()) - self._scheduler.reserved)
+        # What is kept of sequences has its place beside those that run, and gives way to them.
+        kept = self._prefixes.nbytes
+        surplus = max(0, taken - sum(self._weights.values()) - self._scheduler.reserved - kept)
         own = self._plan(self._bounds, surplus=surplus, squeezed=False)
         was_lent = isinstance(self._squeeze, Lent)
         self._squeeze = buffer_squeeze.step(
@@ -104,6 +111,7 @@ class MemoryGuard:
         self._scheduler.allow(
             kv_caches=chosen.kv_caches, ceiling=max(chosen.kv_caches, at_best.kv_caches), prefill=chosen.prefill
         )
+        self._prefixes.allow(chosen.kv_caches)
         return chosen
 
     def _plan(self, bounds: Sequence[Bound], *, surplus: int, squeezed: bool) -> MemoryPlan:

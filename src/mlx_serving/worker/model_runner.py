@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,6 +21,7 @@ from mlx_serving.core.scheduling import PrefillChunk
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.batch import DecodeBatch, Token
 from mlx_serving.worker.matcher import Matcher
+from mlx_serving.worker.prefix_cache import Beginning
 from mlx_serving.worker.prompts import Prompt, advance_all
 from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
 
@@ -49,6 +50,17 @@ class _Snapshot:
     caches: list[Any]
 
 
+class Offer(Protocol):
+    """Takes what the caches of a sequence hold after exactly `token_ids`. They are the sequence's: whatever is to be
+    kept must be copied at once. `whole`: all of it is of use to others, not only what was complete before."""
+
+    def __call__(self, stream_id: str, token_ids: Sequence[int], caches: Sequence[Any], *, whole: bool) -> None: ...
+
+
+def _decline(stream_id: str, token_ids: Sequence[int], caches: Sequence[Any], *, whole: bool) -> None:
+    pass
+
+
 class ModelRunner:
     """`padding_tokens`: as many tokens of padding in the caches of a batch cost what a pass over the weights costs."""
 
@@ -62,6 +74,8 @@ class ModelRunner:
         self._keeping: set[str] = set()
         self._kept: dict[str, _Snapshot] = {}
         self._batches: list[DecodeBatch] = []
+        self.offer: Offer = _decline
+        """Called with what was computed of a sequence: as its prompt goes on, and when it leaves."""
 
     def open(self, job: Job) -> None:
         """Take a sequence in; nothing is computed yet."""
@@ -77,13 +91,20 @@ class ModelRunner:
             max_tokens=job.max_tokens,
         )
 
-    def admit(self, stream_id: str, fork_of: str | None = None) -> None:
+    def admit(self, stream_id: str, fork_of: str | None = None, beginning: Beginning | None = None) -> None:
         """Give a sequence caches: empty ones, so that its prompt is computed from the start; with `fork_of`, what that
-        one's hold of all but the last token of the same prompt. Where that cannot be had, they are empty, too."""
-        row = self._rows[stream_id]
-        prompt = self._prompts[stream_id] = Prompt(self._model, [*row.prompt, *row.drawn])
-        if fork_of is not None:
+        one's hold of all but the last token of the same prompt. Where that cannot be had, they are empty, too. With
+        `beginning`, those, and what they hold is not computed."""
+        prompt = self._prompts[stream_id] = Prompt(self._model, self.token_ids(stream_id))
+        if beginning is not None:
+            prompt.caches, prompt.done = beginning.caches, beginning.tokens
+        elif fork_of is not None:
             self._copy(fork_of, prompt)
+
+    def token_ids(self, stream_id: str) -> list[int]:
+        """What a sequence is so far: its prompt, and what of its answer was read."""
+        row = self._rows[stream_id]
+        return [*row.prompt, *row.drawn]
 
     def keep(self, stream_id: str) -> None:
         """Forks of a sequence will come whose prompt is complete in the next step: keep what they need until `release`,
@@ -112,6 +133,8 @@ class ModelRunner:
         begun = self._compute([chunk for chunk in prefill if chunk.id in self._prompts]) if prefill else []
         # All who run are named, unless the model cannot be batched: then one is, and the others wait for their turns.
         named = {*decode, *begun}
+        for stream_id in ending:
+            self._offer_row(stream_id)  # with its last step it leaves
         turn = [batch for batch in self._batches if not batch.isdisjoint(named)]
         others = [batch for batch in self._batches if batch not in turn]
         tokens = [token for batch in turn for token in batch.step(ending)]
@@ -136,6 +159,8 @@ class ModelRunner:
 
     def evict(self, stream_id: str) -> None:
         """Drop a sequence's cache but not the sequence: it is admitted again later. Drain first."""
+        if (snapshot := self._snapshot(stream_id, peek=True)) is not None and snapshot.token_ids:
+            self.offer(stream_id, snapshot.token_ids, snapshot.caches, whole=True)
         self._prompts.pop(stream_id, None)
         self._parked.pop(stream_id, None)
         self.release(stream_id)
@@ -144,8 +169,8 @@ class ModelRunner:
 
     def remove(self, stream_id: str) -> None:
         """Forget a sequence, wherever it is. Unknown ids are ignored."""
-        self._rows.pop(stream_id, None)
         self.evict(stream_id)
+        self._rows.pop(stream_id, None)
 
     @property
     def cache_bytes(self) -> int:
@@ -164,6 +189,10 @@ class ModelRunner:
         """Who decodes from now on."""
         pieces = [(self._prompts[chunk.id], chunk.start + chunk.count - chunk.last) for chunk in chunks]
         advance_all(self._model, pieces, together=self._capabilities.batch_prefill)
+        for chunk, (prompt, _) in zip(chunks, pieces, strict=True):
+            if prompt.done:
+                whole = chunk.last or chunk.shared
+                self.offer(chunk.id, prompt.token_ids[: prompt.done], prompt.caches, whole=whole)
         begun = [chunk.id for chunk in chunks if chunk.last]
         for stream_id in begun:
             self._join(stream_id, self._prompts.pop(stream_id))
@@ -206,17 +235,23 @@ class ModelRunner:
         if surplus == 0 or (self._capabilities.trim and trim_prompt_cache(caches, surplus) == surplus):
             prompt.caches, prompt.done = caches, len(wanted)
 
-    def _snapshot(self, stream_id: str) -> _Snapshot | None:
-        """What the caches of a sequence hold now, wherever it is."""
+    def _offer_row(self, stream_id: str) -> None:
+        """Offer what one that decodes has computed."""
+        for batch in self._batches:
+            if (caches := batch.peek(stream_id)) is not None:
+                self.offer(stream_id, self.token_ids(stream_id)[: batch.length(stream_id)], caches, whole=True)
+
+    def _snapshot(self, stream_id: str, *, peek: bool = False) -> _Snapshot | None:
+        """What the caches of a sequence hold now, wherever it is. With `peek`, until the next step only."""
         if (prompt := self._prompts.get(stream_id)) is not None:
             return _Snapshot(prompt.token_ids[: prompt.done], prompt.caches)
-        if (row := self._rows.get(stream_id)) is None:
+        if stream_id not in self._rows:
             return None
-        token_ids = [*row.prompt, *row.drawn]
+        token_ids = self.token_ids(stream_id)
         if (parked := self._parked.get(stream_id)) is not None:
             return _Snapshot(token_ids[:-1], parked)
         for batch in self._batches:
-            if (caches := batch.extract(stream_id)) is not None:
+            if (caches := (batch.peek if peek else batch.extract)(stream_id)) is not None:
                 return _Snapshot(token_ids[: batch.length(stream_id)], caches)
         return None
 

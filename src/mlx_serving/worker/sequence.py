@@ -39,6 +39,12 @@ class RunningSequence:
         self._replayed = 0
         self._started_at = started_at
         self._first_token_at: float | None = None
+        self._cached: int | None = None
+
+    def begin(self, cached: int) -> None:
+        """It gets caches that hold its first `cached` tokens. Only the first time counts, and its prompt."""
+        if self._cached is None:
+            self._cached = min(cached, self._prompt_tokens)
 
     def accept(self, token_id: int, now: float, logprobs: TokenLogprobs | None = None, *, is_last: bool = False) -> Row:
         """Take the next token at time `now` (seconds, monotonic). A row with an `end` is the last.
@@ -95,6 +101,7 @@ class RunningSequence:
                 tokens_per_second=(self._generated - self._replayed - 1) / after_first if after_first > 0 else 0.0,
                 time_to_first_token=first - self._started_at,
                 total_time=now - self._started_at,
+                cached_tokens=self._cached or 0,
             ),
             self._stops.stop,
         )

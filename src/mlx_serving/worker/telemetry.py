@@ -51,7 +51,7 @@ class Telemetry:
             generation=outcomes.generation(load.done.prefill_s + load.done.decode_s),
             tokenization=self._tokenizers.telemetry(),
             errors=outcomes.errors(),
-            caches=CacheTelemetry(sum(caches.values()), caches),
+            caches=CacheTelemetry(sum(caches.values()), caches, self._generation.prefix_telemetry()),
             memory=self._memory(),
             metal=_metal_device(),
             process=self._process_telemetry(),

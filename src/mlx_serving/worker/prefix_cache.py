@@ -1,0 +1,227 @@
+"""The beginnings of sequences that are kept in memory, to be used by others: the shell around `core.prefix_index`.
+
+What a sequence has computed is offered when its prompt is complete, where somebody waits for it, and when it leaves.
+Only what is not kept yet is copied.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from mlx_serving.core.prefix_index import Entry, Insertion, Match, PrefixCachePolicy, PrefixIndex
+from mlx_serving.core.runtime_telemetry import PrefixTelemetry
+from mlx_serving.core.token_chain import TokenChain, root_key
+from mlx_serving.worker import prefix_kv
+from mlx_serving.worker.prefix_kv import CacheState, Kept, KvBlock
+
+MIN_TOKENS = 16
+"""Less is not worth an entry: computing it takes one small pass."""
+
+
+class PrefixStore(Protocol):
+    """Whoever keeps blocks elsewhere as well. Called on the thread that owns MLX; must not wait for anything slow."""
+
+    def put(self, key: bytes, parent: bytes, token_ids: Sequence[int], arrays: Mapping[str, mx.array]) -> None:
+        """A block was kept: `key` names all tokens up to its end, `parent` those before it. The arrays are never
+        written to; their copies may still be on the way."""
+        ...
+
+
+class NoStore:
+    def put(self, key: bytes, parent: bytes, token_ids: Sequence[int], arrays: Mapping[str, mx.array]) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Caches that hold the first `tokens` tokens of a sequence. They are its own."""
+
+    caches: list[Any]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What was found for a sequence. It holds the arrays, whatever becomes of their entries."""
+
+    match: Match
+    kept: tuple[Kept, ...]
+
+
+class PrefixCache:
+    """Belongs to the thread that owns MLX. It answers the scheduler (`core.prefixes`).
+
+    `spare` says how many bytes the running sequences leave; what is kept gives way to them.
+    """
+
+    def __init__(self, policy: PrefixCachePolicy, store: PrefixStore | None = None) -> None:
+        self._policy = policy
+        self._store = store or NoStore()
+        self._index = PrefixIndex()
+        self._kept: dict[Entry, Kept] = {}
+        self._chains: dict[str, TokenChain] = {}
+        self._claims: dict[str, _Claim] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._exact: set[str] = set()
+        self._spare: Callable[[], float] = lambda: float("inf")
+        self._limit: float = float("inf") if policy.memory_bytes is None else policy.memory_bytes
+        self._misses: dict[str, int] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept takes."""
+        return self._index.size
+
+    def give_way(self, spare: Callable[[], float]) -> None:
+        """`spare` tells what of the memory for KV caches nobody has reserved, in bytes."""
+        self._spare = spare
+
+    def allow(self, kv_caches: int) -> None:
+        """`kv_caches` bytes are there for sequences and what is kept of them."""
+        self._limit = kv_caches // 2 if self._policy.memory_bytes is None else self._policy.memory_bytes
+        self.fit()
+
+    def fit(self) -> None:
+        """Let go of what the running sequences need the memory of."""
+        if self._index.size > self._most:
+            self._forget(self._index.evict(self._most))
+
+    @property
+    def _most(self) -> float:
+        return max(0.0, min(self._limit, self._spare()))
+
+    # -- models and sequences
+
+    def add_model(self, model_id: str, fingerprint: str, *, exact: bool) -> None:
+        """`exact`: its caches cannot be cut, so that their whole state is kept."""
+        self._fingerprints[model_id] = fingerprint
+        if exact:
+            self._exact.add(model_id)
+
+    def remove_model(self, model_id: str) -> None:
+        """Forget it, with all that is kept of its sequences."""
+        self.clear(model_id)
+        self._fingerprints.pop(model_id, None)
+        self._exact.discard(model_id)
+
+    def clear(self, model_id: str) -> None:
+        """Forget all that is kept of its sequences."""
+        self._forget(self._index.drop(model_id))
+
+    def open(self, id: str, model_id: str, token_ids: Sequence[int], salt: str, caller: str) -> None:  # noqa: A002
+        """A sequence has come, of which these are the first tokens."""
+        if self._policy.enabled:
+            salt = f"{salt}\0{caller}" if self._policy.per_caller else salt
+            root = root_key(self._fingerprints[model_id], salt)
+            self._chains[id] = TokenChain(model_id, root, token_ids, self._policy.block_tokens)
+
+    def grow(self, id: str, token_ids: Sequence[int]) -> None:  # noqa: A002
+        """What is to be computed of it are all these tokens now."""
+        chain = self._chains.get(id)
+        if chain is not None:
+            chain.grow(token_ids)
+
+    def close(self, id: str) -> None:  # noqa: A002
+        """It has ended."""
+        self._chains.pop(id, None)
+        self._claims.pop(id, None)
+
+    # -- core.prefixes.Prefixes
+
+    def covered(self, id: str) -> int:  # noqa: A002
+        chain = self._chains.get(id)
+        return 0 if chain is None else self._match(chain).tokens
+
+    def claim(self, id: str) -> int:  # noqa: A002
+        chain = self._chains.get(id)
+        if chain is None:
+            return 0
+        match = self._match(chain)
+        self._index.use(match, len(chain), time.monotonic())
+        if match.reason is not None:
+            self._misses[match.reason] = self._misses.get(match.reason, 0) + 1
+        self._claims[id] = _Claim(match, tuple(self._kept[entry] for entry in match.entries))
+        return match.tokens
+
+    def shared(self, id: str, other: str) -> int:  # noqa: A002
+        chain, others = self._chains.get(id), self._chains.get(other)
+        if chain is None or others is None:
+            return 0
+        count = min(chain.shared(others), len(chain) - 1, len(others) - 1)
+        return count if count >= MIN_TOKENS else 0
+
+    # -- caches
+
+    def fetch(self, id: str, room: int) -> Beginning | None:  # noqa: A002
+        """The caches that a sequence has claimed, with room for `room` tokens. None if it found nothing."""
+        claim = self._claims.pop(id, None)
+        if claim is None or not claim.match.tokens:
+            return None
+        first = claim.kept[0]
+        if isinstance(first, CacheState):
+            return Beginning(first.begin(), claim.match.tokens)
+        blocks = [kept for kept in claim.kept if isinstance(kept, KvBlock)]
+        return Beginning(prefix_kv.join(blocks, claim.match.tokens, room), claim.match.tokens)
+
+    def offer(self, id: str, token_ids: Sequence[int], caches: Sequence[Any], *, whole: bool) -> None:  # noqa: A002
+        """The caches of a sequence hold exactly these tokens: keep what is not kept yet, as far as there is room.
+        `whole`: others are to begin with all of them."""
+        chain = self._chains.get(id)
+        if chain is None or len(token_ids) < MIN_TOKENS:
+            return
+        chain.grow(token_ids)
+        exact = chain.owner in self._exact
+        if exact and not whole:
+            return
+        end, now = len(token_ids), time.monotonic()
+        if exact:
+            state = prefix_kv.state_of(caches)
+            insertion = self._index.insert_state(chain, end, size=state.nbytes, limit=self._most, now=now)
+            added: dict[Entry, Kept] = dict.fromkeys(insertion.added, state)
+        else:
+            size = prefix_kv.token_bytes(caches)
+            insertion = self._index.insert_blocks(
+                chain, end, tail=whole, token_bytes=size, limit=self._most, now=now
+            )
+            added = {
+                entry: prefix_kv.cut(caches, entry.end - len(entry.token_ids), entry.end) for entry in insertion.added
+            }
+        self._keep(added, insertion)
+
+    def _keep(self, added: Mapping[Entry, Kept], insertion: Insertion) -> None:
+        self._forget(insertion.gone)
+        if not added:
+            return
+        prefix_kv.compute(list(added.values()))
+        for entry, kept in added.items():
+            if entry.kept:
+                self._kept[entry] = kept
+                if isinstance(kept, KvBlock):
+                    self._store.put(entry.key, entry.place, entry.token_ids, kept.arrays())
+
+    def _match(self, chain: TokenChain) -> Match:
+        match = self._index.match(chain, states=chain.owner in self._exact)
+        return match if match.tokens >= MIN_TOKENS else Match(0, (), match.reason)
+
+    def _forget(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._kept.pop(entry, None)
+
+    def telemetry(self) -> PrefixTelemetry:
+        counts = self._index.counts
+        return PrefixTelemetry(
+            bytes=self._index.size,
+            limit_bytes=None if self._limit == float("inf") else int(self._limit),
+            entries=len(self._index),
+            hits=counts.hits,
+            misses=counts.misses,
+            hit_tokens=counts.hit_tokens,
+            missed_tokens=counts.missed_tokens,
+            evictions=counts.evictions,
+            miss_reasons=dict(self._misses),
+        )

@@ -1,0 +1,133 @@
+"""What is kept of KV caches for others, as copies that hold no more memory than they need.
+
+Of plain key-value caches pieces are cut, which are put together again for a sequence that begins with them. Caches of
+other kinds are copied whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import mlx.core as mx
+from mlx_lm.models.cache import CacheList, KVCache
+
+from mlx_serving.worker.kv_cache import GROWTH_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class KvBlock:
+    """Keys and values of each layer, [1, heads, tokens, head_dim]."""
+
+    layers: list[tuple[mx.array, mx.array]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+    def arrays(self) -> dict[str, mx.array]:
+        """By names that say where they belong."""
+        named = {f"{layer}.keys": keys for layer, (keys, _) in enumerate(self.layers)}
+        return named | {f"{layer}.values": values for layer, (_, values) in enumerate(self.layers)}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """A sequence's caches. They are nobody's: `begin` makes those with which a sequence goes on."""
+
+    caches: list[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self.caches)
+
+    def begin(self) -> list[Any]:
+        return copy.deepcopy(self.caches)  # MLX shares the memory until one of them writes
+
+
+Kept: TypeAlias = KvBlock | CacheState
+
+
+def is_plain(caches: Sequence[Any]) -> bool:
+    """Whether pieces of them can be cut."""
+    return all(type(cache) is KVCache for cache in caches)
+
+
+def token_bytes(caches: Sequence[KVCache]) -> int:
+    """What a token takes in all layers."""
+    return sum(array.nbytes // array.shape[2] for cache in caches for array in (cache.keys, cache.values))
+
+
+def cut(caches: Sequence[KVCache], start: int, end: int) -> KvBlock:
+    """A copy of the tokens [start, end)."""
+    return KvBlock(
+        [(_copied(cache.keys[:, :, start:end]), _copied(cache.values[:, :, start:end])) for cache in caches]
+    )
+
+
+def join(blocks: Sequence[KvBlock], tokens: int, room: int) -> list[KVCache]:
+    """Caches that hold the first `tokens` tokens of these blocks, with room for `room` tokens in all."""
+    capacity = -(-max(room, tokens) // GROWTH_TOKENS) * GROWTH_TOKENS
+    return [
+        _joined([block.layers[layer] for block in blocks], tokens, capacity) for layer in range(len(blocks[0].layers))
+    ]
+
+
+def _joined(pieces: Sequence[tuple[mx.array, mx.array]], tokens: int, capacity: int) -> KVCache:
+    cache = KVCache()
+    cache.keys = _row([keys for keys, _ in pieces], tokens, capacity)
+    cache.values = _row([values for _, values in pieces], tokens, capacity)
+    cache.offset = tokens
+    return cache
+
+
+def _row(pieces: Sequence[mx.array], tokens: int, capacity: int) -> mx.array:
+    surplus = sum(piece.shape[2] for piece in pieces) - tokens
+    last = pieces[-1]
+    if surplus:
+        last = last[:, :, : last.shape[2] - surplus]
+    batch, heads, _, width = last.shape
+    spare = mx.zeros((batch, heads, capacity - tokens, width), last.dtype)
+    return mx.concatenate([*pieces[:-1], last, spare], axis=2)
+
+
+def state_of(caches: Sequence[Any]) -> CacheState:
+    """A copy of all that they hold."""
+    return CacheState([_clone(cache) for cache in caches])
+
+
+def compute(kept: Sequence[Kept]) -> None:
+    """Order the copies: as long as they are not computed, they hold what they are copied from."""
+    arrays: list[Any] = []
+    for each in kept:
+        if isinstance(each, KvBlock):
+            arrays += each.layers
+        else:
+            arrays += [cache.state for cache in each.caches]
+    mx.async_eval(arrays)  # pyright: ignore[reportUnknownMemberType]  MLX's stub leaves its arguments untyped
+
+
+def _clone(cache: Any) -> Any:
+    if isinstance(cache, CacheList):
+        return CacheList(*(_clone(part) for part in cache.caches))
+    if type(cache) is KVCache:
+        fresh = KVCache()
+        fresh.keys = _copied(cache.keys[:, :, : cache.offset])
+        fresh.values = _copied(cache.values[:, :, : cache.offset])
+        fresh.offset = cache.offset
+        return fresh
+    fresh = copy.copy(cache)
+    for name, value in vars(cache).items():
+        if isinstance(value, mx.array):
+            setattr(fresh, name, _copied(value))
+        elif isinstance(value, list):
+            parts = cast("list[Any]", value)
+            setattr(fresh, name, [_copied(part) if isinstance(part, mx.array) else part for part in parts])
+    return fresh
+
+
+def _copied(array: mx.array) -> mx.array:
+    # A slice, contiguous or not, may stay a view that holds all of what it was cut from. A product never is.
+    return array * 1
