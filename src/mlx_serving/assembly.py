@@ -220,6 +220,7 @@ def _command(config: Config, share: DeviceShare) -> WorkerCommand:
         scheduler=config.scheduler.policy,
         sampling=config.generation.sampling_defaults,
         memory=config.memory,
+        prefix_cache=config.prefix_cache,
         device_sharers=share.sharers,
     )
     return WorkerCommand(settings, config.worker.python, config.worker.blas, share.environment)

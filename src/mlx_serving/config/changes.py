@@ -100,6 +100,7 @@ def _given_to_worker(config: Config) -> object:
         config.scheduler.policy,
         config.generation.sampling_defaults,
         config.memory,
+        config.prefix_cache,
         worker.python,
         worker.blas,
         worker.max_message_bytes,

@@ -15,6 +15,7 @@ from pydantic import Field
 from mlx_serving.core.batch_queue import BatchQueuePolicy
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy
 from mlx_serving.core.memory_budget import MemoryPolicy
+from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.response_index import ResponseCachePolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
@@ -23,6 +24,7 @@ _BACKOFF = BackoffPolicy()
 _BATCH_QUEUE = BatchQueuePolicy()
 _BREAKER = CircuitBreakerPolicy()
 _MEMORY = MemoryPolicy()
+_PREFIXES = PrefixCachePolicy()
 _RESPONSES = ResponseCachePolicy()
 _RETRY = RetryPolicy()
 _WORKER = WorkerPolicy()
@@ -186,6 +188,28 @@ class MemoryConfig(MemoryPolicy):
             "in smaller pieces if need be. Null is a sixteenth of all, but no more than 1 GiB.",
         ),
     ] = _MEMORY.prefill_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCacheConfig(PrefixCachePolicy):
+    """What is kept of prompts and answers, so that others that begin alike need not compute it again."""
+
+    enabled: Annotated[bool, Field(description="Whether anything is kept.")] = _PREFIXES.enabled
+    memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="Memory for what is kept at most, in bytes; null is half of the memory for KV caches. Running "
+            "sequences take what they need of it.",
+        ),
+    ] = _PREFIXES.memory_bytes
+    block_tokens: Annotated[
+        int, Field(ge=16, le=256, description="Tokens that are kept, found and let go of together.")
+    ] = _PREFIXES.block_tokens
+    per_caller: Annotated[
+        bool,
+        Field(description="Nobody uses what was computed for another API key, or another `user` where there are none."),
+    ] = _PREFIXES.per_caller
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from mlx_serving.config.policies import (
     BatchQueueConfig,
     CircuitBreakerConfig,
     MemoryConfig,
+    PrefixCacheConfig,
     ResponseCacheConfig,
     RetryConfig,
     SharingConfig,
@@ -311,6 +312,10 @@ class Config(Section):
     )
     scheduler: SchedulerConfig = Field(default=SchedulerConfig(), description="How requests share the device.")
     memory: MemoryConfig = Field(default=MemoryConfig(), description="How much memory the worker plans with.")
+    prefix_cache: PrefixCacheConfig = Field(
+        default=PrefixCacheConfig(),
+        description="What is kept of prompts and answers, so that others that begin alike need not compute it again.",
+    )
     workers: int = Field(
         default=1,
         ge=1,

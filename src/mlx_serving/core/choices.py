@@ -87,15 +87,17 @@ class Choices:
         return Usage(
             prompt_tokens=sum(first.prompt_tokens for first in stats[:: self.best_of]),
             completion_tokens=sum(one.tokens_generated for one in stats),
+            cached_tokens=sum(first.cached_tokens for first in stats[:: self.best_of]),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request."""
+    """Tokens of one request. `cached_tokens` are those of the prompts that were not computed."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -144,6 +144,8 @@ class GenerationRequest:
     with the same prompt, whose computation of it may be shared. `delivered` is the beginning of the answer, which its
     reader has already: generation goes on behind it, with everything as if it had just been generated.
 
+    Only requests of one `cache_salt` begin with what was kept of each other's prompts and answers.
+
     `structure` is the form that the answer must have. With `parse_output` the deltas have reasoning and calls of tools
     apart from the text. After `reasoning_budget` tokens of reasoning the model is made to answer. With `cut_to_fit` a
     `max_tokens` that is more than the context leaves, or the operator allows, is cut to that; else it is refused.
@@ -163,18 +165,21 @@ class GenerationRequest:
     tool_choice: ToolChoice = ToolChoice()
     reasoning_budget: int | None = None
     cut_to_fit: bool = False
+    cache_salt: str = ""
     served: Served | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
-    """Counts and times of one finished sequence, in seconds; `tokens_per_second` counts from the first token."""
+    """Counts and times of one finished sequence, in seconds; `tokens_per_second` counts from the first token.
+    `cached_tokens` of the prompt were not computed, because what the model makes of them was kept."""
 
     prompt_tokens: int
     tokens_generated: int
     time_to_first_token: float
     tokens_per_second: float
     total_time: float
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +226,7 @@ class Delta:
     that ended it if one did, and the stats.
 
     `text` may be empty while the ids are not: an unfinished character, or text that may yet become a stop string.
+    The first that a worker sends tells the `cached_tokens` of the stats, in case that it does not live to send those.
     `logprobs` has one entry for each id if they were asked for. Where a request has its output parsed, `text` is what
     the model says, `reasoning` what it thinks before, and `tool_calls` what it calls.
     """
@@ -233,6 +239,7 @@ class Delta:
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     stop: str | None = None
+    cached_tokens: int | None = None
 
 
 class Backend(Protocol):

@@ -26,6 +26,8 @@ class Recovery:
         self._tokens: list[int] = list(request.delivered)
         self._opened_at = now
         self._first_token_at: float | None = None
+        # Of what was delivered before, nobody knows what it cost.
+        self._cached_tokens: int | None = 0 if request.delivered else None
         self._accepted = False
         self._vanished = 0
         self._moved = False  # whether an attempt was lost that may have delivered something
@@ -58,7 +60,12 @@ class Recovery:
             if self._first_token_at is None:
                 self._first_token_at = now
             self._tokens += delta.token_ids
-        if delta.stats is None or not self._moved:
+        if delta.cached_tokens is not None:
+            # Later workers find what earlier ones have computed, which the first one found in no cache.
+            if self._cached_tokens is None:
+                self._cached_tokens = delta.cached_tokens
+            delta = replace(delta, cached_tokens=None)
+        if delta.stats is None or not (self._moved or self._cached_tokens is not None):
             return delta
         return replace(delta, stats=self._stats(delta.stats, now))
 
@@ -87,7 +94,11 @@ class Recovery:
                 return None
 
     def _stats(self, reported: GenerationStats, now: float) -> GenerationStats:
-        """The last worker knows only its part of the time."""
+        """The last worker knows only its part of the time, and of the prompt what it found itself."""
+        if self._cached_tokens is not None:
+            reported = replace(reported, cached_tokens=self._cached_tokens)
+        if not self._moved:
+            return reported
         first = now if self._first_token_at is None else self._first_token_at
         decoding = now - first
         return replace(

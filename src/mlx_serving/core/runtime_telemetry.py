@@ -47,7 +47,7 @@ class ErrorTelemetry:
 @dataclass(frozen=True, slots=True)
 class PrefixTelemetry:
     """The prefix cache: what it keeps (`bytes`, in so many `entries`), what it may keep (None: no bound is known yet),
-    and what sequences found that began: `hits` found anything, in tokens `hit_tokens`, and `missed_tokens` were computed.
+    and what sequences found that began: `hits` found anything, together `hit_tokens`; `missed_tokens` were not found.
     `miss_reasons` counts why no more was found (see `core.prefix_index`)."""
 
     bytes: int

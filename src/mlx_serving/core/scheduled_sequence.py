@@ -23,8 +23,9 @@ class State(Enum):
              │ └────── resume ─── Paused
              └── memory is back ── Shelved ◀── Queued, preempted before, and the KV budget has become too small
 
-    Held: a fork whose parent's prompt is being computed, or a follower, whose beginning a leader computes. Prefilling, Running and Ending have a slot. Ending: every
-    token it may have is on its way. Queued and Paused ones have KV if they were paused and not preempted since.
+    Held: a fork whose parent's prompt is being computed, or a follower, whose beginning its leader computes.
+    Prefilling, Running and Ending have a slot. Ending: every token it may have is on its way. Queued and Paused ones
+    have KV if they were paused and not preempted since.
     """
 
     HELD = auto()

@@ -91,8 +91,8 @@ class Scheduler:
         prefill_memory: PrefillMemory | None = None,
     ) -> None:
         """`kv_bytes_per_token` of all layers together. `trimmable`: the KV of a sequence can be cut back to its prompt
-        at any time. `exact_prefixes`: what is kept of it for others is of use where a chunk has ended, and nowhere else.
-        A model of twice the `weight` gets twice the device time."""
+        at any time. `exact_prefixes`: others can begin with it where a chunk of it has ended, and nowhere else. A model
+        of twice the `weight` gets twice the device time."""
         if model in self._lanes:
             raise ValueError(f"{model} is here already")
         at_least("kv_bytes_per_token", kv_bytes_per_token, 0)
@@ -134,8 +134,8 @@ class Scheduler:
         fork_of: str | None = None,
         stops: tuple[int, ...] = (),
     ) -> None:
-        """Accept a sequence. `caller` is who takes fair turns with other callers. At each of `stops`, counts of tokens in
-        ascending order, a chunk ends that is `shared`.
+        """Accept a sequence. `caller` is who takes fair turns with other callers. At each of `stops`, counts of tokens,
+        a chunk ends that is `shared`.
 
         `fork_of` names a sequence with the same prompt: this one waits until that prompt was computed and then starts
         with a copy of its KV, or computes the prompt itself if the other one is gone by then. So does it if the model

@@ -92,9 +92,9 @@ def _bounded(retry_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A sequence enters with an empty KV cache, or with the first entries that are known already: as many as the `start`
-    of its first chunk. If `fork_of` is given they are a copy of that sequence's, up to the last token of the prompt
-    they share; else `cached` of them are kept."""
+    """A sequence enters with an empty KV cache, or with the first entries that are known already: as many as the
+    `start` of its first chunk. If `fork_of` is given they are a copy of that sequence's, up to the last token of the
+    prompt they share; else they are the `cached` ones that are kept."""
 
     id: str
     fork_of: str | None = None

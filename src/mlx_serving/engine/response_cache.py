@@ -19,7 +19,15 @@ from typing import Protocol, Self
 import msgspec
 
 from mlx_serving.core.fingerprint import fingerprint, is_deterministic
-from mlx_serving.core.generation import Backend, CacheOutcome, Delta, FinishReason, GenerationRequest, Served
+from mlx_serving.core.generation import (
+    Backend,
+    CacheOutcome,
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    GenerationStats,
+    Served,
+)
 from mlx_serving.core.response_index import Kept, ResponseCachePolicy, ResponseCacheStats, ResponseIndex
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -214,7 +222,8 @@ async def _replayed(deltas: tuple[Delta, ...]) -> AsyncIterator[Delta]:
         if delta.stats is None:
             yield delta
         else:  # the counts are the answer's, the times are this one's
-            stats = replace(delta.stats, time_to_first_token=0.0, tokens_per_second=0.0, total_time=0.0)
+            told = delta.stats
+            stats = GenerationStats(told.prompt_tokens, told.tokens_generated, 0.0, 0.0, 0.0)
             yield replace(delta, stats=stats)
         if number % _REPLAYED_AT_ONCE == 0:
             await asyncio.sleep(0)

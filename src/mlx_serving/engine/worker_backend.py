@@ -223,6 +223,7 @@ class _Stream:
                     time_to_first_token=measured.time_to_first_token,
                     tokens_per_second=measured.tokens_per_second,
                     total_time=measured.total_time,
+                    cached_tokens=measured.cached_tokens,
                 )
                 self.dispatch(stream.Completed(row.end.finish_reason, stats, row.end.stop))
             case _:
@@ -253,6 +254,7 @@ def _delta(row: Row) -> Delta:
         logprobs=_logprobs(row),
         reasoning=aside.reasoning,
         tool_calls=tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in aside.tool_calls),
+        cached_tokens=row.cached_tokens,
     )
 
 
@@ -313,6 +315,7 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
         parallel_tool_calls=request.tool_choice.parallel,
         reasoning_budget=request.reasoning_budget,
         timeout_s=request.timeout_s,
+        cache_salt=request.cache_salt,
         guidance=_guidance(request.structure),
     )
     match request.prompt:

@@ -251,6 +251,7 @@ class Engine:
                 total_time=measured.total_time,
                 prompt_tokens=measured.prompt_tokens,
                 model_id=request.model,
+                cached_tokens=measured.cached_tokens,
             )
             chunks.append(MetadataChunk(stats, FinishReason(delta.finish_reason)))
         return chunks

@@ -92,7 +92,8 @@ class ModelHandle(Shape):
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats(Shape):
-    """Times in seconds; `tokens_per_second` counts from the first token."""
+    """Times in seconds; `tokens_per_second` counts from the first token. `cached_tokens` of the prompt were not
+    computed, because what the model makes of them was kept."""
 
     tokens_generated: int
     tokens_per_second: float
@@ -100,6 +101,7 @@ class GenerationStats(Shape):
     total_time: float
     prompt_tokens: int
     model_id: str | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,11 +114,11 @@ _STOP_REASONS: Mapping[FinishReason, str] = {
 
 
 def _usage(usage: Usage) -> dict[str, object]:
-    """No prompt is read from a cache, or written to one: all of its tokens count as input."""
+    """What was read from the cache does not count as input. Keeping is part of computing, and is not counted."""
     return {
-        "input_tokens": usage.prompt_tokens,
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
         "service_tier": "standard",
     }

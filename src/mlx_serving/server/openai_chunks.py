@@ -251,9 +251,10 @@ def _whole(document: Mapping[str, object], choices: Sequence[Mapping[str, object
     return _encode({**document, "choices": choices, "usage": _usage(usage)})
 
 
-def _usage(usage: Usage) -> dict[str, int]:
+def _usage(usage: Usage) -> dict[str, object]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }

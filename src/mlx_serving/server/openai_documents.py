@@ -35,10 +35,15 @@ class ErrorDocument(Document):
     error: ErrorObject
 
 
+class PromptTokensDetails(Document):
+    cached_tokens: int = Field(description="Of the prompt, not computed: what the model makes of them was kept.")
+
+
 class Usage(Document):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class _Heading(Document):

@@ -64,6 +64,7 @@ class Asked:
     stream: bool
     include_usage: bool
     user: str | None
+    cache_salt: str
     metadata: Mapping[str, str] | None = None
     service_tier: AskedTier | None = None
     parse_output: bool = False
@@ -244,6 +245,7 @@ def _asked(
         user=request.user or request.safety_identifier,
         metadata=request.metadata,
         service_tier=request.service_tier,
+        cache_salt=request.cache_salt or "",
     )
 
 

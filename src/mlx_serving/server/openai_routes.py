@@ -126,6 +126,7 @@ def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str]
         reasoning_budget=asked.reasoning_budget,
         priority=priority,
         caller=asked.user or "",
+        cache_salt=asked.cache_salt,
         timeout_s=service.settings.request_timeout_s,
     )
     requests = asked.choices.expand(wanted, asked.prompts)

@@ -155,6 +155,11 @@ class GenerationFields(StructureFields, SamplingFields):
         description="flex waits for others, priority goes before them, as far as the key allows; the answer tells "
         "which it was.",
     )
+    cache_salt: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="What is kept of prompts and answers is used only by requests of the same salt.",
+    )
 
 
 class TextPart(Body):

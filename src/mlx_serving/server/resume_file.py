@@ -70,6 +70,7 @@ class _Sequence(msgspec.Struct):
     sent: Delta
     unsent: Delta
     cut_to_fit: bool = False
+    cache_salt: str = ""
 
 
 class _Request(msgspec.Struct):
@@ -206,6 +207,7 @@ def _saved_sequence(sequence: SequenceLog) -> _Sequence:
         tool_choice=request.tool_choice,
         reasoning_budget=request.reasoning_budget,
         cut_to_fit=request.cut_to_fit,
+        cache_salt=request.cache_salt,
         sent=sent,
         unsent=unsent,
     )
@@ -261,6 +263,7 @@ def _restored_sequence(saved: _Sequence, model: str) -> SequenceLog:
         tool_choice=saved.tool_choice,
         reasoning_budget=saved.reasoning_budget,
         cut_to_fit=saved.cut_to_fit,
+        cache_salt=saved.cache_salt,
     )
     return SequenceLog.of_parts(request, saved.sent, saved.unsent)
 

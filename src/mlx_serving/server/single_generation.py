@@ -105,7 +105,7 @@ class SingleGeneration:
 
     def _usage(self, stats: GenerationStats) -> Usage:
         self.record.prompt_tokens, self.record.completion_tokens = stats.prompt_tokens, stats.tokens_generated
-        return Usage(stats.prompt_tokens, stats.tokens_generated)
+        return Usage(stats.prompt_tokens, stats.tokens_generated, stats.cached_tokens)
 
 
 class SingleStream(EventsResponse):

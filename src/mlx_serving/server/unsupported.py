@@ -18,7 +18,6 @@ _BOTH: NeutralValues = {
     "store": (False,),
     # vLLM
     "add_special_tokens": (),
-    "cache_salt": (),
     "early_stopping": (False,),
     "echo": (False,),
     "guided_decoding_backend": (),

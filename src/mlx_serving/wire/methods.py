@@ -187,8 +187,9 @@ class GenerateParams(Params):
     has: the stream goes on behind them, and counts them in `max_tokens`. A stream that has not ended after `timeout_s`
     fails with a timeout, whether it waits, runs or is paused. With `parse_output` rows tell reasoning and calls of
     `tools` apart from the text. `named_tool` must be called; after `reasoning_budget` tokens of reasoning the model
-    must answer. With `cut_to_fit` a `max_tokens` that is more than the context leaves is cut to that. `streaming` is
-    accepted for the ancestor's sake: the worker always streams."""
+    must answer. With `cut_to_fit` a `max_tokens` that is more than the context leaves is cut to that. Prompts of
+    another `cache_salt` share nothing with this one. `streaming` is accepted for the ancestor's sake: the worker always
+    streams."""
 
     model_id: ModelId
     prompt: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
@@ -230,6 +231,7 @@ class GenerateParams(Params):
     fork_of: StreamId | None = None
     delivered: Annotated[list[TokenId], msgspec.Meta(max_length=1_000_000)] = []
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    cache_salt: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     streaming: bool = True
     guidance: Guidance | None = None
 

@@ -18,8 +18,8 @@ from mlx_serving.wire.framing import encode_frame
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """Times in seconds; `tokens_per_second` counts from the first token. `cached_tokens` of the prompt were not computed
-    for it, when it began: their KV was kept from others."""
+    """Times in seconds; `tokens_per_second` counts from the first token. `cached_tokens` of the prompt were not
+    computed when it began: their KV was kept from others."""
 
     prompt_tokens: int
     tokens_generated: int
@@ -76,7 +76,7 @@ class Aside(msgspec.Struct, frozen=True, array_like=True):
 class Row(msgspec.Struct, frozen=True, array_like=True):
     """What one step did for one stream: new ids, the text they completed, how it ended, if it did, and the
     log-probabilities of the ids, if they were asked for. Where the output is parsed, `text` is what is said,
-    and `aside` what is not."""
+    and `aside` what is not. The first row with tokens tells the `cached_tokens` of the stats."""
 
     stream_id: str
     token_ids: list[int]
@@ -84,6 +84,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     end: Completed | Failed | None = None
     logprobs: list[TokenLogprobs] | None = None
     aside: Aside | None = None
+    cached_tokens: int | None = None
 
 
 class StepFrame(msgspec.Struct, frozen=True, array_like=True, tag=1):

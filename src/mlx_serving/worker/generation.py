@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.kv_budget import MEMORY_RETRY_S
 from mlx_serving.core.memory_share import tells_of_memory
@@ -275,7 +277,7 @@ class Generation:
                 row = entry.sequence.failed(_failure(entry.model, "could not be decoded", cause))
             if row.end is not None:
                 self._forget(stream_id)
-            rows.append(row)
+            rows.append(_with_cached(row, entry.sequence))
         return rows
 
     def _forget(self, stream_id: str) -> _Entry | None:
@@ -309,6 +311,12 @@ class Generation:
             if not entry.begun:
                 model.runner.open(entry.job)
         return rows
+
+
+def _with_cached(row: Row, sequence: RunningSequence) -> Row:
+    """The row, and how much of the prompt was cached if it is the first with tokens."""
+    cached = sequence.untold() if row.token_ids else None
+    return row if cached is None else msgspec.structs.replace(row, cached_tokens=cached)
 
 
 def _expired() -> DeadlineExceeded:

@@ -215,7 +215,7 @@ class SlotKVCache:
         return self._keys[:rows, :, :end], self._values[:rows, :, :end]
 
     def _put_along(self, slots: mx.array, tokens: mx.array) -> mx.array:
-        """Each row's tokens at the end of that row: cheaper than assigning to indices. Slots without a row get zeros."""
+        """Each row's tokens at its end: cheaper than assigning to indices. Slots without a row get zeros."""
         free = slots.shape[0] - tokens.shape[0]
         if free:
             tokens = mx.pad(tokens, [(0, free), (0, 0), (0, 0), (0, 0)])

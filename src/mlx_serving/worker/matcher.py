@@ -65,8 +65,8 @@ class Matcher:
         return bool(int(self.mask[0, token_id // 32]) >> token_id % 32 & 1)
 
     def forced(self) -> list[int]:
-        """The tokens that come next, one after the other, because nothing else is allowed; none where there is a choice,
-        even if it is one of the end of the turn."""
+        """The tokens that come next, one after the other, because nothing else is allowed; none where there is a
+        choice, even if it is one of the end of the turn."""
         if self.is_complete or self.error is not None or np.count_nonzero(self.mask) != 1:
             return []
         return self._inner.compute_ff_tokens()

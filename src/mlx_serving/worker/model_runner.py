@@ -29,7 +29,8 @@ from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
 @dataclass(frozen=True, slots=True)
 class Job:
     """One sequence as the device sees it: `token_ids` of its prompt, and of its answer those that were `drawn` before.
-    `seed` decides its draws, `matcher`, which has seen what was drawn, what they may be. It has at most `max_tokens`."""
+    `seed` decides its draws, `matcher`, which has seen what was drawn, what they may be. It has no more than
+    `max_tokens`."""
 
     stream_id: str
     token_ids: Sequence[int]

@@ -168,10 +168,10 @@ class PrefixCache:
         blocks = [kept for kept in claim.kept if isinstance(kept, KvBlock)]
         return Beginning(prefix_kv.join(blocks, claim.match.tokens, room), claim.match.tokens)
 
-    def offer(self, id: str, token_ids: Sequence[int], caches: Sequence[Any], *, whole: bool) -> None:  # noqa: A002
+    def offer(self, stream_id: str, token_ids: Sequence[int], caches: Sequence[Any], *, whole: bool) -> None:
         """The caches of a sequence hold exactly these tokens: keep what is not kept yet, as far as there is room.
         `whole`: others are to begin with all of them."""
-        chain = self._chains.get(id)
+        chain = self._chains.get(stream_id)
         if chain is None or len(token_ids) < MIN_TOKENS:
             return
         chain.grow(token_ids)
@@ -185,9 +185,7 @@ class PrefixCache:
             added: dict[Entry, Kept] = dict.fromkeys(insertion.added, state)
         else:
             size = prefix_kv.token_bytes(caches)
-            insertion = self._index.insert_blocks(
-                chain, end, tail=whole, token_bytes=size, limit=self._most, now=now
-            )
+            insertion = self._index.insert_blocks(chain, end, tail=whole, token_bytes=size, limit=self._most, now=now)
             added = {
                 entry: prefix_kv.cut(caches, entry.end - len(entry.token_ids), entry.end) for entry in insertion.added
             }

@@ -62,9 +62,7 @@ def token_bytes(caches: Sequence[KVCache]) -> int:
 
 def cut(caches: Sequence[KVCache], start: int, end: int) -> KvBlock:
     """A copy of the tokens [start, end)."""
-    return KvBlock(
-        [(_copied(cache.keys[:, :, start:end]), _copied(cache.values[:, :, start:end])) for cache in caches]
-    )
+    return KvBlock([(_copied(cache.keys[:, :, start:end]), _copied(cache.values[:, :, start:end])) for cache in caches])
 
 
 def join(blocks: Sequence[KvBlock], tokens: int, room: int) -> list[KVCache]:
@@ -119,7 +117,7 @@ def _clone(cache: Any) -> Any:
         fresh.offset = cache.offset
         return fresh
     fresh = copy.copy(cache)
-    for name, value in vars(cache).items():
+    for name, value in cast("dict[str, Any]", vars(cache)).items():
         if isinstance(value, mx.array):
             setattr(fresh, name, _copied(value))
         elif isinstance(value, list):

@@ -40,11 +40,19 @@ class RunningSequence:
         self._started_at = started_at
         self._first_token_at: float | None = None
         self._cached: int | None = None
+        self._told = False
 
     def begin(self, cached: int) -> None:
         """It gets caches that hold its first `cached` tokens. Only the first time counts, and its prompt."""
         if self._cached is None:
             self._cached = min(cached, self._prompt_tokens)
+
+    def untold(self) -> int | None:
+        """How many tokens of its prompt were cached, the first time; None afterwards."""
+        if self._told:
+            return None
+        self._told = True
+        return self._cached or 0
 
     def accept(self, token_id: int, now: float, logprobs: TokenLogprobs | None = None, *, is_last: bool = False) -> Row:
         """Take the next token at time `now` (seconds, monotonic). A row with an `end` is the last.

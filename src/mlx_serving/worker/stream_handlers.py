@@ -136,7 +136,7 @@ class StreamHandlers:
                 sampling.min_tokens,
             )
             deadline = None if params.timeout_s is None else started + params.timeout_s
-            terms = Terms(max_tokens, params.priority, params.caller, deadline, params.fork_of)
+            terms = Terms(max_tokens, params.priority, params.caller, deadline, params.fork_of, params.cache_salt)
             job = Job(
                 stream_id,
                 token_ids,
