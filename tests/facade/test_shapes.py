@@ -33,7 +33,7 @@ def test_names_become_camel_case(snake: str, expected: str) -> None:
 
 
 def test_chunks_say_of_which_type_they_are() -> None:
-    stats = GenerationStats(3, 10.0, 0.5, 0.8, 7, "m")
+    stats = GenerationStats(3, 10.0, 0.5, 0.8, 7, "m", 4)
     assert TokenChunk("hi", 5, (5,)).to_object() == {
         "token": "hi", "tokenId": 5, "tokenIds": [5], "isFinal": False, "type": "token",
     }  # fmt: skip
@@ -55,6 +55,7 @@ def test_chunks_say_of_which_type_they_are() -> None:
             "totalTime": 0.8,
             "promptTokens": 7,
             "modelId": "m",
+            "cachedTokens": 4,
         },
         "finishReason": "stop",
         "type": "metadata",
@@ -67,7 +68,7 @@ def test_chunks_say_of_which_type_they_are() -> None:
 
 def test_shapes_within_shapes_are_plain_too() -> None:
     stats = ModelCacheStats(1, [CachedModel("m", "ready")])
-    assert stats.to_object() == {"loadedModels": 1, "models": [{"modelId": "m", "state": "ready"}]}
+    assert stats.to_object() == {"loadedModels": 1, "models": [{"modelId": "m", "cachedTokens": 4, "state": "ready"}]}
     handle = ModelHandle(ModelDescriptor("m", "local"), "ready", 10, {"parameter_count": 1, "quantization": None})
     assert handle.to_object()["metadata"] == {"parameterCount": 1}
     assert handle.to_object()["descriptor"] == {

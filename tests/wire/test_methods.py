@@ -146,6 +146,7 @@ FULL: dict[str, dict[str, object]] = {
         "parallel_tool_calls": False,
         "parse_output": True,
         "reasoning_budget": 7,
+        "cache_salt": "tenant",
         "timeout_s": 60.0,
         "streaming": False,
         "guidance": {"mode": "json_schema"},

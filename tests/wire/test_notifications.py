@@ -31,7 +31,14 @@ from mlx_serving.wire.notifications import (
     encode_json,
 )
 
-STATS = Stats(prompt_tokens=3, tokens_generated=2, tokens_per_second=40.0, time_to_first_token=0.5, total_time=0.75)
+STATS = Stats(
+    prompt_tokens=3,
+    tokens_generated=2,
+    tokens_per_second=40.0,
+    time_to_first_token=0.5,
+    total_time=0.75,
+    cached_tokens=3,
+)
 
 _counts = st.integers(0, 2**63)
 _seconds = st.floats(0, 1e9)
@@ -190,7 +197,7 @@ def test_log_probabilities_of_several_tokens_are_lists() -> None:
 
 def test_a_row_that_was_not_asked_for_log_probabilities_pays_a_byte_for_each_thing_it_lacks() -> None:
     without = msgspec.msgpack.encode(["s", [7], "hi", None])
-    assert len(msgspec.msgpack.encode(Row("s", [7], "hi"))) == len(without) + 2
+    assert len(msgspec.msgpack.encode(Row("s", [7], "hi"))) == len(without) + 3
 
 
 def test_a_row_with_nothing_new_is_no_line() -> None:
@@ -209,6 +216,7 @@ def test_a_completed_stream_ends_with_its_stats_and_its_event(reason: FinishReas
                 "tokens_per_second": 40.0,
                 "time_to_first_token": 0.5,
                 "total_time": 0.75,
+                "cached_tokens": 3,
             },
         ),
         (
