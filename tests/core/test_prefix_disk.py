@@ -94,10 +94,14 @@ def test_who_is_used_last_goes_last_and_nobody_before_those_that_go_on_from_it()
     index = _index(first, second, third, max_bytes=35)
     assert index.touch(second.key, 4) == [second.key, first.key]
     assert index.touch("?", 4) == []
-    assert index.surplus(5, coming=10) == [third]
-    assert index.surplus(5, coming=30) == [second, first]
+    index.resize(second.key, 16)
+    index.resize("?", 100)
+    assert index.surplus(5) == [third]
+    assert index.size == 26
+    index.max_bytes = 0
+    assert index.surplus(5) == [replace(second, size=16), first]
     assert (len(index), index.size) == (0, 0)
-    assert index.surplus(5, coming=1000) == []
+    index.max_bytes = 35
     assert index.fits(35)
     assert not index.fits(36)
 
@@ -112,7 +116,8 @@ def test_what_was_not_used_for_too_long_goes() -> None:
 def test_no_more_records_are_known_than_may_be() -> None:
     index = _index(_record([1]), _record([2]), policy=replace(POLICY, max_records=2))
     assert index.surplus(0) == []
-    assert [record.tokens for record in index.surplus(0, coming=1)] == [pack([1])]
+    index.add(_record([3]))
+    assert [record.tokens for record in index.surplus(0)] == [pack([1])]
 
 
 def test_what_goes_on_from_a_lost_record_is_lost_too() -> None:
@@ -150,13 +155,11 @@ class Disk(RuleBasedStateMachine):
         path = self.path(token_ids)
         rest = token_ids[path[-1].end if path else 0 :]
         if rest:
-            for gone in self.index.surplus(self.now, coming=size):
-                del self.known[gone.key]
             record = _record(rest, path[-1] if path else None, size=size, at=self.now)
-            if self.index.add(record):
-                self.known[record.key] = record
-            else:
-                assert record.parent not in self.known
+            assert self.index.add(record)
+            self.known[record.key] = record
+            for gone in self.index.surplus(self.now):
+                del self.known[gone.key]
 
     @rule(token_ids=st.lists(st.integers(0, 2), max_size=8))
     def look(self, token_ids: list[int]) -> None:

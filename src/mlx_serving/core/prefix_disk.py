@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlx_serving.core.bounds import at_least, greater_than
 from mlx_serving.core.prefix_record import TOKEN_BYTES, DiskRecord, Key, shared_bytes
@@ -88,12 +88,13 @@ class _Branch:
 
 
 class DiskIndex:
-    """The records that are on disk, least recently used first; a record is never older than those that go on from it,
-    so what goes first is always one that no other needs. Files are somebody else's, who deletes those it is told."""
+    """The records that are on disk or on their way to it, least recently used first. A record is never older than those
+    that go on from it, so what goes first is always one that no other needs. Files are somebody else's, who deletes
+    those it is told."""
 
     def __init__(self, policy: DiskPolicy, max_bytes: int) -> None:
         self._policy = policy
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._records: dict[Key, DiskRecord] = {}
         self._used: OrderedDict[Key, float] = OrderedDict()  # in the order of their last use
         self._branches: dict[Key, _Branch] = {}
@@ -188,15 +189,20 @@ class DiskIndex:
             self._remove(record)
         return gone
 
-    def surplus(self, now: float, coming: int = 0) -> list[DiskRecord]:
-        """Forget what must go so that no limit is exceeded with a record of `coming` bytes more, least recently used
-        first."""
+    def resize(self, key: Key, size: int) -> None:
+        """A record turned out to take so much; one that is not known is left at that."""
+        record = self._records.get(key)
+        if record is not None:
+            self._records[key] = replace(record, size=size)
+            self._size += size - record.size
+
+    def surplus(self, now: float) -> list[DiskRecord]:
+        """Forget what must go so that no limit is exceeded, least recently used first."""
         gone: list[DiskRecord] = []
-        most_bytes, most_records = self._max_bytes - coming, self._policy.max_records - (1 if coming else 0)
         while self._records:
             key, used_at = next(iter(self._used.items()))
             is_old = now - used_at >= self._policy.max_age_s
-            if not is_old and self._size <= most_bytes and len(self._records) <= most_records:
+            if not is_old and self._size <= self.max_bytes and len(self._records) <= self._policy.max_records:
                 break
             record = self._records[key]
             self._remove(record)
@@ -205,7 +211,7 @@ class DiskIndex:
 
     def fits(self, size: int) -> bool:
         """Whether a record of this size could be kept if all others went."""
-        return size <= self._max_bytes
+        return size <= self.max_bytes
 
     def _insert(self, record: DiskRecord) -> None:
         self._records[record.key] = record
