@@ -100,6 +100,26 @@ def path_of(folder: Path, record: DiskRecord) -> Path:
     return version_folder(folder) / record.model / f"{record.key}{SUFFIX}"
 
 
+def models_of(folder: Path) -> list[str]:
+    """The fingerprints of the models of which there are records."""
+    try:
+        return sorted(path.name for path in version_folder(folder).iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def files_of(folder: Path, model: str) -> list[Path]:
+    """All files that belong to a model; none where another user could have put them, because what they say would be
+    used. Raises OSError, but not for a folder that is not there."""
+    place = version_folder(folder) / model
+    try:
+        status = place.lstat()
+        is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+        return list(place.iterdir()) if is_ours else []
+    except FileNotFoundError:
+        return []
+
+
 def make_private(folder: Path) -> None:
     """Make a folder that nobody else can look into. Raises OSError, also for a folder that is somebody else's."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

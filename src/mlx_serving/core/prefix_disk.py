@@ -113,6 +113,10 @@ class DiskIndex:
     def get(self, key: Key) -> DiskRecord | None:
         return self._records.get(key)
 
+    def used_at(self, key: Key) -> float:
+        """When a record that is known was last used."""
+        return self._used[key]
+
     def oldest_first(self) -> list[Key]:
         return list(self._used)
 

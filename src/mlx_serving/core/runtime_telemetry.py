@@ -106,6 +106,25 @@ class ProcessTelemetry:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixDiskTelemetry:
+    """The folder of the prefix cache as this worker knows it: `pending` records are yet to be written, `bytes` are
+    those of all, and those that others have written. Since the start, `read` records were used (`read_tokens` of
+    them), `written`, not written after all (`given_up`), `deleted` for want of room, and found `damaged`."""
+
+    path: str
+    bytes: int
+    limit_bytes: int
+    records: int
+    pending: int
+    read: int
+    read_tokens: int
+    written: int
+    given_up: int
+    deleted: int
+    damaged: int
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeTelemetry:
     """`opening` streams wait for their prompt to be tokenized; the scheduler does not know them yet. `metal` is None on
     other devices."""

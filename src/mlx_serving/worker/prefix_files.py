@@ -1,0 +1,490 @@
+"""The prefix cache's folder: a thread that reads, deletes and writes, in this order of urgency.
+
+    reading, for somebody who waits ▸ looking at what is there ▸ deleting what is too much ▸ writing, behind everybody
+
+What is on disk is known in memory (`core.prefix_disk`), so whoever asks does not wait for it. What is to be written
+waits as a promise; its bytes are made only when they are next, on the thread that owns MLX (`pump`). Whatever goes
+wrong here costs a computation and a word to `report`: the cache may lose anything at any time, but not tell a lie.
+
+Several processes may use one folder, see `catalog.prefix_records`. Each looks now and then at what the others do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mlx_serving.catalog.prefix_records import (
+    SUFFIX,
+    Content,
+    UnusableRecord,
+    files_of,
+    make_private,
+    models_of,
+    path_of,
+    read_header,
+    read_record,
+    version_folder,
+    write_record,
+)
+from mlx_serving.core.prefix_disk import DiskIndex, DiskPolicy, Found, default_bytes
+from mlx_serving.core.prefix_record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
+from mlx_serving.core.prefix_traffic import PendingSaves, ReadingRate
+from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
+
+_STAGED_BYTES = 64 << 20  # bytes that wait for the thread; what comes after them waits without any
+_HANDED_OVER = 2  # records that were read and not used yet
+_LOOK_S = 60.0
+_REST_S = 30.0  # nothing is written for so long after the disk refused
+_LEFTOVER_S = 3600.0
+_HEADER_BYTES = 8192  # of a file, about
+_TOUCHED_S = 60.0  # the time of a file's last use is this exact
+
+Source = Callable[[DiskRecord], Content | None]
+"""Makes what a record holds, on the thread that owns MLX; None when it is not there any more."""
+
+
+class Report(Protocol):
+    def __call__(self, what: str, *, path: str, reason: str, count: int = 1) -> None: ...
+
+
+@dataclass(slots=True)
+class Reading:
+    """Records read for one sequence. `on_part` gets those that end behind the first `have` tokens, in their order, and
+    `on_end` says that no more come; both are called on the thread that owns MLX. Who does not want it any more sets
+    `abandoned`."""
+
+    model: str
+    root: Key
+    tokens: bytes
+    kind: RecordKind
+    have: int
+    on_part: Callable[[DiskRecord, Content], None]
+    on_end: Callable[[], None]
+    abandoned: bool = False
+
+
+class PrefixFiles:
+    """`deliver` runs a function on the thread that owns MLX, `wake` has that one call `pump`. Both can be called from
+    any thread, as well as `report`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        policy: DiskPolicy,
+        deliver: Callable[[Callable[[], None]], None],
+        wake: Callable[[], None],
+        report: Report,
+    ) -> None:
+        self._folder = folder
+        self._policy = policy
+        self._deliver = deliver
+        self._wake = wake
+        self._report = report
+        self._changed = threading.Condition()
+        # All below belongs to whoever holds the condition.
+        self._index = DiskIndex(policy, policy.max_bytes or 0)
+        self._unwritten: set[Key] = set()
+        self._pending = PendingSaves(policy.max_pending)
+        self._sources: dict[Key, Source] = {}
+        self._staged: deque[tuple[DiskRecord, Content]] = deque()
+        self._staged_bytes = 0
+        self._readings: deque[Reading] = deque()
+        self._chores: deque[Callable[[], None]] = deque([self._open])
+        self._known: set[str] = set()
+        self._rate = ReadingRate()
+        self._rests_until = 0.0
+        self._next_look = 0.0
+        self._is_busy = False
+        self._counts = dict.fromkeys(("read", "read_tokens", "written", "given_up", "deleted", "damaged"), 0)
+        self._handed_over = threading.Semaphore(_HANDED_OVER)
+        threading.Thread(target=self._run, name="prefix-files", daemon=True).start()
+
+    # -- on the thread that owns MLX
+
+    def do(self, chore: Callable[[], None]) -> None:
+        """Have the thread do something, before it deletes or writes."""
+        with self._changed:
+            self._chores.append(chore)
+            self._changed.notify_all()
+
+    def add_model(self, model: str) -> None:
+        """Records of this model may be asked for from now on."""
+        with self._changed:
+            known = model in self._known
+        if not known:
+            self.do(lambda: self._look_into(model))
+
+    def find(self, model: str, root: Key, tokens: bytes, kind: RecordKind) -> list[Found] | None:
+        """What could be read of a sequence; None while it is not known what is there."""
+        with self._changed:
+            return self._find(root, tokens, kind) if model in self._known else None
+
+    def reading_s(self, size: int) -> float:
+        """How long it should take to read so many bytes."""
+        with self._changed:
+            return self._rate.seconds_for(size)
+
+    def read(self, reading: Reading) -> None:
+        with self._changed:
+            self._readings.append(reading)
+            self._changed.notify_all()
+
+    def keep(self, model: str, root: Key, tokens: bytes, kind: RecordKind, token_bytes: float, source: Source) -> None:
+        """Write what is not on disk yet of a sequence that begins with these tokens, later, as long as `source` can
+        make it. A token takes about `token_bytes`."""
+        now = time.time()
+        with self._changed:
+            if model not in self._known or time.monotonic() < self._rests_until:
+                return
+            path = [found.record for found in self._find(root, tokens, kind, promised=True) if _is_whole(found)]
+            if path and now - self._index.used_at(path[-1].key) > _TOUCHED_S:
+                touched = self._index.touch(path[-1].key, now)
+                self._chores.append(lambda: self._note_use(touched, now))
+            total = len(tokens) // TOKEN_BYTES
+            start, parent, most = 0, root, total
+            if kind == "blocks":
+                most = self._policy.record_tokens
+            if path and (kind == "blocks" or path[-1].end == total):
+                start, parent = path[-1].end, path[-1].key
+            while start < total:
+                own = tokens[start * TOKEN_BYTES : (start + most) * TOKEN_BYTES]
+                size = int(len(own) // TOKEN_BYTES * token_bytes) + _HEADER_BYTES
+                record = DiskRecord(chain_key(parent, own), parent, model, start, own, size, now)
+                if not self._index.fits(size) or not self._promise(record, source):
+                    break
+                start, parent = record.end, record.key
+
+    def _promise(self, record: DiskRecord, source: Source) -> bool:
+        """Whether it is going to be written, as things are."""
+        self._index.add(record)
+        self._unwritten.add(record.key)
+        self._sources[record.key] = source
+        for key in self._pending.offer(record.key, record.parent):
+            self._give_up(key)
+        return record.key in self._index
+
+    @property
+    def wants_pump(self) -> bool:
+        """Whether there is something for `pump` to do."""
+        with self._changed:
+            return len(self._pending) > 0 and self._staged_bytes < _STAGED_BYTES
+
+    def pump(self, budget: float) -> None:
+        """Make the bytes of what is to be written next, `budget` of them or a few more."""
+        while budget > 0:
+            with self._changed:
+                key = self._pending.take() if self._staged_bytes < _STAGED_BYTES else None
+                if key is None:
+                    return
+                source, record = self._sources.pop(key), self._index.get(key)
+            content = None if record is None else source(record)
+            with self._changed:
+                if record is None or content is None or key not in self._index:
+                    self._give_up(key)
+                    continue
+                self._staged.append((record, content))
+                self._staged_bytes += content.size
+                self._changed.notify_all()
+            budget -= content.size
+
+    def flush(self, patience_s: float) -> None:
+        """Write what waits, if it can be done in so many seconds."""
+        until = time.monotonic() + patience_s
+        while (left_s := until - time.monotonic()) > 0:
+            self.pump(float("inf"))
+            with self._changed:
+                if not (self._pending or self._staged or self._is_busy or self._chores):
+                    return
+                self._changed.wait(left_s)
+
+    def telemetry(self) -> PrefixDiskTelemetry:
+        with self._changed:
+            return PrefixDiskTelemetry(
+                path=str(self._folder),
+                bytes=self._index.size,
+                limit_bytes=self._index.max_bytes,
+                records=len(self._index) - len(self._unwritten),
+                pending=len(self._unwritten),
+                **self._counts,
+            )
+
+    # -- with the condition held
+
+    def _find(self, root: Key, tokens: bytes, kind: RecordKind, *, promised: bool = False) -> list[Found]:
+        if kind == "state":
+            longest = self._index.longest(root, tokens)
+            path = [] if longest is None else [Found(longest, longest.count)]
+        else:
+            path = self._index.match(root, tokens)
+        if promised:
+            return path
+        written = [found.record.key not in self._unwritten for found in path]
+        return path[: written.index(False)] if False in written else path
+
+    def _give_up(self, key: Key) -> None:
+        """A promise is not kept, nor those that go on from it."""
+        for record in self._index.forget(key):
+            self._unwritten.discard(record.key)
+        for dropped in (key, *self._pending.drop(key)):
+            self._unwritten.discard(dropped)
+            self._sources.pop(dropped, None)
+            self._counts["given_up"] += 1
+
+    def _next(self) -> Callable[[], None] | None:
+        if self._readings:
+            reading = self._readings.popleft()
+            return lambda: self._read(reading)
+        if self._chores:
+            return self._chores.popleft()
+        if time.monotonic() >= self._next_look:
+            return self._look
+        if self._staged:
+            record, content = self._staged.popleft()
+            return lambda: self._write(record, content)
+        return None
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while (job := self._next()) is None:
+                    self._is_busy = False
+                    self._changed.notify_all()
+                    self._changed.wait(max(0.0, self._next_look - time.monotonic()))
+                self._is_busy = True
+            try:
+                job()
+            except Exception as error:  # noqa: BLE001  the thread must live on, whatever a file system comes up with
+                self._report("failed", path=str(self._folder), reason=f"{type(error).__name__}: {error}")
+
+    def _open(self) -> None:
+        try:
+            make_private(version_folder(self._folder))
+        except OSError as error:
+            self._rest(error)
+
+    def _look(self) -> None:
+        """See what others have done, and hold the limits."""
+        with self._changed:
+            self._next_look = time.monotonic() + _LOOK_S
+        for model in models_of(self._folder):
+            self._look_into(model)
+        self._find_limit()
+        self._make_room()
+
+    def _find_limit(self) -> None:
+        if self._policy.max_bytes is None:
+            free = _free_bytes(self._folder)
+            with self._changed:
+                self._index.max_bytes = default_bytes(free + self._index.size)
+
+    def _look_into(self, model: str) -> None:
+        """See what is there of a model."""
+        if model not in self._known:
+            self._find_limit()
+        names, records = set[str](), dict[Key, DiskRecord]()
+        damaged: list[tuple[Path, str]] = []
+        try:
+            paths = files_of(self._folder, model)
+        except OSError as error:  # what is there may still be there
+            self._report("unreadable", path=str(self._folder), reason=str(error))
+            self._known.add(model)
+            return
+        for path in paths:
+            names.add(path.name)
+            self._examine(path, records, damaged)
+        self._discard_damaged(damaged)
+        with self._changed:
+            gone = [key for key in self._index.oldest_first() if self._is_lost(key, model, names)]
+            lost = [each for key in gone for each in self._index.forget(key)]
+            lost += [records[key] for key in self._index.restore(records.values())] if records else []
+            self._known.add(model)
+        self._unlink(path_of(self._folder, record) for record in lost)
+
+    def _is_lost(self, key: Key, model: str, names: set[str]) -> bool:
+        record = self._index.get(key)
+        is_written = record is not None and record.model == model and key not in self._unwritten
+        return is_written and key + SUFFIX not in names
+
+    def _examine(self, path: Path, records: dict[Key, DiskRecord], damaged: list[tuple[Path, str]]) -> None:
+        if path.name.startswith("."):  # being written, or left over by a process that has died meanwhile
+            with contextlib.suppress(OSError):
+                if time.time() - path.lstat().st_mtime > _LEFTOVER_S:
+                    path.unlink()
+        elif path.suffix == SUFFIX and not self._knows(path.stem):
+            try:
+                records[path.stem] = read_header(path)
+            except FileNotFoundError:
+                pass
+            except (OSError, UnusableRecord) as error:
+                damaged.append((path, str(error)))
+
+    def _knows(self, key: Key) -> bool:
+        with self._changed:
+            return key in self._index
+
+    def _discard_damaged(self, damaged: list[tuple[Path, str]]) -> None:
+        if damaged:
+            with self._changed:
+                self._counts["damaged"] += len(damaged)
+            path, reason = damaged[0]
+            self._report("damaged", path=str(path), reason=reason, count=len(damaged))
+            self._unlink(path for path, _ in damaged)
+
+    def _make_room(self) -> None:
+        with self._changed:
+            gone = self._index.surplus(time.time())
+            written = [record for record in gone if record.key not in self._unwritten]
+            for record in gone:
+                self._unwritten.discard(record.key)
+            self._counts["deleted"] += len(written)
+        self._unlink(path_of(self._folder, record) for record in written)
+
+    def _write(self, record: DiskRecord, content: Content) -> None:
+        try:
+            self._make_room()
+            with self._changed:
+                is_wanted = record.key in self._unwritten
+            if is_wanted and (size := self._written(record, content)):
+                with self._changed:
+                    self._index.resize(record.key, size)
+                    self._unwritten.discard(record.key)
+                    self._counts["written"] += 1
+        except OSError as error:
+            with self._changed:
+                self._give_up(record.key)
+            self._rest(error)
+        finally:
+            with self._changed:
+                self._staged_bytes -= content.size
+                waits = len(self._pending) > 0
+                self._changed.notify_all()
+            if waits:
+                self._wake()
+
+    def _written(self, record: DiskRecord, content: Content) -> int:
+        """How large the file is; 0 if there is none, because it would be of no use."""
+        try:
+            return write_record(self._folder, record, content)
+        except FileNotFoundError:  # the first one of its model, or somebody has deleted the folder
+            make_private(version_folder(self._folder))
+            make_private(path_of(self._folder, record).parent)
+            self._look_into(record.model)
+            return write_record(self._folder, record, content) if self._knows(record.key) else 0
+
+    def _rest(self, error: OSError) -> None:
+        """The disk does not take any more: leave it alone for a while."""
+        with self._changed:
+            was_resting = time.monotonic() < self._rests_until
+            self._rests_until = time.monotonic() + _REST_S
+            while (key := self._pending.take()) is not None:
+                self._give_up(key)
+            for record, content in self._staged:
+                self._give_up(record.key)
+                self._staged_bytes -= content.size
+            self._staged.clear()
+        if not was_resting:
+            self._report("refused", path=str(self._folder), reason=str(error))
+
+    def _read(self, reading: Reading) -> None:
+        if reading.model not in self._known:
+            self._look_into(reading.model)
+        with self._changed:
+            path = self._find(reading.root, reading.tokens, reading.kind)
+        for found in path:
+            if found.record.start + found.count <= reading.have:
+                continue
+            if not self._hand_over(reading, found):
+                break
+        self._deliver(reading.on_end)
+        if path:
+            now = time.time()
+            with self._changed:
+                touched = self._index.touch(path[-1].record.key, now)
+            self._note_use(touched, now)
+
+    def _hand_over(self, reading: Reading, found: Found) -> bool:
+        """Whether a record could be read and is still wanted."""
+        while not self._handed_over.acquire(timeout=1):
+            if reading.abandoned:
+                return False
+        content = None if reading.abandoned else self._content(found)
+        if content is None:
+            self._handed_over.release()
+            return False
+
+        def hand_over() -> None:
+            self._handed_over.release()
+            if not reading.abandoned:
+                reading.on_part(found.record, content)
+
+        self._deliver(hand_over)
+        return True
+
+    def _content(self, found: Found) -> Content | None:
+        record = found.record
+        began = time.monotonic()
+        try:
+            content = read_record(self._folder, record)
+        except (OSError, UnusableRecord) as error:
+            self._lose(record, error)
+            return None
+        with self._changed:
+            self._rate.learn(record.size, time.monotonic() - began)
+            self._counts["read"] += 1
+            self._counts["read_tokens"] += found.count
+        return content
+
+    def _lose(self, record: DiskRecord, error: OSError | UnusableRecord) -> None:
+        """A record is not what it should be: it goes, and what goes on from it."""
+        with self._changed:
+            gone = self._index.forget(record.key)
+            written = [each for each in gone if each.key not in self._unwritten]
+            for each in gone:
+                self._unwritten.discard(each.key)
+        if not isinstance(error, FileNotFoundError):  # else somebody else has deleted it, as may be
+            with self._changed:
+                self._counts["damaged"] += 1
+            self._report("damaged", path=str(path_of(self._folder, record)), reason=str(error))
+        self._unlink(path_of(self._folder, each) for each in written)
+
+    def forget(self, record: DiskRecord, reason: str) -> None:
+        """A record cannot be used, as it turned out."""
+        self.do(lambda: self._lose(record, UnusableRecord(reason)))
+
+    def _note_use(self, keys: Iterable[Key], now: float) -> None:
+        """Files are as old as their last use: that is what the next start knows of it."""
+        for key in keys:
+            with self._changed:
+                record = self._index.get(key)
+                is_written = record is not None and key not in self._unwritten
+            if record is not None and is_written:
+                with contextlib.suppress(OSError):
+                    os.utime(path_of(self._folder, record), (now, now))
+
+    def _unlink(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_whole(found: Found) -> bool:
+    return found.count == found.record.count
+
+
+def _free_bytes(folder: Path) -> int:
+    """What is free where the folder is, or would be."""
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return 0
