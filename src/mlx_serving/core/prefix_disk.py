@@ -13,6 +13,12 @@ from dataclasses import dataclass, field, replace
 from mlx_serving.core.bounds import at_least, greater_than
 from mlx_serving.core.prefix_record import TOKEN_BYTES, DiskRecord, Key, shared_bytes
 
+RECORD_TOKENS = 256
+"""A record has no more: a file of some megabytes that is read and written in one go."""
+
+MAX_RECORDS = 32_768
+"""What is known of them takes memory, about two kilobytes each."""
+
 _FREE_PART = 4
 _DEFAULT_BYTES = 30 * 1024**3
 
@@ -20,21 +26,15 @@ _DEFAULT_BYTES = 30 * 1024**3
 @dataclass(frozen=True, slots=True)
 class DiskPolicy:
     """At most `max_bytes` in all files together (None: see `default_bytes`), and nothing that was not used for
-    `max_age_s` seconds. A record has at most `record_tokens` tokens; at most `max_records` are known, and
-    `max_pending` wait to be written."""
+    `max_age_s` seconds."""
 
     max_bytes: int | None = None
     max_age_s: float = 30 * 86_400.0
-    record_tokens: int = 256
-    max_records: int = 32_768
-    max_pending: int = 4096
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None:
             at_least("max_bytes", self.max_bytes, 1)
         greater_than("max_age_s", self.max_age_s, 0)
-        for name in ("record_tokens", "max_records", "max_pending"):
-            at_least(name, getattr(self, name), 1)
 
 
 def default_bytes(free: int) -> int:
@@ -92,9 +92,10 @@ class DiskIndex:
     that go on from it, so what goes first is always one that no other needs. Files are somebody else's, who deletes
     those it is told."""
 
-    def __init__(self, policy: DiskPolicy, max_bytes: int) -> None:
-        self._policy = policy
+    def __init__(self, max_bytes: int, max_age_s: float, *, max_records: int = MAX_RECORDS) -> None:
         self.max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._max_records = max_records
         self._records: dict[Key, DiskRecord] = {}
         self._used: OrderedDict[Key, float] = OrderedDict()  # in the order of their last use
         self._branches: dict[Key, _Branch] = {}
@@ -205,8 +206,8 @@ class DiskIndex:
         gone: list[DiskRecord] = []
         while self._records:
             key, used_at = next(iter(self._used.items()))
-            is_old = now - used_at >= self._policy.max_age_s
-            if not is_old and self._size <= self.max_bytes and len(self._records) <= self._policy.max_records:
+            is_old = now - used_at >= self._max_age_s
+            if not is_old and self._size <= self.max_bytes and len(self._records) <= self._max_records:
                 break
             record = self._records[key]
             self._remove(record)

@@ -210,6 +210,26 @@ class PrefixIndex:
             self._remove(entry)
         return gone
 
+    def blocks(self, chain: TokenChain, start: int, end: int) -> list[Entry] | None:
+        """The blocks that hold these tokens of a sequence, whose whole blocks end before `end` but for the last; None
+        if some are not kept."""
+        found: list[Entry] = []
+        block = chain.block_tokens
+        for begin in range(start // block * block, end, block):
+            wanted = tuple(chain.token_ids[begin : min(begin + block, end)])
+            place = chain.keys[begin // block]
+            entry = next(
+                (one for one in self._blocks_at.get(place, ()) if one.token_ids[: len(wanted)] == wanted), None
+            )
+            if entry is None:
+                return None
+            found.append(entry)
+        return found
+
+    def state(self, chain: TokenChain, end: int) -> Entry | None:
+        """The state after the first `end` tokens of a sequence, if it is kept."""
+        return self._states.get(chain.key_of(end))
+
     # -- finding
 
     def _match_blocks(self, chain: TokenChain) -> Match:

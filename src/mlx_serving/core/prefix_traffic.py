@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from mlx_serving.core.prefix_record import Key
 
+MAX_PENDING = 4096
 _PRESUMED_BYTES_PER_S = 500e6
 _READING_GAIN = 0.2
 _PATIENCE_S = 2.0
@@ -16,7 +17,7 @@ class PendingSaves:
     """Records that wait to be written, first come, first served. When there are too many the oldest are given up, and
     with each what goes on from it."""
 
-    def __init__(self, max_pending: int) -> None:
+    def __init__(self, max_pending: int = MAX_PENDING) -> None:
         self._max_pending = max_pending
         self._parents: OrderedDict[Key, Key] = OrderedDict()
 

@@ -62,12 +62,33 @@ class PrefixTelemetry:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixDiskTelemetry:
+    """The folder of the prefix cache as this worker knows it: `bytes` are those of all `records` and of the `pending`
+    ones, which are yet to be written. Since the start, so many records were `read` (`read_tokens` of them were used),
+    `written`, `given_up` before they were written, `deleted` for want of room or for their age, and found `damaged`."""
+
+    path: str
+    bytes: int
+    limit_bytes: int
+    records: int
+    pending: int
+    read: int
+    read_tokens: int
+    written: int
+    given_up: int
+    deleted: int
+    damaged: int
+
+
+@dataclass(frozen=True, slots=True)
 class CacheTelemetry:
-    """`kv_bytes` are what the caches of all sequences take, their room to grow included."""
+    """`kv_bytes` are what the caches of all sequences take, their room to grow included. `prefix_disk` is None where
+    nothing is kept on disk."""
 
     kv_bytes: int
     kv_bytes_by_model: dict[str, int]
     prefixes: PrefixTelemetry
+    prefix_disk: PrefixDiskTelemetry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +124,6 @@ class ProcessTelemetry:
     handles: int
     threads: int
     outbox_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixDiskTelemetry:
-    """The folder of the prefix cache as this worker knows it: `pending` records are yet to be written, `bytes` are
-    those of all, and those that others have written. Since the start, `read` records were used (`read_tokens` of
-    them), `written`, not written after all (`given_up`), `deleted` for want of room, and found `damaged`."""
-
-    path: str
-    bytes: int
-    limit_bytes: int
-    records: int
-    pending: int
-    read: int
-    read_tokens: int
-    written: int
-    given_up: int
-    deleted: int
-    damaged: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,10 @@ class Scheduler:
         """The model's sequences that have not ended, in the order they came."""
         return [one.id for one in self._sequences.values() if one.lane.model == model]
 
+    def prefill_s(self, model: str, start: int, count: int) -> float:
+        """Seconds to compute `count` prompt tokens that follow `start` others, as far as is known: 0 if nothing is."""
+        return self._lanes[model].cost.prefill_s(start, count)
+
     def add(
         self,
         id: str,  # noqa: A002

@@ -13,7 +13,7 @@ from mlx_serving.telemetry.logger import get_logger
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, Line, MessageReader, Oversized
 from mlx_serving.wire.methods import Method
-from mlx_serving.wire.notifications import Heartbeat, ModelProgress, Row, StepFrame, decode_binary
+from mlx_serving.wire.notifications import Heartbeat, ModelProgress, Notice, Row, StepFrame, decode_binary
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -182,6 +182,8 @@ class WorkerClient(asyncio.Protocol):
                 self._on_heartbeat(notification)
             case ModelProgress():
                 self._on_model_progress(notification)
+            case Notice():
+                _log.warning(notification.what, part=notification.part, **notification.facts)
 
     def _on_response(self, response: jsonrpc.Response) -> None:
         if isinstance(response.method, str):

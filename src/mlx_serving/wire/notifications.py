@@ -107,10 +107,20 @@ class ModelProgress(msgspec.Struct, frozen=True, array_like=True, tag=3):
     total: int
 
 
-Notification: TypeAlias = StepFrame | Heartbeat | ModelProgress
+class Notice(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Something that the operator should know: `part` of the worker, `what` has come about, and the circumstances."""
+
+    part: str
+    what: str
+    facts: dict[str, str | int]
+
+
+Notification: TypeAlias = StepFrame | Heartbeat | ModelProgress | Notice
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Notification] = msgspec.msgpack.Decoder(StepFrame | Heartbeat | ModelProgress)
+_decoder: msgspec.msgpack.Decoder[Notification] = msgspec.msgpack.Decoder(
+    StepFrame | Heartbeat | ModelProgress | Notice
+)
 
 
 def encode_binary(notification: Notification) -> bytes:
@@ -148,6 +158,8 @@ def _as_json(notification: Notification) -> Iterator[tuple[str, dict[str, object
                     "total": notification.total,
                 },
             )
+        case Notice():
+            yield "runtime/notice", {"part": notification.part, "what": notification.what, **notification.facts}
         case _:
             assert_never(notification)
 

@@ -20,6 +20,7 @@ from mlx_serving.machine import blas
 from mlx_serving.wire import settings as wire_settings
 
 _LAST_WORDS_S = 5.0
+_LAST_WRITES_S = 2.0
 
 
 def _claim_stdout() -> int:
@@ -62,6 +63,8 @@ def main() -> int:
         sys.stderr.write("MLX Runtime ready\n")  # the ancestor's word to a person at the terminal
         sys.stderr.flush()
     worker.loop.run(worker.handlers)
+    if worker.disk is not None:
+        worker.disk.flush(_LAST_WRITES_S)
     worker.outbox.flush(_LAST_WORDS_S)
     return 0
 

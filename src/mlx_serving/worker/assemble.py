@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.machine.blas import Blas
+from mlx_serving.wire.notifications import Notice
 from mlx_serving.wire.settings import WorkerSettings
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
@@ -16,6 +18,8 @@ from mlx_serving.worker.memory_bounds import MemoryBounds
 from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.prefix_cache import PrefixCache
+from mlx_serving.worker.prefix_disk import PrefixDisk
+from mlx_serving.worker.prefix_files import PrefixFiles
 from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.tokenizing import TokenizerThread
 
@@ -26,6 +30,7 @@ class Worker:
     outbox: Outbox
     loop: Loop
     handlers: Handlers
+    disk: PrefixDisk | None
 
 
 def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: bool) -> Worker:
@@ -37,10 +42,11 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
     prefixes = PrefixCache(settings.prefix_cache)
     scheduler = Scheduler(settings.scheduler, prefixes)
     generation = Generation(scheduler, prefixes)
+    disk = _disk(settings, prefixes, scheduler, inbox, outbox)
     memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read, prefixes)
     tokenizers = TokenizerThread(inbox.put)
     grammars = TokenizerThread(inbox.put, "grammar")
-    loop = Loop(inbox, outbox, generation, memory, progress, linger=linger)
+    loop = Loop(inbox, outbox, generation, memory, progress, disk, linger=linger)
     handlers = Handlers(
         outbox,
         generation,
@@ -49,11 +55,26 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
         grammars,
         progress,
         Pulse(progress, outbox.notify),
-        Telemetry(generation, tokenizers, outbox, cache_limit_bytes=lambda: memory.plan.buffer_cache),
+        Telemetry(generation, tokenizers, outbox, disk, cache_limit_bytes=lambda: memory.plan.buffer_cache),
         ModelRunner,
+        disk,
         blas=blas,
         restart_count=settings.restart_count,
         defaults=settings.sampling,
         stop=loop.stop,
     )
-    return Worker(inbox, outbox, loop, handlers)
+    return Worker(inbox, outbox, loop, handlers, disk)
+
+
+def _disk(
+    settings: WorkerSettings, prefixes: PrefixCache, scheduler: Scheduler, inbox: Inbox, outbox: Outbox
+) -> PrefixDisk | None:
+    if settings.prefix_folder is None or not settings.prefix_cache.enabled:
+        return None
+
+    def report(what: str, *, path: str, reason: str, count: int = 1) -> None:
+        outbox.notify(Notice("prefix cache", what, {"path": path, "reason": reason, "count": count}))
+
+    folder = Path(settings.prefix_folder)
+    files = PrefixFiles(folder, settings.prefix_disk, inbox.put, inbox.wake, report)
+    return PrefixDisk(files, folder, prefixes, scheduler.prefill_s, inbox.put)

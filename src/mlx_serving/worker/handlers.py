@@ -18,6 +18,7 @@ from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.model_handlers import ModelHandlers
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.prefix_disk import PrefixDisk
 from mlx_serving.worker.routes import Route
 from mlx_serving.worker.runtime_handlers import RuntimeHandlers
 from mlx_serving.worker.stream_handlers import StreamHandlers
@@ -41,6 +42,7 @@ class Handlers:
         pulse: Pulse,
         telemetry: Telemetry,
         make_runner: RunnerFactory,
+        disk: PrefixDisk | None = None,
         *,
         blas: Blas,
         restart_count: int,
@@ -50,8 +52,9 @@ class Handlers:
         self._tokenizers = tokenizers
         self._grammars = grammars
         models = LoadedModels()
-        streams = StreamHandlers(outbox, models, generation, tokenizers, grammars, defaults)
-        self._models = ModelHandlers(outbox, models, generation, memory, streams, progress, make_runner)
+        streams = StreamHandlers(outbox, models, generation, tokenizers, grammars, defaults, disk)
+        self._streams = streams
+        self._models = ModelHandlers(outbox, models, generation, memory, streams, progress, make_runner, disk)
         tokens = TokenHandlers(models, tokenizers)
         runtime = RuntimeHandlers(
             outbox,
@@ -74,8 +77,9 @@ class Handlers:
 
     @property
     def owes_answers(self) -> bool:
-        """Whether requests are being tokenized, or their grammars compiled: work that no step shows yet."""
-        return self._tokenizers.pending > 0 or self._grammars.pending > 0
+        """Whether requests are being tokenized, their grammars compiled, or what is kept of them read: work that no
+        step shows yet."""
+        return self._tokenizers.pending > 0 or self._grammars.pending > 0 or self._streams.opening > 0
 
     def finish_unloading(self) -> None:
         """Drop the models that are to go and that nobody uses any more."""

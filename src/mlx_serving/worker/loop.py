@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.errors import EngineError, InvalidEnvelope, MessageTooLarge, ProtocolError, UnknownMethod
@@ -46,6 +46,28 @@ class Inbox:
             return
 
 
+class Chores(Protocol):
+    """Work beside the steps, that nobody waits for."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is some."""
+        ...
+
+    def work(self) -> None:
+        """Do what takes no longer than a step may."""
+        ...
+
+
+class NoChores:
+    @property
+    def is_due(self) -> bool:
+        return False
+
+    def work(self) -> None:
+        pass
+
+
 class Loop:
     """`linger`: at the end of input finish what was accepted (a person pipes commands in); else stop at once.
 
@@ -59,6 +81,7 @@ class Loop:
         generation: Generation,
         memory: MemoryGuard,
         progress: Progress,
+        chores: Chores | None = None,
         *,
         linger: bool,
     ) -> None:
@@ -67,6 +90,7 @@ class Loop:
         self._generation = generation
         self._memory = memory
         self._progress = progress
+        self._chores: Chores = chores or NoChores()
         self._linger = linger
         self._stopping = False
         self._ended = False
@@ -93,6 +117,7 @@ class Loop:
             self._progress.advance()
             if frame is not None:
                 self._outbox.notify(frame)
+            self._chores.work()
             handlers.finish_unloading()  # a stream may have ended in the step, by an abort or by a refusal
 
     def _patience_s(self) -> float | None:
@@ -100,7 +125,7 @@ class Loop:
         before one comes."""
         if self._outbox.is_congested:
             return None
-        if not self._generation.is_idle:
+        if not self._generation.is_idle or self._chores.is_due:
             return 0
         now = time.monotonic()
         due = [time for time in (self._generation.next_deadline, self._memory.next_look) if time is not None]

@@ -17,6 +17,7 @@ from mlx_serving.worker.loaded_models import LoadedModels
 from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.prefix_disk import PrefixDisk
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.stream_handlers import StreamHandlers
 
@@ -31,6 +32,7 @@ class ModelHandlers:
         streams: StreamHandlers,
         progress: Progress,
         make_runner: RunnerFactory,
+        disk: PrefixDisk | None = None,
     ) -> None:
         self._outbox = outbox
         self._models = models
@@ -39,6 +41,7 @@ class ModelHandlers:
         self._streams = streams
         self._progress = progress
         self._make_runner = make_runner
+        self._disk = disk
         self._unloading: dict[str, list[Reply[methods.SuccessResult]]] = {}  # who waits for a model to be gone
 
     def routes(self) -> tuple[Route[Any, Any], ...]:
@@ -67,6 +70,8 @@ class ModelHandlers:
             self._models.add(loaded)
             self._generation.add_model(loaded)
             self._memory.add_model(params.model_id, loaded.facts.memory_bytes)
+            if self._disk is not None:
+                self._disk.add_model(loaded)
         reply.send(loaded.facts)
 
     def _progress_reporter(self, model_id: str) -> loader.OnProgress:
@@ -93,6 +98,8 @@ class ModelHandlers:
         for model_id in [model_id for model_id in self._unloading if self._streams.count(model_id) == 0]:
             self._models.remove(model_id)
             self._generation.remove_model(model_id)
+            if self._disk is not None:
+                self._disk.remove_model(model_id)
             gc.collect()
             mx.synchronize()  # buffers in flight must not be freed
             mx.clear_cache()

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import mlx.core as mx
-
 from mlx_serving.core.prefix_index import Entry, Insertion, Match, PrefixCachePolicy, PrefixIndex
 from mlx_serving.core.runtime_telemetry import PrefixTelemetry
 from mlx_serving.core.token_chain import TokenChain, root_key
@@ -24,16 +22,16 @@ MIN_TOKENS = 16
 
 
 class PrefixStore(Protocol):
-    """Whoever keeps blocks elsewhere as well. Called on the thread that owns MLX; must not wait for anything slow."""
+    """Whoever keeps beginnings elsewhere as well. Called on the thread that owns MLX; must not wait for anything."""
 
-    def put(self, key: bytes, parent: bytes, token_ids: Sequence[int], arrays: Mapping[str, mx.array]) -> None:
-        """A block was kept: `key` names all tokens up to its end, `parent` those before it. The arrays are never
-        written to; their copies may still be on the way."""
+    def keep(self, chain: TokenChain, end: int, *, exact: bool, whole: bool) -> None:
+        """The first `end` tokens of a sequence are kept now. `exact`: as a whole state; `whole`: others are to begin
+        with all of them."""
         ...
 
 
 class NoStore:
-    def put(self, key: bytes, parent: bytes, token_ids: Sequence[int], arrays: Mapping[str, mx.array]) -> None:
+    def keep(self, chain: TokenChain, end: int, *, exact: bool, whole: bool) -> None:
         pass
 
 
@@ -59,9 +57,9 @@ class PrefixCache:
     `spare` says how many bytes the running sequences leave; what is kept gives way to them.
     """
 
-    def __init__(self, policy: PrefixCachePolicy, store: PrefixStore | None = None) -> None:
+    def __init__(self, policy: PrefixCachePolicy) -> None:
         self._policy = policy
-        self._store = store or NoStore()
+        self.store: PrefixStore = NoStore()
         self._index = PrefixIndex()
         self._kept: dict[Entry, Kept] = {}
         self._chains: dict[str, TokenChain] = {}
@@ -115,10 +113,17 @@ class PrefixCache:
 
     def open(self, id: str, model_id: str, token_ids: Sequence[int], salt: str, caller: str) -> None:  # noqa: A002
         """A sequence has come, of which these are the first tokens."""
-        if self._policy.enabled:
-            salt = f"{salt}\0{caller}" if self._policy.per_caller else salt
-            root = root_key(self._fingerprints[model_id], salt)
-            self._chains[id] = TokenChain(model_id, root, token_ids, self._policy.block_tokens)
+        chain = self.chain_of(model_id, token_ids, salt, caller)
+        if chain is not None:
+            self._chains[id] = chain
+
+    def chain_of(self, model_id: str, token_ids: Sequence[int], salt: str, caller: str) -> TokenChain | None:
+        """The names of a sequence's beginnings; None if none are kept."""
+        if not self._policy.enabled:
+            return None
+        salt = f"{salt}\0{caller}" if self._policy.per_caller else salt
+        root = root_key(self._fingerprints[model_id], salt)
+        return TokenChain(model_id, root, token_ids, self._policy.block_tokens)
 
     def grow(self, id: str, token_ids: Sequence[int]) -> None:  # noqa: A002
         """What is to be computed of it are all these tokens now."""
@@ -190,17 +195,60 @@ class PrefixCache:
                 entry: prefix_kv.cut(caches, entry.end - len(entry.token_ids), entry.end) for entry in insertion.added
             }
         self._keep(added, insertion)
+        if added:
+            self.store.keep(chain, max(entry.end for entry in added), exact=exact, whole=whole)
 
     def _keep(self, added: Mapping[Entry, Kept], insertion: Insertion) -> None:
         self._forget(insertion.gone)
-        if not added:
-            return
-        prefix_kv.compute(list(added.values()))
-        for entry, kept in added.items():
-            if entry.kept:
-                self._kept[entry] = kept
-                if isinstance(kept, KvBlock):
-                    self._store.put(entry.key, entry.place, entry.token_ids, kept.arrays())
+        if added:
+            prefix_kv.compute(list(added.values()))
+            self._kept |= {entry: kept for entry, kept in added.items() if entry.kept}
+
+    # -- for the store
+
+    def is_exact(self, model_id: str) -> bool:
+        """Whether whole states are kept of its caches, because they cannot be cut."""
+        return model_id in self._exact
+
+    def tokens_of(self, chain: TokenChain) -> int:
+        """How many first tokens of a sequence are kept; not all."""
+        return self._match(chain).tokens
+
+    def blocks(self, chain: TokenChain, start: int, end: int) -> KvBlock | None:
+        """What is kept of these tokens of a sequence; None if it is not all kept."""
+        entries = self._index.blocks(chain, start, end)
+        if not entries:
+            return None
+        kept = [self._kept[entry] for entry in entries]
+        begin = entries[0].end - len(entries[0].token_ids)
+        return prefix_kv.piece([one for one in kept if isinstance(one, KvBlock)], start - begin, end - begin)
+
+    def state(self, chain: TokenChain, end: int) -> CacheState | None:
+        """The state that is kept after these tokens of a sequence."""
+        entry = self._index.state(chain, end)
+        kept = None if entry is None else self._kept[entry]
+        return kept if isinstance(kept, CacheState) else None
+
+    def restore_blocks(self, chain: TokenChain, start: int, end: int, block: KvBlock) -> bool:
+        """Keep what `block` holds of the tokens [start, end) of a sequence, where `start` is the beginning of a block
+        of the chain. False if what comes before is not kept any more, or there is no room."""
+        if start and self._index.blocks(chain, 0, start) is None:
+            return False
+        insertion = self._index.insert_blocks(
+            chain, end, tail=True, token_bytes=block.nbytes // (end - start), limit=self._most, now=time.monotonic()
+        )
+        added = {
+            entry: prefix_kv.piece([block], entry.end - len(entry.token_ids) - start, entry.end - start)
+            for entry in insertion.added
+        }
+        self._keep(added, insertion)
+        return self._index.blocks(chain, start, end) is not None
+
+    def restore_state(self, chain: TokenChain, end: int, caches: list[Any]) -> None:
+        """Keep caches that hold the first `end` tokens of a sequence."""
+        state = CacheState(caches)
+        insertion = self._index.insert_state(chain, end, size=state.nbytes, limit=self._most, now=time.monotonic())
+        self._keep(dict.fromkeys(insertion.added, state), insertion)
 
     def _match(self, chain: TokenChain) -> Match:
         match = self._index.match(chain, states=chain.owner in self._exact)

@@ -35,7 +35,7 @@ from mlx_serving.catalog.prefix_records import (
     version_folder,
     write_record,
 )
-from mlx_serving.core.prefix_disk import DiskIndex, DiskPolicy, Found, default_bytes
+from mlx_serving.core.prefix_disk import RECORD_TOKENS, DiskIndex, DiskPolicy, Found, default_bytes
 from mlx_serving.core.prefix_record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
 from mlx_serving.core.prefix_traffic import PendingSaves, ReadingRate
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
@@ -67,7 +67,7 @@ class Reading:
     tokens: bytes
     kind: RecordKind
     have: int
-    on_part: Callable[[DiskRecord, Content], None]
+    on_part: Callable[[Found, Content], None]
     on_end: Callable[[], None]
     abandoned: bool = False
 
@@ -91,9 +91,9 @@ class PrefixFiles:
         self._report = report
         self._changed = threading.Condition()
         # All below belongs to whoever holds the condition.
-        self._index = DiskIndex(policy, policy.max_bytes or 0)
+        self._index = DiskIndex(policy.max_bytes or 0, policy.max_age_s)
         self._unwritten: set[Key] = set()
-        self._pending = PendingSaves(policy.max_pending)
+        self._pending = PendingSaves()
         self._sources: dict[Key, Source] = {}
         self._staged: deque[tuple[DiskRecord, Content]] = deque()
         self._staged_bytes = 0
@@ -138,9 +138,19 @@ class PrefixFiles:
             self._readings.append(reading)
             self._changed.notify_all()
 
-    def keep(self, model: str, root: Key, tokens: bytes, kind: RecordKind, token_bytes: float, source: Source) -> None:
+    def keep(
+        self,
+        model: str,
+        root: Key,
+        tokens: bytes,
+        kind: RecordKind,
+        token_bytes: float,
+        source: Source,
+        *,
+        tail: bool,
+    ) -> None:
         """Write what is not on disk yet of a sequence that begins with these tokens, later, as long as `source` can
-        make it. A token takes about `token_bytes`."""
+        make it. A token takes about `token_bytes`. With `tail`, also what does not fill a record."""
         now = time.time()
         with self._changed:
             if model not in self._known or time.monotonic() < self._rests_until:
@@ -150,12 +160,10 @@ class PrefixFiles:
                 touched = self._index.touch(path[-1].key, now)
                 self._chores.append(lambda: self._note_use(touched, now))
             total = len(tokens) // TOKEN_BYTES
-            start, parent, most = 0, root, total
-            if kind == "blocks":
-                most = self._policy.record_tokens
+            start, parent, most = 0, root, RECORD_TOKENS if kind == "blocks" else total
             if path and (kind == "blocks" or path[-1].end == total):
                 start, parent = path[-1].end, path[-1].key
-            while start < total:
+            while start + (0 if tail else most - 1) < total:
                 own = tokens[start * TOKEN_BYTES : (start + most) * TOKEN_BYTES]
                 size = int(len(own) // TOKEN_BYTES * token_bytes) + _HEADER_BYTES
                 record = DiskRecord(chain_key(parent, own), parent, model, start, own, size, now)
@@ -426,7 +434,7 @@ class PrefixFiles:
         def hand_over() -> None:
             self._handed_over.release()
             if not reading.abandoned:
-                reading.on_part(found.record, content)
+                reading.on_part(found, content)
 
         self._deliver(hand_over)
         return True

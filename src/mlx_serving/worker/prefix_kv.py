@@ -65,6 +65,22 @@ def cut(caches: Sequence[KVCache], start: int, end: int) -> KvBlock:
     return KvBlock([(_copied(cache.keys[:, :, start:end]), _copied(cache.values[:, :, start:end])) for cache in caches])
 
 
+def piece(blocks: Sequence[KvBlock], start: int, end: int) -> KvBlock:
+    """A copy of the tokens [start, end) of these blocks."""
+    layers = zip(*(block.layers for block in blocks), strict=True)
+    return KvBlock(
+        [
+            (_slice([keys for keys, _ in pieces], start, end), _slice([values for _, values in pieces], start, end))
+            for pieces in layers
+        ]
+    )
+
+
+def _slice(pieces: Sequence[mx.array], start: int, end: int) -> mx.array:
+    whole = pieces[0] if len(pieces) == 1 else mx.concatenate(list(pieces), axis=2)
+    return _copied(whole[:, :, start:end])
+
+
 def join(blocks: Sequence[KvBlock], tokens: int, room: int) -> list[KVCache]:
     """Caches that hold the first `tokens` tokens of these blocks, with room for `room` tokens in all."""
     capacity = -(-max(room, tokens) // GROWTH_TOKENS) * GROWTH_TOKENS

@@ -7,6 +7,7 @@ import secrets
 import time
 import uuid
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from llguidance import LLMatcher
@@ -26,6 +27,7 @@ from mlx_serving.worker.matcher import Matcher
 from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.parsed_sequence import ParsedSequence
 from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.prefix_disk import PrefixDisk
 from mlx_serving.worker.requests import (
     check_ids,
     check_tools,
@@ -43,7 +45,7 @@ from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.sampling_row import TokenRules
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.structure import Form
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizing import TokenizerThread, guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class StreamHandlers:
         tokenizers: TokenizerThread,
         grammars: TokenizerThread,
         defaults: SamplingDefaults,
+        disk: PrefixDisk | None = None,
     ) -> None:
         self._outbox = outbox
         self._models = models
@@ -75,7 +78,9 @@ class StreamHandlers:
         self._grammars = grammars
         self._checker = GrammarChecker()
         self._defaults = defaults
-        self._opening: dict[str, str] = {}  # stream id -> model id, while the prompt is tokenized
+        self._disk = disk
+        # Stream id -> model id, while the prompt is tokenized, or the beginning of it read.
+        self._opening: dict[str, str] = {}
 
     def routes(self) -> tuple[Route[Any, Any], ...]:
         return (
@@ -122,6 +127,13 @@ class StreamHandlers:
         seed = _seed(sampling)
         started_at, started = time.time(), time.monotonic()
         self._opening[stream_id] = model.model_id
+
+        def read_ahead(opened: _Opened) -> None:
+            token_ids = [*opened.token_ids, *params.delivered]
+            if self._disk is None or not self._disk.read_ahead(
+                model.model_id, token_ids, params.cache_salt, params.caller, guarded(lambda: admit(opened), refuse)
+            ):
+                admit(opened)
 
         def admit(opened: _Opened) -> None:
             token_ids = opened.token_ids
@@ -178,9 +190,10 @@ class StreamHandlers:
         def compile_if_need_be(opened: _Opened) -> None:
             form = opened.form
             if form is None or opened.matcher is not None:
-                admit(opened)
+                read_ahead(opened)
                 return
-            self._grammars.submit(lambda: follow(opened, model.structures.compile(form, self._checker)), admit, refuse)
+            compiling = partial(model.structures.compile, form, self._checker)
+            self._grammars.submit(lambda: follow(opened, compiling()), read_ahead, refuse)
 
         has_form = structure is not None or is_forced(params)
         self._tokenizers.submit(tokenize, compile_if_need_be, refuse, quick=has_form)

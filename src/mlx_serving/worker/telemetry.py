@@ -17,6 +17,7 @@ from mlx_serving.core.runtime_telemetry import (
 )
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.pipe import Outbox
+from mlx_serving.worker.prefix_disk import PrefixDisk
 from mlx_serving.worker.tokenizing import TokenizerThread
 
 
@@ -29,12 +30,14 @@ class Telemetry:
         generation: Generation,
         tokenizers: TokenizerThread,
         outbox: Outbox,
+        disk: PrefixDisk | None = None,
         *,
         cache_limit_bytes: Callable[[], int],
     ) -> None:
         self._generation = generation
         self._tokenizers = tokenizers
         self._outbox = outbox
+        self._disk = disk
         self._cache_limit_bytes = cache_limit_bytes
         self._started_at = time.monotonic()
         self._process = psutil.Process()
@@ -51,7 +54,12 @@ class Telemetry:
             generation=outcomes.generation(load.done.prefill_s + load.done.decode_s),
             tokenization=self._tokenizers.telemetry(),
             errors=outcomes.errors(),
-            caches=CacheTelemetry(sum(caches.values()), caches, self._generation.prefix_telemetry()),
+            caches=CacheTelemetry(
+                sum(caches.values()),
+                caches,
+                self._generation.prefix_telemetry(),
+                None if self._disk is None else self._disk.telemetry(),
+            ),
             memory=self._memory(),
             metal=_metal_device(),
             process=self._process_telemetry(),

@@ -188,7 +188,7 @@ class TokenizerThread:
             except EngineError as error:
                 outcome = _bind(failed, error)
             else:
-                outcome = _guard(_bind(done, result), failed)
+                outcome = guarded(_bind(done, result), failed)
             self._hand_back(_then(_bind(self._settle, time.monotonic() - began), outcome))
 
         self.pending += 1
@@ -238,7 +238,7 @@ def _bind(function: Callable[[T], None], value: T) -> Callable[[], None]:
     return lambda: function(value)
 
 
-def _guard(action: Callable[[], None], failed: Callable[[EngineError], None]) -> Callable[[], None]:
+def guarded(action: Callable[[], None], failed: Callable[[EngineError], None]) -> Callable[[], None]:
     def guarded() -> None:
         try:
             action()

@@ -1,0 +1,95 @@
+"""What was computed once is read by those who come after a restart, and gives the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from mlx_serving.core.generation import SamplingParams
+from mlx_serving.worker.loaded_model import LoadedModel
+
+from ..tiny_models import make_llama, token_ids
+from .bench import Bench, Stream, load
+from .disk_bench import on_disk, records
+from .test_model_runner import ARCHITECTURES
+
+ENDLESS = SamplingParams(max_tokens=12, logit_bias={258: -100.0})
+SAMPLED = replace(ENDLESS, temperature=1.0, top_p=0.95, frequency_penalty=0.3, seed=7)
+SYSTEM = "You are a helpful assistant, and you answer briefly. "
+PROMPT = token_ids(SYSTEM + "Who are you, and what is it that you are for?")
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> LoadedModel:
+    return load(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def plain(llama: Path) -> LoadedModel:
+    return load(llama)
+
+
+@cache
+def copy_of(directory: str) -> LoadedModel:
+    return load(Path(directory))
+
+
+def alone(model: LoadedModel, prompt: list[int], params: SamplingParams = ENDLESS) -> list[int]:
+    """What a model gives that keeps nothing."""
+    return Bench(copy_of(model.facts.cached_path)).run(prompt, params).tokens
+
+
+def cached(stream: Stream) -> int:
+    return stream.completed.stats.cached_tokens
+
+
+@pytest.mark.parametrize("params", [ENDLESS, SAMPLED], ids=["greedy", "sampled"])
+def test_a_conversation_goes_on_after_each_of_several_restarts(
+    model: LoadedModel, params: SamplingParams, tmp_path: Path
+) -> None:
+    history: list[int] = []
+    for turn in range(4):
+        prompt = [*history, *token_ids(f"{SYSTEM}Question {turn} is a little long?")]
+        with on_disk(model, tmp_path) as bench:
+            stream = bench.ask(prompt, params)
+            assert bench.reports == []
+        assert stream.tokens == alone(model, prompt, params)
+        # The last tokens of an answer may not be in a cache yet when it ends.
+        assert cached(stream) >= len(history) - 2
+        history = [*prompt, *stream.tokens]
+
+
+def test_what_differs_in_the_middle_of_a_record_is_used_up_to_there(plain: LoadedModel, tmp_path: Path) -> None:
+    with on_disk(plain, tmp_path) as bench:
+        bench.ask(PROMPT, ENDLESS)
+    other = [*PROMPT[:40], *token_ids("something quite different")]
+    with on_disk(plain, tmp_path) as bench:
+        stream = bench.ask(other, ENDLESS)
+        assert stream.tokens == alone(plain, other)
+        assert cached(stream) == 40
+        assert bench.counts.read == 1
+
+
+def test_long_prompts_are_many_records(tmp_path: Path) -> None:
+    model = load(make_llama(tmp_path / "model", context_length=2048))
+    prompt = token_ids(SYSTEM * 20)
+    folder = tmp_path / "cache"
+    with on_disk(model, folder, block_tokens=64) as bench:
+        first = bench.ask(prompt, ENDLESS)
+    assert len(records(folder)) > len(prompt) // 256
+    with on_disk(model, folder, block_tokens=64) as bench:
+        assert bench.ask(prompt, ENDLESS).tokens == first.tokens
+        assert bench.prefilled == 1
+        bench.settle()
+        assert bench.counts.written == 0, "all of it is there already"
+
+
+def test_nobody_finds_what_was_kept_under_another_salt(plain: LoadedModel, tmp_path: Path) -> None:
+    with on_disk(plain, tmp_path) as bench:
+        bench.ask(PROMPT, ENDLESS, salt="one")
+    with on_disk(plain, tmp_path) as bench:
+        assert cached(bench.ask(PROMPT, ENDLESS, salt="other")) == 0
+        assert cached(bench.ask(PROMPT, ENDLESS, salt="one")) > 0
