@@ -55,7 +55,7 @@ async def test_the_stop_sequence_that_ended_the_message_is_named(claude: AsyncAn
 
 async def test_what_does_not_fit_is_an_invalid_request(claude: AsyncAnthropic) -> None:
     with pytest.raises(anthropic.BadRequestError, match="context holds"):
-        await claude.messages.create(model="short", max_tokens=1000, messages=HELLO)
+        await claude.messages.create(model="short", max_tokens=1, messages=[{"role": "user", "content": "a" * 60}])
 
 
 async def test_a_wrong_key_is_an_authentication_error(tiny: ServedProcess) -> None:

@@ -77,14 +77,32 @@ async def test_a_wrong_method_is_told_every_right_one(http: httpx2.AsyncClient) 
 
 def test_every_endpoint_has_a_summary() -> None:
     assert set(DOCUMENT["paths"]) == {
-        "/v1/chat/completions", "/v1/completions",
-        "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/{response_id}",
-        "/v1/responses/{response_id}/input_items", "/v1/responses/input_tokens", "/v1/models", "/v1/models/{model_id}",
-        "/health", "/health/live", "/health/ready", "/admin/models/load", "/admin/models/unload",
-        "/admin/workers/restart", "/admin/telemetry",
-        "/admin/reload", "/admin/cache", "/admin/cache/clear", "/v1/resumed/{completion_id}",
-        "/tokenize", "/detokenize", "/v1/embeddings", "/version",
-    }  # fmt: skip
+        "/admin/cache",
+        "/admin/cache/clear",
+        "/admin/models/load",
+        "/admin/models/unload",
+        "/admin/reload",
+        "/admin/telemetry",
+        "/admin/workers/restart",
+        "/detokenize",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/tokenize",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/models",
+        "/v1/models/{model_id}",
+        "/v1/responses",
+        "/v1/responses/input_tokens",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/input_items",
+        "/v1/resumed/{completion_id}",
+        "/version",
+    }
     for path in DOCUMENT["paths"].values():
         for operation in path.values():
             assert operation["summary"]

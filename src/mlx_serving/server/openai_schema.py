@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from mlx_serving.server.json_values import as_array, depth
 from mlx_serving.server.openai_tools import CalledTool, ToolFields
+from mlx_serving.server.request_fields import Hidden
 from mlx_serving.server.service_tier import AskedTier
 from mlx_serving.server.structured_output import StructureFields
 
@@ -185,6 +186,7 @@ class Message(Body):
     tool_calls: list[CalledTool] | None = Field(default=None, description="What an assistant called.")
     name: str | None = None
     tool_call_id: str | None = Field(default=None, description="Of a `tool` message: the call it answers.")
+    parsed: Hidden = None  # what OpenAI's client made of the content, and sends back beside it
 
     @model_validator(mode="after")
     def _tool_call_id_belongs_to_tool(self) -> Message:

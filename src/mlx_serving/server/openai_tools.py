@@ -11,7 +11,7 @@ from mlx_serving.core.generation import ToolChoice
 from mlx_serving.core.reasoning_effort import ReasoningEffort, Thought, thought_of
 from mlx_serving.server.function_tools import arguments_object, function_tool, tool_call, tool_issues
 from mlx_serving.server.issues import Issue
-from mlx_serving.server.request_fields import field_of
+from mlx_serving.server.request_fields import Hidden, field_of
 
 
 class _Body(BaseModel):
@@ -47,6 +47,7 @@ class NamedTool(_Body):
 class CalledFunction(_Body):
     name: str
     arguments: str = Field(description="JSON text of an object.")
+    parsed_arguments: Hidden = None  # what OpenAI's client made of them, and sends back beside them
 
 
 class CalledTool(_Body):
@@ -55,6 +56,7 @@ class CalledTool(_Body):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
+    index: Hidden = None  # who puts calls together from the chunks of a stream may leave it there
 
     def for_template(self) -> Mapping[str, object]:
         """Templates want arguments as an object; what is none stays text."""
