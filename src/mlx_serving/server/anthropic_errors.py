@@ -8,7 +8,7 @@ import msgspec
 
 from mlx_serving import errors
 from mlx_serving.errors import EngineError
-from mlx_serving.server.errors import told_details
+from mlx_serving.server.errors import bearable, told_details
 
 OVERLOADED_STATUS = 529
 """Anthropic's own for "try again later"; its clients know it."""
@@ -49,7 +49,7 @@ def encode_status(status: int, message: str, request_id: str) -> bytes:
 
 def _body(status: int, message: str, request_id: str, details: Mapping[str, object]) -> bytes:
     kind = _TYPE_BY_STATUS.get(status, "invalid_request_error" if status < 500 else "api_error")
-    error: dict[str, object] = {"type": kind, "message": message}
+    error: dict[str, object] = {"type": kind, "message": bearable(message)}
     if details:
         error["details"] = details
     return _encode({"type": "error", "error": error, "request_id": request_id})

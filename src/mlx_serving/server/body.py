@@ -24,9 +24,13 @@ _MAX_PARTS = 32_768
 async def read_json_object(request: Request, settings: ServerSettings) -> Mapping[str, object]:
     """The body as a JSON object, whatever its content type.
 
-    Raises `MessageTooLarge` as soon as the size is known to be over the limit, `BodyTimedOut`, `MalformedMessage`,
-    `InvalidEnvelope` when the JSON is no object, and `Aborted` when the client leaves before the end.
+    Raises `MessageTooLarge` as soon as the size is known to be over the limit, `BodyTimedOut`, `MalformedMessage`, also
+    when it is compressed, `InvalidEnvelope` when the JSON is no object, and `Aborted` when the client leaves before the
+    end.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise MalformedMessage(f"The request body must be JSON as it is, got the content-encoding {encoding[:80]!r}")
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             body = await _read(request, settings.max_body_bytes)

@@ -70,6 +70,8 @@ _CODE_BY_CLASS: Mapping[type[EngineError], str] = {
 _PRIVATE_DETAILS = frozenset({"stderr_tail"})
 _OWN_KEYS = frozenset({"field"})  # is `param`
 
+_MAX_MESSAGE_CHARS = 4000
+
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -110,10 +112,15 @@ def _type_of(status: int) -> str:
 
 
 def _encode(message: str, kind: str, param: str | None, code: str, details: Mapping[str, object]) -> bytes:
-    body: dict[str, object] = {"message": message, "type": kind, "param": param, "code": code}
+    body: dict[str, object] = {"message": bearable(message), "type": kind, "param": param, "code": code}
     if details:
         body["details"] = details
     return _encoder.encode({"error": body})
+
+
+def bearable(message: str) -> str:
+    """A message that may repeat what was sent, cut to a length that people read."""
+    return message if len(message) <= _MAX_MESSAGE_CHARS else f"{message[:_MAX_MESSAGE_CHARS]}…"
 
 
 def error_headers(error: EngineError) -> Mapping[str, str]:
