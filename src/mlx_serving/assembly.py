@@ -1,9 +1,9 @@
 """From a configuration to a running engine: the only place where features are chosen.
 
-Read the stack from the outside in: refuse what the operator does not allow, keep the caller's deadline, give an answer
-again that is known, compute once what several ask at a time, refuse what is more than can wait, spare a worker that
-keeps failing, go on in another worker when one dies, choose a worker, hold the model that is named in it, generate
-there.
+Read the stack from the outside in: find out what the name means, refuse what the operator does not allow, keep the
+caller's deadline, give an answer again that is known, compute once what several ask at a time, refuse what is more than
+can wait, spare a worker that keeps failing, go on in another worker when one dies, choose a worker, hold the model that
+is named in it, generate there.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from mlx_serving.config.changes import Plan
 from mlx_serving.config.policies import ResponseCacheConfig
 from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import ServedModel
+from mlx_serving.core.alias_table import Target
 from mlx_serving.core.generation import Backend
 from mlx_serving.core.inquest import Inquest, InquestPolicy
 from mlx_serving.core.intake import Intake
 from mlx_serving.core.model_residency import ResidencyPolicy
 from mlx_serving.core.placement import PlacementPolicy
+from mlx_serving.engine.aliases import Aliases
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.deadline import DeadlineBackend
@@ -29,6 +31,7 @@ from mlx_serving.engine.limits import LimitsBackend
 from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.engine.model_manager import ModelManager
 from mlx_serving.engine.model_versions import ModelVersions
+from mlx_serving.engine.names import NamesBackend
 from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.residency import ResidencyBackend
@@ -88,6 +91,11 @@ class Stack:
         self._layers.reconfigure(config)
         if plan.fresh_worker:  # until they are there, answers are of neither configuration
             self._layers.versions.settings = None
+        for model in plan.added:
+            # An alias may mean it at once; one that somebody has loaded under the name is replaced later.
+            if model.name not in self.core.models.names():
+                self.core.models.register(_spec(config, model))
+        _configure_names(self.core.aliases, config)
         self.core.adopt(
             backend=self._layers.outermost(config),
             sharing=self._layers.sharing,
@@ -134,16 +142,21 @@ def assemble(config: Config) -> Stack:
     for served in config.models.served:
         models.register(_spec(config, served))
 
+    alias_file = config.models.alias_file
+    aliases = Aliases(models, events, None if alias_file is None else Path(alias_file).expanduser())
+    _configure_names(aliases, config)
+
     streams = RecoveryBackend(pool, pool.forget, events)
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
     intake = Intake(config.scheduler.policy, config.workers, max_wait_s=config.scheduler.max_queue_s)
-    layers = Layers(IntakeBackend(breaker, intake), ModelVersions(models, _told(config)))
+    layers = Layers(IntakeBackend(breaker, intake), ModelVersions(models, _told(config)), aliases)
     layers.reconfigure(config)
     calls = BatchQueue(config.batch_queue, CALL_TIMEOUT_S)
     core = EngineCore(
         Parts(
             pool=pool,
             models=models,
+            aliases=aliases,
             streams=streams,
             breaker=breaker,
             backend=layers.outermost(config),
@@ -163,8 +176,9 @@ class Layers:
     """The layers that requests enter by. Those that remember something are the same ones after a change of the
     configuration that does not concern them."""
 
-    def __init__(self, inner: Backend, versions: ModelVersions) -> None:
+    def __init__(self, inner: Backend, versions: ModelVersions, aliases: Aliases) -> None:
         self.versions = versions
+        self._aliases = aliases
         self.sharing: SharingBackend | None = None
         self.responses: ResponseCacheBackend | None = None
         self._inner = inner
@@ -192,12 +206,20 @@ class Layers:
         backend: Backend = DeadlineBackend(self.responses or self.sharing or self._inner, config.generation.timeout_s)
         if config.generation.max_tokens_limit is not None:
             backend = LimitsBackend(backend, config.generation.max_tokens_limit)
-        return backend
+        return NamesBackend(backend, self._aliases, config.generation.sampling_defaults.max_tokens)
 
     async def close_former(self) -> None:
         """Close what was replaced."""
         while self._former:
             await self._former.pop().close()
+
+
+def _configure_names(aliases: Aliases, config: Config) -> None:
+    """Needs all models that the aliases mean."""
+    aliases.reconfigure(
+        {alias.name: Target(alias.model, alias.profile.core) for alias in config.models.aliases},
+        {model.name: model.profile.core for model in config.models.served},
+    )
 
 
 def _told(config: Config) -> str:

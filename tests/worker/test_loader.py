@@ -117,7 +117,7 @@ def test_weights_are_read_in_pieces_and_progress_is_told(llama: Path, monkeypatc
     told: list[tuple[str, int, int]] = []
     params = LoadModelParams(model_id=str(llama))
     model = loader.load(params, load(llama).make_runner, lambda stage, done, total: told.append((stage, done, total)))
-    assert told[0] == ("reading", 0, 1)
+    assert told[0][:2] == ("reading", 0)
     done = [count for stage, count, _ in told if stage == "loading"]
     assert done == sorted(done)
     assert len(done) > 3

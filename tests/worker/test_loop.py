@@ -47,11 +47,13 @@ class NoGuard:
 
 class NoHandlers:
     owes_answers = False
+    is_loading = False
+    is_due = False
 
     def routes(self) -> tuple[()]:
         return ()
 
-    def finish_unloading(self) -> None:
+    def advance(self) -> None:
         pass
 
 

@@ -65,7 +65,7 @@ def test_loading_reports_progress_and_the_state_lists_the_model(worker: WorkerPr
     reading, loaded = (
         worker.take(lambda message: message.get("params", {}).get("model_id") == "tiny")["params"] for _ in range(2)
     )
-    assert reading == {"model_id": "tiny", "stage": "reading", "done": 0, "total": 1}
+    assert (reading["stage"], reading["done"]) == ("reading", 0)
     assert loaded["stage"] == "loading"
     assert loaded["done"] == loaded["total"] > 0
     state = worker.call("runtime/state")

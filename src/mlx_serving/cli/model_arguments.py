@@ -84,7 +84,7 @@ async def running_engine(config: Config) -> AsyncGenerator[EngineCore]:
     core = assembly.build(config)
     try:
         await core.start()
-        async with core.models.lease(config.models.default):
+        async with core.lease(config.models.default):
             yield core
     finally:
         await core.stop()

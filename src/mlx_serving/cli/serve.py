@@ -151,7 +151,7 @@ async def _announce(core: EngineCore, config: Config, url: str, failures: list[E
     import signal
 
     try:
-        async with core.models.lease(config.models.default):
+        async with core.lease(config.models.default):
             pass
     except EngineError as error:
         failures.append(error)

@@ -12,7 +12,7 @@ from mlx_serving.config.served_models import ServedModel
 from mlx_serving.config.tree import leaves
 
 _SERVER_AT_START = ("host", "port", "tls_cert", "tls_key", "resume_file", "resume_max_age_s")
-_AT_START_ONLY = (*(f"server.{name}" for name in _SERVER_AT_START), "workers")
+_AT_START_ONLY = (*(f"server.{name}" for name in _SERVER_AT_START), "workers", "models.alias_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,19 @@ def plan(old: Config, new: Config) -> Plan:
     was, wanted = _settings(old), _settings(new)
     kept = tuple(Kept(path, was[path], wanted[path]) for path in _AT_START_ONLY if was[path] != wanted[path])
     server = new.server.model_copy(update={name: getattr(old.server, name) for name in _SERVER_AT_START})
+    models = new.models.model_copy(update={"alias_file": old.models.alias_file})
     before = {model.name: model for model in old.models.served}
     after = {model.name: model for model in new.models.served}
     common = [(before[name], after[name]) for name in after if name in before]
     added = tuple(model for name, model in after.items() if name not in before)
     resident = {model.name for model in old.models.served if model.preload} | {old.models.default}
     return Plan(
-        config=new.model_copy(update={"server": server, "workers": old.workers}),
-        changed=tuple(path for path in was if was[path] != wanted[path] and path not in _AT_START_ONLY),
+        config=new.model_copy(update={"server": server, "workers": old.workers, "models": models}),
+        changed=(
+            *(path for path in was if was[path] != wanted[path] and path not in _AT_START_ONLY),
+            *(("models.aliases",) if old.models.aliases != new.models.aliases else ()),
+            *(f"models.served ({new.name})" for old, new in common if old != new and _version(old) == _version(new)),
+        ),
         kept=kept,
         added=added,
         removed=tuple(model for name, model in before.items() if name not in after),
@@ -85,7 +90,8 @@ def without(done: Plan, old: Config, failed: Collection[str]) -> Plan:
 def _settings(config: Config) -> Mapping[str, object]:
     """Every value by its dotted path, secrets included: they are compared, and never leave this module."""
     found = {dotted(path): value for path, value in leaves(cast("object", config.model_dump()))}
-    return {path: value for path, value in found.items() if not path.startswith("models.served.")}
+    lists = ("models.served.", "models.aliases.")
+    return {path: value for path, value in found.items() if not path.startswith(lists)}
 
 
 def _version(model: ServedModel) -> object:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.config.origin import Path
+from mlx_serving.config.profiles import Profile
 from mlx_serving.core.model_room import RoomPolicy
 
 EMBEDDED_MODEL = "smollm2-135m"
@@ -76,6 +77,7 @@ class ServedModel(BaseModel):
         description="How long the model stays in memory when nobody uses it, in seconds; null leaves it to "
         "`models.keep_alive_s`.",
     )
+    profile: Profile = Field(default=Profile(), description="What holds under this name where a request is silent.")
     warm_up: bool = Field(
         default=True,
         description="Whether the model generates a few tokens when it is loaded, so that its first user does not wait "
@@ -98,7 +100,20 @@ class ServedModel(BaseModel):
     )
 
 
-def _patched(entries: list[dict[str, object]], patch: Mapping[object, object]) -> list[object]:
+class Alias(BaseModel):
+    """Another name for a served model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    name: PublicName = Field(description="Name that clients use; it may be that of a served model, and goes before it.")
+    model: PublicName = Field(description="Name of the served model that it means.")
+    profile: Profile = Field(
+        default=Profile(),
+        description="What holds under this name where a request is silent, on top of the profile of the model.",
+    )
+
+
+def _patched(entries: list[dict[str, object]], patch: Mapping[object, object], at: str) -> list[object]:
     """`entries` with those named by index changed or appended; an index that would leave a gap is an error."""
     result: list[object] = list(entries)
     for index in sorted(int(str(key)) for key in patch):
@@ -107,7 +122,7 @@ def _patched(entries: list[dict[str, object]], patch: Mapping[object, object]) -
             raise PydanticCustomError(
                 "list_gap",
                 "index {index} leaves a gap: the next free index is {free}",
-                {"index": index, "free": len(result), "at": ["served", index]},
+                {"index": index, "free": len(result), "at": [at, index]},
             )
         if index == len(result):
             result.append(change)
@@ -150,6 +165,14 @@ class ModelsConfig(BaseModel):
     served: tuple[ServedModel, ...] = Field(
         default=(ServedModel(model=EMBEDDED_MODEL),), min_length=1, description="The models that clients can name."
     )
+    aliases: tuple[Alias, ...] = Field(
+        default=(), description="Other names for served models, which `PUT /admin/aliases/NAME` can move."
+    )
+    alias_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="JSON file that remembers aliases that were set while it served; null forgets them at the end.",
+    )
     keep_alive_s: float | None = Field(
         default=None,
         ge=0,
@@ -163,6 +186,28 @@ class ModelsConfig(BaseModel):
         description="How long a model that needs memory waits for the users of one that has it, in seconds; then it is "
         "refused, and they go on.",
     )
+
+    def _check_aliases(self, served: Sequence[str]) -> None:
+        names: list[str] = []
+        for index, alias in enumerate(self.aliases):
+            if alias.name in names:
+                raise PydanticCustomError(
+                    "duplicate_name",
+                    "must be unique, but entry {first} is called '{name}', too",
+                    {"first": names.index(alias.name), "name": alias.name, "at": ["aliases", index, "name"]},
+                )
+            names.append(alias.name)
+            if alias.model not in served:
+                raise PydanticCustomError(
+                    "not_served",
+                    "must be one of the served names ({names}), got '{given}'",
+                    {
+                        "names": ", ".join(served),
+                        "given": alias.model,
+                        "known": list(served),
+                        "at": ["aliases", index, "model"],
+                    },
+                )
 
     @property
     def room(self) -> RoomPolicy:
@@ -184,8 +229,10 @@ class ModelsConfig(BaseModel):
             served = cast("object", {})
         if _is_patch(served):
             reference = default if isinstance(default, str) else EMBEDDED_MODEL
-            served = _patched([{"model": reference}], served)
+            served = _patched([{"model": reference}], served, "served")
         data["served"] = served
+        if _is_patch(data.get("aliases")):
+            data["aliases"] = _patched([], cast("Mapping[object, object]", data["aliases"]), "aliases")
         names = _names(served)
         if default is None:
             data["default"] = names[0][0] if names else EMBEDDED_MODEL
@@ -204,6 +251,8 @@ class ModelsConfig(BaseModel):
                     {"first": names.index(entry.name), "name": entry.name, "at": ["served", index, "name"]},
                 )
             names.append(entry.name)
+        self._check_aliases(names)
+        names += [alias.name for alias in self.aliases]
         if self.default not in names:
             raise PydanticCustomError(
                 "not_served",

@@ -35,12 +35,13 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Messages for the model's own chat template; `template_kwargs` are handed to it, and `tools`, which are
-    `{"type": "function", "function": {"name": …, "parameters": …}}` each."""
+    """Messages for the model's own chat template, or for `chat_template` in Jinja; `template_kwargs` are handed to it,
+    and `tools`, which are `{"type": "function", "function": {"name": …, "parameters": …}}` each."""
 
     messages: tuple[Mapping[str, object], ...]
     template_kwargs: Mapping[str, object] = field(default_factory=dict[str, object])
     tools: tuple[Mapping[str, object], ...] = ()
+    chat_template: str | None = None
 
 
 Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from mlx_serving.core.batch_queue import BatchQueueStats
@@ -32,7 +33,8 @@ class ServedModel:
     At most one served model is the `default`, which answers requests that name none.
 
     `pinned` and `keep_alive_s` say how it stays in memory, of which its weights take `memory_bytes`; `in_use` is how
-    many use it now, `progress` how far its load is.
+    many use it now, `progress` how far its load is. `profile` is what holds under the name where a request is silent;
+    an alias is the model `alias_of` under another name.
     """
 
     name: str
@@ -49,6 +51,8 @@ class ServedModel:
     memory_bytes: int | None = None
     in_use: int = 0
     progress: LoadProgress | None = None
+    profile: Mapping[str, object] = field(default_factory=dict[str, object])
+    alias_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

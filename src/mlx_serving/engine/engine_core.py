@@ -16,11 +16,14 @@ from typing import TypeVar
 
 from mlx_serving.config.served_models import public_name
 from mlx_serving.core import retry
+from mlx_serving.core.alias_table import AliasView
 from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import Backend, ChatPrompt, Delta, GenerationRequest
 from mlx_serving.core.health import concerns, status_of
+from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.retry import RetryPolicy
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
+from mlx_serving.engine.aliases import Aliases
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.model_entry import ModelSpec
@@ -48,6 +51,7 @@ class Parts:
 
     pool: WorkerPool
     models: PooledModels
+    aliases: Aliases
     streams: RecoveryBackend
     breaker: BreakerBackend
     backend: Backend
@@ -72,6 +76,10 @@ class EngineCore:
     @property
     def models(self) -> PooledModels:
         return self._parts.models
+
+    @property
+    def aliases(self) -> Aliases:
+        return self._parts.aliases
 
     @property
     def workers(self) -> Sequence[PooledWorker]:
@@ -158,7 +166,13 @@ class EngineCore:
     # -- models
 
     def served_models(self) -> list[ServedModel]:
-        return self._parts.models.served(self._parts.default_model)
+        """All names that clients may use: models and aliases."""
+        default = self._parts.default_model
+        return self._parts.aliases.served(self._parts.models.served(default), default)
+
+    def lease(self, name: str) -> AbstractAsyncContextManager[LoadModelResult]:
+        """Use a model by any of its names: see `PooledModels.lease`."""
+        return self._parts.models.lease(self._parts.aliases.resolve(name)[0])
 
     async def load_served(
         self, reference: str, *, name: str | None, revision: str | None, replace: bool = False
@@ -200,6 +214,24 @@ class EngineCore:
         """Take a model out of the worker; its name stays, and the next request loads it again."""
         await self._parts.models.unload(name, force=force)
 
+    def list_aliases(self) -> list[AliasView]:
+        """See `Aliases.views`."""
+        return self._parts.aliases.views()
+
+    async def set_alias(
+        self, name: str, model: str, *, revision: str | None = None, profile: ModelProfile = NO_PROFILE
+    ) -> AliasView:
+        """See `Aliases.set`."""
+        return await self._parts.aliases.set(name, model, revision=revision, profile=profile)
+
+    async def roll_back_alias(self, name: str) -> AliasView | None:
+        """See `Aliases.roll_back`."""
+        return await self._parts.aliases.roll_back(name)
+
+    def remove_alias(self, name: str) -> None:
+        """See `Aliases.remove`."""
+        self._parts.aliases.remove(name)
+
     # -- calls
 
     async def call(self, method: Method[P, R], params: P) -> R:
@@ -229,7 +261,11 @@ class EngineCore:
         return await self._with_model(name, call)
 
     async def tokenize_chat(self, name: str, prompt: ChatPrompt) -> methods.TokenizeResult:
-        """The prompt that a model's template makes of a conversation, as `call_with_model`."""
+        """The prompt that a model's template makes of a conversation, as `call_with_model`, with what the profile of
+        the name says of prompts."""
+        rendered = self._parts.aliases.resolve(name)[1].prompt(prompt)
+        assert isinstance(rendered, ChatPrompt)
+        prompt = rendered
 
         def params(model_id: str) -> methods.TokenizeChatParams:
             return methods.TokenizeChatParams(
@@ -237,6 +273,7 @@ class EngineCore:
                 messages=[dict(message) for message in prompt.messages],
                 template_kwargs=dict(prompt.template_kwargs),
                 tools=[dict(tool) for tool in prompt.tools],
+                chat_template=prompt.chat_template,
             )
 
         return await self.call_with_model(name, methods.TOKENIZE_CHAT, params)
@@ -262,7 +299,8 @@ class EngineCore:
 
     async def _with_model(self, name: str, call: Callable[[WorkerClient, str], Awaitable[R]]) -> R:
         async def once() -> R:
-            async with self._parts.models.lease_in_worker(name) as (worker, facts):
+            model = self._parts.aliases.resolve(name)[0]
+            async with self._parts.models.lease_in_worker(model) as (worker, facts):
                 return await call(await worker.supervisor.client(), facts.model_id)
 
         return await self._retrying(once)
@@ -324,7 +362,7 @@ class EngineCore:
     async def health(self) -> HealthReport:
         """What is known here, without asking the workers: the answer must come when they cannot give one."""
         workers = self._parts.pool.health()
-        served = self.served_models()
+        served = self._parts.models.served(self._parts.default_model)
         reasons = concerns(workers, served, circuit_open=self._parts.breaker.is_open)
         return HealthReport(
             status=status_of(workers, reasons),

@@ -47,7 +47,8 @@ class Entry:
 
     `in_worker` is whether a load was sent to the worker that lives now, `loads` how many there were, `known` what the
     last one found. The worker knows it by `worker_id`, because two versions of a model may be there at a time; one that
-    is `retired` has lost its name to another.
+    is `retired` has lost its name to another. Those who hold the tickets in `modest` can do without it: nobody else's
+    streams are made to end for them.
     """
 
     spec: ModelSpec
@@ -58,6 +59,7 @@ class Entry:
         default_factory=dict[Ticket, "asyncio.Future[LoadModelResult]"]
     )
     lost: dict[Ticket, EngineError] = field(default_factory=dict[Ticket, EngineError])
+    modest: set[Ticket] = field(default_factory=set[Ticket])
     in_worker: bool = False
     loads: int = 0
     known: KnownCapabilities | None = None

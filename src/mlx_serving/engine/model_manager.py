@@ -109,8 +109,11 @@ class ModelManager:
             yield facts
 
     @asynccontextmanager
-    async def lease_entry(self, entry: Entry) -> AsyncGenerator[LoadModelResult]:
+    async def lease_entry(self, entry: Entry, *, modest: bool = False) -> AsyncGenerator[LoadModelResult]:
+        """The same for a version of a model. `modest`: no model that is in use is to make room for it."""
         ticket = next(self._tickets)
+        if modest:
+            entry.modest.add(ticket)
         future: asyncio.Future[LoadModelResult] = asyncio.get_running_loop().create_future()
         entry.waiting[ticket] = future
         entry.use = entry.use.again(time.monotonic(), self.room.policy.half_life_s)
@@ -127,7 +130,15 @@ class ModelManager:
         finally:
             entry.waiting.pop(ticket, None)
             entry.lost.pop(ticket, None)
+            entry.modest.discard(ticket)
             self.dispatch(entry, residency.Release(ticket))
+
+    async def bring(self, name: str) -> None:
+        """Load a model beside those that are in use. Raises as `lease`, and `InsufficientMemory` where that needs a
+        model in use to go."""
+        await self.versions.wait_turn(name)
+        async with self.lease_entry(self.entry(name), modest=True):
+            pass
 
     def preload(self, name: str) -> None:
         """Start loading without waiting for it. How it went is an event."""
@@ -322,12 +333,11 @@ class ModelManager:
         return None
 
     async def _make_room(self, entry: Entry, error: InsufficientMemory) -> bool:
-        """A model that nobody waits for takes no other one's place, and a version that is prepared takes none that is
-        in use: the one it replaces can make room as well."""
-        is_wanted = isinstance(entry.state, residency.Loading) and entry.state.waiters
-        if not is_wanted:
+        """A model that nobody waits for takes no other one's place."""
+        waiters = entry.state.waiters if isinstance(entry.state, residency.Loading) else ()
+        if not waiters:
             return False
-        return await self.room.make(entry, error, may_drain=entry not in self.versions.aside)
+        return await self.room.make(entry, error, may_drain=not entry.modest.issuperset(waiters))
 
     async def _warm_up(self, client: WorkerClient, entry: Entry, facts: LoadModelResult) -> None:
         """A model that cannot answer this may be able to answer others."""

@@ -80,6 +80,11 @@ class PooledModels:
         async with worker.models.lease(name) as facts:
             yield worker, facts
 
+    async def bring(self, name: str) -> None:
+        """Have a worker of the pool's choice load a model: see `ModelManager.bring`."""
+        self.spec(name)
+        await self._pool.worker_for(name).models.bring(name)
+
     def preload(self, *names: str) -> None:
         """Start loading these, without waiting for it, over the workers so that none has nothing to do. How it went is
         an event. Raises `ModelNotFound`."""

@@ -35,7 +35,7 @@ class Holder(Protocol):
 
     def dispatch(self, entry: Entry, event: ResidencyEvent[LoadModelResult]) -> None: ...
 
-    def lease_entry(self, entry: Entry) -> AbstractAsyncContextManager[LoadModelResult]: ...
+    def lease_entry(self, entry: Entry, *, modest: bool) -> AbstractAsyncContextManager[LoadModelResult]: ...
 
     async def gone(self, entry: Entry) -> None:
         """Returns when the worker has let go of it."""
@@ -113,7 +113,7 @@ class Replacement:
     async def _load(self, entry: Entry) -> None:
         while True:
             try:
-                async with self._holder.lease_entry(entry):
+                async with self._holder.lease_entry(entry, modest=True):
                     return
             except WorkerDied as error:  # it is loaded again, and given up when that is the cause
                 if not error.retryable:

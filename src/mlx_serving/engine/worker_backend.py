@@ -327,4 +327,5 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
             params.messages = [dict(message) for message in request.prompt.messages]
             params.template_kwargs = dict(request.prompt.template_kwargs)
             params.tools = [dict(tool) for tool in request.prompt.tools]
+            params.chat_template = request.prompt.chat_template
     return params

@@ -14,7 +14,8 @@ from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_admin_key
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.errors import ConfigRefused
-from mlx_serving.server.openai_documents import Document
+from mlx_serving.server.openai_documents import Document, LoadProgressDocument
+from mlx_serving.server.openai_routes import progress_document
 from mlx_serving.server.openai_schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
 from mlx_serving.server.parsing import parse_body
@@ -50,6 +51,20 @@ class ServedModelDocument(Document):
     context_length: int | None
     error: str | None
     default: bool
+    revision: str | None = None
+    pinned: bool = Field(default=False, description="Whether it stays in memory whatever other models need.")
+    keep_alive_s: float | None = Field(default=None, description="How long it stays when nobody uses it.")
+    memory_bytes: int | None = Field(default=None, description="What its weights take; null while it is not loaded.")
+    in_use: int = Field(default=0, description="Requests that use it now.")
+    progress: LoadProgressDocument | None = None
+    profile: dict[str, object] = Field(
+        default_factory=dict, description="What holds under this name where a request is silent."
+    )
+    alias_of: str | None = Field(default=None, description="Of an alias: the model that it means now.")
+
+
+class ServedModelList(Document):
+    data: list[ServedModelDocument]
 
 
 class UnloadedDocument(Document):
@@ -101,6 +116,10 @@ class ReloadedDocument(Document):
 
 def admin_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/admin", tags=["Administration"], dependencies=[Depends(require_admin_key(service))])
+
+    @router.get("/models", summary="The models, and how they are in memory", responses=error_responses(401, 403))
+    async def models() -> ServedModelList:
+        return ServedModelList(data=[_document(model) for model in service.engine.served_models()])
 
     @router.post(
         "/models/load",
@@ -198,4 +217,12 @@ def _document(model: ServedModel) -> ServedModelDocument:
         context_length=model.context_length,
         error=model.error,
         default=model.default,
+        revision=model.revision,
+        pinned=model.pinned,
+        keep_alive_s=model.keep_alive_s,
+        memory_bytes=model.memory_bytes,
+        in_use=model.in_use,
+        progress=progress_document(model),
+        profile=dict(model.profile),
+        alias_of=model.alias_of,
     )

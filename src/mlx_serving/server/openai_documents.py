@@ -163,6 +163,12 @@ class Completion(_Heading):
     usage: Usage | None = None
 
 
+class LoadProgressDocument(Document):
+    stage: str
+    done: int = Field(description="Bytes, while weights are read and loaded.")
+    total: int
+
+
 class ModelDocument(Document):
     id: str
     object: Literal["model"] = "model"
@@ -172,12 +178,16 @@ class ModelDocument(Document):
     context_length: int | None = Field(description="In tokens; null before the model was loaded.")
     max_model_len: int | None = Field(description="The same, as vLLM calls it.")
     root: str = Field(description="Where it comes from: hub id, directory, GGUF file or alias.")
-    parent: None = None
+    parent: str | None = Field(default=None, description="Of an alias: the model that it means now.")
     capabilities: list[str] | None = Field(
         description="What it can be asked for: `completions`, and `chat` if it has a template; null as long as it was "
         "not loaded."
     )
     default: bool = Field(description="Whether it answers requests that name no model.")
+    profile: dict[str, object] = Field(
+        default_factory=dict, description="What holds under this name where a request is silent."
+    )
+    progress: LoadProgressDocument | None = Field(default=None, description="Of a load under way.")
 
 
 class ModelList(Document):

@@ -30,6 +30,7 @@ from mlx_serving.server.openai_documents import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
+    LoadProgressDocument,
     ModelDocument,
     ModelList,
 )
@@ -172,4 +173,13 @@ def _document(model: ServedModel, default: ServedModel | None) -> ModelDocument:
         root=model.reference,
         capabilities=None if model.abilities is None else list(model.abilities),
         default=model == default,
+        parent=model.alias_of,
+        profile=dict(model.profile),
+        progress=progress_document(model),
     )
+
+
+def progress_document(model: ServedModel) -> LoadProgressDocument | None:
+    """How far the load of a model is, if one is under way."""
+    told = model.progress
+    return None if told is None else LoadProgressDocument(stage=told.stage, done=told.done, total=told.total)

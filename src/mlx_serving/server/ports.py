@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from mlx_serving.core.alias_table import AliasView
 from mlx_serving.core.generation import Backend, ChatPrompt
+from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
 from mlx_serving.wire.methods import TokenizeResult
 
@@ -37,6 +39,26 @@ class ServingEngine(Backend, Protocol):
         `replace` has it take over a name that is in use, with the streams under it. Raises `InvalidRequest` for a name
         that is taken by another model otherwise, `ModelNotFound`, `ModelLoadError`.
         """
+        ...
+
+    def list_aliases(self) -> Sequence[AliasView]:
+        """What names mean that are no models' own."""
+        ...
+
+    async def set_alias(
+        self, name: str, model: str, *, revision: str | None = None, profile: ModelProfile = NO_PROFILE
+    ) -> AliasView:
+        """Have a name mean another model, once that is loaded. Raises `InvalidRequest`, `ModelNotFound`,
+        `ModelLoadError`; then the name means what it meant."""
+        ...
+
+    async def roll_back_alias(self, name: str) -> AliasView | None:
+        """Have a name mean what it meant before; None when that is the model of that name. Raises the same, and
+        `NotFound`."""
+        ...
+
+    def remove_alias(self, name: str) -> None:
+        """Forget what was set. Raises `NotFound`, and `InvalidRequest` for what is only configured."""
         ...
 
     async def unload_served(self, name: str, *, force: bool) -> None:

@@ -77,6 +77,16 @@ class ModelVersionChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AliasMoved(Event):
+    """A name means another model for requests that come from now on. None: it is no alias any more, or was none."""
+
+    name = "alias:moved"
+    alias: str
+    model_id: str | None
+    previous: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProgressed(Event):
     name = "model:progress"
     model_id: str

@@ -181,7 +181,8 @@ class Guidance(Params):
 
 
 class GenerateParams(Params):
-    """One of `prompt`, `prompt_tokens` and `messages` is required. `messages` go through the model's chat template.
+    """One of `prompt`, `prompt_tokens` and `messages` is required. `messages` go through the model's chat template, or
+    the one that is given.
     Higher priorities go first; requests of one priority take fair turns by `caller`. `fork_of` is a stream with the
     same prompt, whose computation of it may be shared. `delivered` are the first tokens of the answer, which the caller
     has: the stream goes on behind them, and counts them in `max_tokens`. A stream that has not ended after `timeout_s`
@@ -196,6 +197,7 @@ class GenerateParams(Params):
     prompt_tokens: list[TokenId] | None = None
     messages: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] = {}
+    chat_template: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
     tools: list[dict[str, Any]] = []
     tool_choice: Literal["auto", "none", "required"] = "auto"
     named_tool: str | None = None
@@ -285,6 +287,7 @@ class TokenizeChatParams(Params):
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
     template_kwargs: dict[str, Any] = {}
     tools: list[dict[str, Any]] = []
+    chat_template: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
 
 
 class DetokenizeParams(Params):

@@ -46,13 +46,15 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
     memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read, prefixes)
     tokenizers = TokenizerThread(inbox.put)
     grammars = TokenizerThread(inbox.put, "grammar")
-    loop = Loop(inbox, outbox, generation, memory, progress, disk, linger=linger)
+    loads = TokenizerThread(inbox.put, "loader")
+    loop = Loop(inbox, outbox, generation, memory, progress, linger=linger)
     handlers = Handlers(
         outbox,
         generation,
         memory,
         tokenizers,
         grammars,
+        loads,
         progress,
         Pulse(progress, outbox.notify),
         Telemetry(generation, tokenizers, outbox, disk, cache_limit_bytes=lambda: memory.plan.buffer_cache),
@@ -61,6 +63,8 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
         blas=blas,
         restart_count=settings.restart_count,
         defaults=settings.sampling,
+        # The other half of the gap is for the step itself.
+        load_slice_s=settings.scheduler.target_gap_s / 2,
         stop=loop.stop,
     )
     return Worker(inbox, outbox, loop, handlers, disk)

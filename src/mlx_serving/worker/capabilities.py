@@ -7,7 +7,7 @@ merges may not. So a few tokens are computed both ways, with the same code that 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -39,16 +39,28 @@ _GROUP_SIZE, _BITS = 64, 8  # mlx-lm's defaults
 
 def probe(model: nn.Module) -> ModelCapabilities:
     """Runs the model on a few tokens, about eight times if it can everything."""
+    trials = probing(model)
+    while True:
+        try:
+            next(trials)
+        except StopIteration as end:
+            return cast(ModelCapabilities, end.value)
+
+
+def probing(model: nn.Module) -> Generator[None, None, ModelCapabilities]:
+    """The same in slices: after each trial others may have their turn."""
     trials = _Trials(model)
+    yield
     together = _holds(trials.together)
+    yield
     trim = not trials.is_bounded and _holds(trials.trimmed)
-    return ModelCapabilities(
-        batch=together or _holds(trials.decoded_together),
-        batch_prefill=together or _holds(trials.begun_together),
-        trim=trim,
-        quantise_cache=_holds(trials.quantised),
-        draft=trim,
-    )
+    yield
+    batch = together or _holds(trials.decoded_together)
+    batch_prefill = together or _holds(trials.begun_together)
+    yield
+    quantise_cache = _holds(trials.quantised)
+    yield
+    return ModelCapabilities(batch, batch_prefill, trim, quantise_cache, draft=trim)
 
 
 def kv_bytes_and_logits(model: nn.Module) -> tuple[int, int]:

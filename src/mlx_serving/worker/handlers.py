@@ -5,12 +5,12 @@ All run on the thread that owns MLX; what takes long goes to the tokenizer threa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.machine.blas import Blas
-from mlx_serving.wire.methods import METHODS
+from mlx_serving.wire.methods import LOAD_MODEL, METHODS
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress, Pulse
 from mlx_serving.worker.loaded_models import LoadedModels
@@ -19,7 +19,7 @@ from mlx_serving.worker.model_handlers import ModelHandlers
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.prefix_disk import PrefixDisk
-from mlx_serving.worker.routes import Route
+from mlx_serving.worker.routes import Reply, Route, attempt
 from mlx_serving.worker.runtime_handlers import RuntimeHandlers
 from mlx_serving.worker.stream_handlers import StreamHandlers
 from mlx_serving.worker.telemetry import Telemetry
@@ -27,9 +27,22 @@ from mlx_serving.worker.token_handlers import TokenHandlers
 from mlx_serving.worker.tokenizing import TokenizerThread
 
 
+class Chore(Protocol):
+    """Work beside the steps."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is some that waits for nothing."""
+        ...
+
+    def work(self) -> None:
+        """Do what takes no longer than a step may."""
+        ...
+
+
 class Handlers:
-    """`routes` has every method of the wire's table by its name. `stop` ends the loop after the answer to `shutdown`
-    is written."""
+    """`routes` has every method of the wire's table by its name, `chores` is what is to be done between steps. `stop`
+    ends the loop after the answer to `shutdown` is written."""
 
     def __init__(
         self,
@@ -38,6 +51,7 @@ class Handlers:
         memory: MemoryGuard,
         tokenizers: TokenizerThread,
         grammars: TokenizerThread,
+        loads: TokenizerThread,
         progress: Progress,
         pulse: Pulse,
         telemetry: Telemetry,
@@ -47,6 +61,7 @@ class Handlers:
         blas: Blas,
         restart_count: int,
         defaults: SamplingDefaults,
+        load_slice_s: float,
         stop: Callable[[], None],
     ) -> None:
         self._tokenizers = tokenizers
@@ -54,7 +69,10 @@ class Handlers:
         models = LoadedModels()
         streams = StreamHandlers(outbox, models, generation, tokenizers, grammars, defaults, disk)
         self._streams = streams
-        self._models = ModelHandlers(outbox, models, generation, memory, streams, progress, make_runner, disk)
+        self._models = ModelHandlers(
+            outbox, models, generation, memory, streams, progress, make_runner, loads, load_slice_s, disk
+        )
+        self.chores: Sequence[Chore] = (self._models,) if disk is None else (self._models, disk)
         tokens = TokenHandlers(models, tokenizers)
         runtime = RuntimeHandlers(
             outbox,
@@ -71,16 +89,32 @@ class Handlers:
         )
         groups = (runtime, self._models, streams, tokens)
         self.routes: dict[str, Route[Any, Any]] = {
-            route.method.name: route for group in groups for route in group.routes()
+            route.method.name: self._in_order(route) for group in groups for route in group.routes()
         }
         assert self.routes.keys() == {method.name for method in METHODS}
 
     @property
     def owes_answers(self) -> bool:
-        """Whether requests are being tokenized, their grammars compiled, or what is kept of them read: work that no
-        step shows yet."""
-        return self._tokenizers.pending > 0 or self._grammars.pending > 0 or self._streams.opening > 0
+        """Whether requests are being tokenized, their grammars compiled, what is kept of them read, or models loaded:
+        work that no step shows yet."""
+        threads = (self._tokenizers, self._grammars)
+        return self._streams.opening > 0 or self.is_loading or any(thread.pending > 0 for thread in threads)
 
-    def finish_unloading(self) -> None:
-        """Drop the models that are to go and that nobody uses any more."""
-        self._models.finish_unloading()
+    @property
+    def is_loading(self) -> bool:
+        """Whether models are being loaded, on whatever thread."""
+        return len(self._models.loads) > 0
+
+    def _in_order(self, route: Route[Any, Any]) -> Route[Any, Any]:
+        """What is asked of a model that is being loaded is done when it is there."""
+        if route.method is LOAD_MODEL or "model_id" not in route.method.params.__struct_fields__:
+            return route
+
+        def handle(params: Any, reply: Reply[Any]) -> None:
+            loads = self._models.loads
+            if params.model_id in loads:
+                loads.afterwards(params.model_id, lambda: attempt(route, params, reply))
+            else:
+                route.handle(params, reply)
+
+        return Route(route.method, handle)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,10 +19,12 @@ from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
 from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
+from mlx_serving.core.load_pace import LoadPace
 from mlx_serving.core.output_formats import MARKERS
 from mlx_serving.errors import ModelLoadError
+from mlx_serving.machine import page_cache
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
-from mlx_serving.worker.capabilities import kv_bytes_and_logits, probe
+from mlx_serving.worker.capabilities import kv_bytes_and_logits, probing
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.model_shape import prefill_memory_of
@@ -40,41 +44,71 @@ RequireMemory = Callable[[int], None]
 """Called with the bytes of a model's weights before they are read; raises `InsufficientMemory` if they do not fit."""
 
 
+@dataclass(slots=True)
+class Aside:
+    """Work that needs no arrays: for another thread, while this one does something else."""
+
+    work: Callable[[], None]
+
+
+Loading: TypeAlias = Generator[Aside | None, None, LoadedModel]
+"""A load in slices: after each one others may have their turn, and where an `Aside` is given, it must be done first."""
+
+
 def load(
     params: LoadModelParams,
     make_runner: RunnerFactory,
     on_progress: OnProgress,
     require_memory: RequireMemory = lambda weights: None,
 ) -> LoadedModel:
-    """Find, prepare and load a model. Blocks; `on_progress` tells that it lives.
+    """`loading`, all at once."""
+    slices = loading(params, make_runner, on_progress, require_memory, LoadPace(1.0))
+    while True:
+        try:
+            aside = next(slices)
+        except StopIteration as end:
+            return cast(LoadedModel, end.value)
+        if aside is not None:
+            aside.work()
+
+
+def loading(
+    params: LoadModelParams,
+    make_runner: RunnerFactory,
+    on_progress: OnProgress,
+    require_memory: RequireMemory,
+    pace: LoadPace,
+    *,
+    read_ahead: Callable[[], bool] = lambda: False,
+) -> Loading:
+    """Find, prepare and load a model, in slices as `pace` says; `on_progress` tells that it lives. Where others want
+    their turns, which `read_ahead` tells, its files are read into the page cache first, on another thread.
 
     Raises `ModelNotFound` for a name that leads nowhere, `ModelLoadError` for a model that cannot be loaded,
     `InvalidRequest` for a name that cannot be one, and what `require_memory` raises.
     """
-    directory = _directory(params, on_progress)
-    require_memory(sum(file.stat().st_size for file in directory.glob("*.safetensors")))
-    on_progress("reading", 0, 1)
-    with _blaming("its config.json", params.model_id, directory):
-        _read_object(directory / "config.json")
-        digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
-    with _blaming("its generation_config.json", params.model_id, directory):
-        path = directory / "generation_config.json"
-        generation_config = _read_object(path) if path.exists() else dict[str, object]()
+    files = _Files(params, on_progress)
+    yield Aside(files.find)
+    directory = files.directory
+    weight_files = sorted(directory.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in weight_files)
+    require_memory(size)
+    on_progress("reading", 0, size)
+    yield Aside(files.read)
+    if read_ahead():
+        yield Aside(lambda: _read_ahead(weight_files, size, on_progress))
+    words = files.words
     with _blaming("its architecture or weights", params.model_id, directory):
         model, config = load_model(directory, lazy=True)
-        _materialise(model, on_progress)
+        yield None
+        yield from _materialise(model, pace, on_progress)
         known = params.known
-        capabilities = known.capabilities if known is not None and known.config_digest == digest else probe(model)
+        if known is not None and known.config_digest == files.digest:
+            capabilities = known.capabilities
+        else:
+            capabilities = yield from probing(model)
         per_token, logits = kv_bytes_and_logits(model)
-    with _blaming("its tokenizer", params.model_id, directory):
-        # Said outright: left open, transformers asks on stdin whether code from the directory may run.
-        tokenizer = load_tokenizer(directory, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
-        decode = make_decoder(tokenizer)
-        token_bytes = TokenBytes(tokenizer)
-        prompts = PromptTokenizer(tokenizer)
-        marked = make_decoder(tokenizer, MARKERS)
-        spared = tokenizer.eos_token_ids | set(prompts.encode("\n", add_special_tokens=False))
-    output = find_style(tokenizer, params.tool_parser, params.reasoning_parser)
+        yield None
     weights = _weights(model)
     dtype = _dtype(weights)
     limit = _context_length(config)
@@ -87,31 +121,31 @@ def load(
         is_vision_model=False,
         cached_path=str(directory),
         model_type=str(config.get("model_type", "")),
-        vocab_size=min(_vocabulary(config, tokenizer), logits),
+        vocab_size=min(_vocabulary(config, words.tokenizer), logits),
         memory_bytes=sum(weight.nbytes for weight in weights),
-        has_chat_template=tokenizer.has_chat_template,
+        has_chat_template=words.tokenizer.has_chat_template,
         capabilities=capabilities,
-        config_digest=digest,
+        config_digest=files.digest,
         quantization=_quantization(config),
-        eos_token_ids=sorted(tokenizer.eos_token_ids),
+        eos_token_ids=sorted(words.eos_token_ids),
     )
     return LoadedModel(
         facts=facts,
         model=model,
-        tokenizer=prompts,
-        structures=StructureCompiler(tokenizer, params.model_id, facts.vocab_size, frozenset(tokenizer.eos_token_ids)),
-        decode=decode,
-        token_bytes=token_bytes,
-        generation_config=generation_config,
-        eos_token_ids=frozenset(tokenizer.eos_token_ids),
-        spared_token_ids=frozenset(spared),
+        tokenizer=words.prompts,
+        structures=StructureCompiler(words.tokenizer, params.model_id, facts.vocab_size, words.eos_token_ids),
+        decode=words.decode,
+        token_bytes=words.token_bytes,
+        generation_config=files.generation_config,
+        eos_token_ids=words.eos_token_ids,
+        spared_token_ids=words.spared_token_ids,
         make_runner=make_runner,
         kv_bytes_per_token=per_token,
         prefill_memory=prefill_memory_of(_text_config(config), 4 if dtype == "float32" else 2),
-        output=output,
-        knows_tools=knows_tools(tokenizer),
-        decode_marked=marked,
-        fingerprint=_fingerprint(directory, digest, dtype),
+        output=find_style(words.tokenizer, params.tool_parser, params.reasoning_parser),
+        knows_tools=knows_tools(words.tokenizer),
+        decode_marked=words.decode_marked,
+        fingerprint=_fingerprint(directory, files.digest, dtype),
     )
 
 
@@ -122,6 +156,62 @@ def _fingerprint(directory: Path, config_digest: str, dtype: str) -> str:
     stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     told = repr((config_digest, dtype, software, *stamps))
     return hashlib.sha256(told.encode()).hexdigest()
+
+
+class _Files:
+    """What a thread without arrays finds out: `find` first, then `read`."""
+
+    directory: Path
+    digest: str
+    generation_config: Mapping[str, object]
+    words: _Words
+
+    def __init__(self, params: LoadModelParams, on_progress: OnProgress) -> None:
+        self._params = params
+        self._on_progress = on_progress
+
+    def find(self) -> None:
+        self.directory = _directory(self._params, self._on_progress)
+
+    def read(self) -> None:
+        directory, model_id = self.directory, self._params.model_id
+        with _blaming("its config.json", model_id, directory):
+            config = _read_object(directory / "config.json")
+            self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
+        with _blaming("its generation_config.json", model_id, directory):
+            path = directory / "generation_config.json"
+            self.generation_config = _read_object(path) if path.exists() else {}
+        with _blaming("its tokenizer", model_id, directory):
+            self.words = _Words(directory, config)
+
+
+class _Words:
+    """What the tokenizer is needed for, a copy for each thread that will have one."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+        # Said outright: left open, transformers asks on stdin whether code from the directory may run.
+        self.tokenizer = load_tokenizer(
+            directory, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
+        )
+        self.decode = make_decoder(self.tokenizer)
+        self.token_bytes = TokenBytes(self.tokenizer)
+        self.prompts = PromptTokenizer(self.tokenizer)
+        self.decode_marked = make_decoder(self.tokenizer, MARKERS)
+        self.eos_token_ids = frozenset(self.tokenizer.eos_token_ids)
+        self.spared_token_ids = self.eos_token_ids | set(self.prompts.encode("\n", add_special_tokens=False))
+
+
+def _read_ahead(files: list[Path], size: int, on_progress: OnProgress) -> None:
+    done = 0
+
+    def tell(count: int) -> bool:
+        nonlocal done
+        done += count
+        on_progress("reading", done, size)
+        return True
+
+    for file in files:
+        page_cache.read_into(file, tell)
 
 
 def _directory(params: LoadModelParams, on_progress: OnProgress) -> Path:
@@ -156,23 +246,28 @@ def _weights(model: nn.Module) -> list[mx.array]:
     return [weight for _, weight in flat]
 
 
-def _materialise(model: nn.Module, on_progress: OnProgress) -> None:
-    """Read the weights from disk in pieces, so that a slow disk shows as progress and not as a hang."""
+def _materialise(model: nn.Module, pace: LoadPace, on_progress: OnProgress) -> Generator[None]:
+    """Read the weights in slices, so that others get their turns, and that a slow disk shows as progress and not as a
+    hang."""
     weights = _weights(model)
     total = sum(weight.nbytes for weight in weights)
     done = 0
     piece: list[mx.array] = []
     piece_bytes = 0
     for weight in weights:
-        piece.append(weight)
-        piece_bytes += weight.nbytes
-        if piece_bytes >= _EVAL_BYTES:
+        if piece and piece_bytes + weight.nbytes > min(pace.slice_bytes, _EVAL_BYTES):
+            began = time.perf_counter()
             _evaluate(piece)
+            pace.note(piece_bytes, time.perf_counter() - began)
             done += piece_bytes
             on_progress("loading", done, total)
+            yield
             piece, piece_bytes = [], 0
+        piece.append(weight)
+        piece_bytes += weight.nbytes
     _evaluate(piece)
     on_progress("loading", total, total)
+    yield
 
 
 def _evaluate(arrays: list[mx.array]) -> None:

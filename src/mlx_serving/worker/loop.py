@@ -6,10 +6,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from mlx_serving.core.suggest import did_you_mean
-from mlx_serving.errors import EngineError, InvalidEnvelope, MessageTooLarge, ProtocolError, UnknownMethod
+from mlx_serving.errors import EngineError, InvalidEnvelope, MessageTooLarge, UnknownMethod
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, Line, Message, Oversized
 from mlx_serving.worker.generation import Generation
@@ -17,7 +17,7 @@ from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress
 from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.pipe import EndOfInput, Outbox
-from mlx_serving.worker.routes import Reply, Route
+from mlx_serving.worker.routes import Reply, Route, attempt
 
 Command: TypeAlias = Message | EndOfInput | Callable[[], None]
 
@@ -46,28 +46,6 @@ class Inbox:
             return
 
 
-class Chores(Protocol):
-    """Work beside the steps, that nobody waits for."""
-
-    @property
-    def is_due(self) -> bool:
-        """Whether there is some."""
-        ...
-
-    def work(self) -> None:
-        """Do what takes no longer than a step may."""
-        ...
-
-
-class NoChores:
-    @property
-    def is_due(self) -> bool:
-        return False
-
-    def work(self) -> None:
-        pass
-
-
 class Loop:
     """`linger`: at the end of input finish what was accepted (a person pipes commands in); else stop at once.
 
@@ -81,7 +59,6 @@ class Loop:
         generation: Generation,
         memory: MemoryGuard,
         progress: Progress,
-        chores: Chores | None = None,
         *,
         linger: bool,
     ) -> None:
@@ -90,7 +67,6 @@ class Loop:
         self._generation = generation
         self._memory = memory
         self._progress = progress
-        self._chores: Chores = chores or NoChores()
         self._linger = linger
         self._stopping = False
         self._ended = False
@@ -102,8 +78,8 @@ class Loop:
         while not self._stopping:
             if self._ended and len(self._generation) == 0 and not handlers.owes_answers:
                 return
-            patience_s = self._patience_s()
-            self._progress.busy = patience_s == 0
+            patience_s = self._patience_s(handlers)
+            self._progress.busy = patience_s == 0 or handlers.is_loading
             for command in self._inbox.take(patience_s):
                 self._progress.busy = True
                 self._handle(command, handlers.routes)
@@ -117,15 +93,16 @@ class Loop:
             self._progress.advance()
             if frame is not None:
                 self._outbox.notify(frame)
-            self._chores.work()
-            handlers.finish_unloading()  # a stream may have ended in the step, by an abort or by a refusal
+            # A stream may have ended in the step, by an abort or by a refusal: a model may wait for that.
+            for chore in handlers.chores:
+                chore.work()
 
-    def _patience_s(self) -> float | None:
+    def _patience_s(self, handlers: Handlers) -> float | None:
         """How long to wait for a command: not at all while there is work that can be done, for ever if there is none
         before one comes."""
         if self._outbox.is_congested:
             return None
-        if not self._generation.is_idle or self._chores.is_due:
+        if not self._generation.is_idle or any(chore.is_due for chore in handlers.chores):
             return 0
         now = time.monotonic()
         due = [time for time in (self._generation.next_deadline, self._memory.next_look) if time is not None]
@@ -169,11 +146,11 @@ class Loop:
             )
             return
         try:
-            route.handle(jsonrpc.parse_params(request.params, route.method.params), reply)
+            params = jsonrpc.parse_params(request.params, route.method.params)
         except EngineError as error:
             reply.fail(error)
-        except Exception as error:  # noqa: BLE001  a defect in one handler must not end every stream
-            reply.fail(ProtocolError(f"{request.method} failed inside the worker: {type(error).__name__}: {error}"))
+        else:
+            attempt(route, params, reply)
 
 
 def _nothing() -> None:

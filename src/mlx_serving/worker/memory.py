@@ -72,6 +72,11 @@ class MemoryGuard:
         del self._weights[model_id]
         self.plan = self._replan()
 
+    def forget_model(self, model_id: str) -> None:
+        """A model will not be there after all, if room was kept for it."""
+        if model_id in self._weights:
+            self.remove_model(model_id)
+
     def look(self) -> MemoryPlan:
         """The plan as it is at this moment."""
         self._due = 0.0

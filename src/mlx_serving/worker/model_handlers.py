@@ -7,22 +7,28 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_serving.core.load_pace import LoadPace
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import ModelProgress
 from mlx_serving.worker import loader
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress
+from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.loads import Loads
 from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.prefix_disk import PrefixDisk
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.stream_handlers import StreamHandlers
+from mlx_serving.worker.tokenizing import TokenizerThread
 
 
 class ModelHandlers:
+    """`slice_s` is how long a piece of a load may keep the streams of other models waiting, in seconds."""
+
     def __init__(
         self,
         outbox: Outbox,
@@ -32,7 +38,9 @@ class ModelHandlers:
         streams: StreamHandlers,
         progress: Progress,
         make_runner: RunnerFactory,
-        disk: PrefixDisk | None = None,
+        loads: TokenizerThread,
+        slice_s: float,
+        disk: PrefixDisk | None,
     ) -> None:
         self._outbox = outbox
         self._models = models
@@ -42,6 +50,8 @@ class ModelHandlers:
         self._progress = progress
         self._make_runner = make_runner
         self._disk = disk
+        self._pace = LoadPace(slice_s)
+        self.loads = Loads(loads, self._begin, self._loaded, self._memory.forget_model)
         self._unloading: dict[str, list[Reply[methods.SuccessResult]]] = {}  # who waits for a model to be gone
 
     def routes(self) -> tuple[Route[Any, Any], ...]:
@@ -61,25 +71,41 @@ class ModelHandlers:
             raise InvalidRequest(f"{params.model_id} is being unloaded", field="model_id", given=params.model_id)
         loaded = self._models.find(params.model_id)
         if loaded is None:
-            loaded = loader.load(
-                params,
-                self._make_runner,
-                self._progress_reporter(params.model_id),
-                lambda weights: self._memory.require(params.model_id, weights),
-            )
-            self._models.add(loaded)
-            self._generation.add_model(loaded)
-            self._memory.add_model(params.model_id, loaded.facts.memory_bytes)
-            if self._disk is not None:
-                self._disk.add_model(loaded)
-        reply.send(loaded.facts)
+            self.loads.add(params, reply)
+        else:
+            reply.send(loaded.facts)
 
-    def _progress_reporter(self, model_id: str) -> loader.OnProgress:
+    def _begin(self, params: methods.LoadModelParams) -> loader.Loading:
+        model_id = params.model_id
+
+        def require(weights: int) -> None:
+            self._memory.require(model_id, weights)
+            self._memory.add_model(model_id, weights)  # what streams may take meanwhile is less
+
         def report(stage: str, done: int, total: int) -> None:
             self._progress.advance()
             self._outbox.notify(ModelProgress(model_id, stage, done, total))
 
-        return report
+        return loader.loading(
+            params, self._make_runner, report, require, self._pace, read_ahead=lambda: not self._generation.is_idle
+        )
+
+    def _loaded(self, model: LoadedModel) -> None:
+        self._models.add(model)
+        self._generation.add_model(model)
+        self._memory.add_model(model.model_id, model.facts.memory_bytes)
+        if self._disk is not None:
+            self._disk.add_model(model)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is a slice of a load to be done."""
+        return self.loads.is_due
+
+    def work(self) -> None:
+        """Drop the models that are to go and that nobody uses any more; do a slice of a load."""
+        self.finish_unloading()
+        self.loads.advance()
 
     def unload_model(self, params: methods.UnloadModelParams, reply: Reply[methods.SuccessResult]) -> None:
         """Waits for the model's streams, unless forced: then they are aborted. An absent model is a success."""

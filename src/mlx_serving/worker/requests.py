@@ -36,7 +36,7 @@ def prompt_of(params: GenerateParams) -> Prompt:
         )
     if params.messages:
         tools = () if params.tool_choice == "none" else tuple(params.tools)
-        return ChatPrompt(tuple(params.messages), params.template_kwargs, tools)
+        return ChatPrompt(tuple(params.messages), params.template_kwargs, tools, params.chat_template)
     return TokenPrompt(tuple(params.prompt_tokens)) if params.prompt_tokens else TextPrompt(params.prompt or "")
 
 

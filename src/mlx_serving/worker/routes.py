@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from mlx_serving.errors import EngineError
+from mlx_serving.errors import EngineError, ProtocolError
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.methods import Method
 from mlx_serving.worker.pipe import Outbox
@@ -39,3 +39,13 @@ class Route(Generic[P, R]):
 
     method: Method[P, R]
     handle: Callable[[P, Reply[R]], None]
+
+
+def attempt(route: Route[Any, Any], params: object, reply: Reply[Any]) -> None:
+    """Do it; what goes wrong is the answer."""
+    try:
+        route.handle(params, reply)
+    except EngineError as error:
+        reply.fail(error)
+    except Exception as error:  # noqa: BLE001  a defect in one handler must not end every stream
+        reply.fail(ProtocolError(f"{route.method.name} failed inside the worker: {type(error).__name__}: {error}"))

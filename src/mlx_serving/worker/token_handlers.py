@@ -35,7 +35,7 @@ class TokenHandlers:
 
     def tokenize_chat(self, params: methods.TokenizeChatParams, reply: Reply[methods.TokenizeResult]) -> None:
         model = self._models.get(params.model_id)
-        prompt = ChatPrompt(tuple(params.messages), params.template_kwargs, tuple(params.tools))
+        prompt = ChatPrompt(tuple(params.messages), params.template_kwargs, tuple(params.tools), params.chat_template)
 
         def work() -> methods.TokenizeResult:
             token_ids = model.tokenizer.prompt_ids(prompt)

@@ -112,7 +112,7 @@ class PromptTokenizer:
         return tuple(dict.fromkeys(each for each in encoded if each))
 
     def _render_chat(self, prompt: ChatPrompt) -> list[int]:
-        if not self._wrapper.has_chat_template:
+        if not self._wrapper.has_chat_template and prompt.chat_template is None:
             raise InvalidRequest(
                 "This model has no chat template: send a text prompt to /v1/completions instead", field="messages"
             )
@@ -122,12 +122,14 @@ class PromptTokenizer:
                 f"template_kwargs must not have {reserved[0]}: it is not the template's", field="template_kwargs"
             )
         messages: list[Mapping[str, object]] = [dict(message) for message in prompt.messages]
+        own = {} if prompt.chat_template is None else {"chat_template": prompt.chat_template}
         try:
             rendered = self._wrapper.apply_chat_template(
                 messages,
                 tools=[dict(tool) for tool in prompt.tools] or None,
                 tokenize=True,
                 add_generation_prompt=True,
+                **own,
                 **prompt.template_kwargs,
             )
         except Exception as error:

@@ -1,0 +1,178 @@
+"""Names that mean other models, and are moved from one to another while requests come: the shell around
+`core.alias_table`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_serving.config.served_models import public_name
+from mlx_serving.core.alias_table import AliasTable, AliasView, Target
+from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
+from mlx_serving.core.serving import ServedModel
+from mlx_serving.engine import alias_file
+from mlx_serving.engine.model_entry import ModelSpec
+from mlx_serving.engine.pooled_models import PooledModels
+from mlx_serving.errors import EngineError, InsufficientMemory, InvalidRequest
+from mlx_serving.telemetry.events import AliasMoved, EventBus
+from mlx_serving.telemetry.logger import get_logger
+
+_log = get_logger("mlx_serving.engine")
+
+
+class Aliases:
+    """`path` is the file that remembers what was set; None forgets it at the end."""
+
+    def __init__(self, models: PooledModels, events: EventBus, path: Path | None) -> None:
+        """Raises `InvalidConfig` for a file that cannot be read."""
+        self._models = models
+        self._events = events
+        self._path = path
+        self._table = AliasTable(set={} if path is None else alias_file.read(path))
+        self._profiles: Mapping[str, ModelProfile] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    def reconfigure(self, configured: Mapping[str, Target], profiles: Mapping[str, ModelProfile]) -> None:
+        """Take the aliases of a configuration, and the profiles of its models by name. What was set wins, unless its
+        model is not served any more."""
+        for targets in self._table.set.values():
+            for target in targets:
+                if target.reference is not None and target.model not in self._models.names():
+                    self._models.register(ModelSpec(target.model, target.reference, target.revision))
+        self._profiles = profiles
+        before = self._table
+        table, ended = before.reconfigured(configured, self._models.names())
+        self._table = table
+        for name, target in ended.items():
+            _log.warning("an alias that was set is gone, because its model is not served", alias=name, **_told(target))
+        if table.set != before.set:
+            self._save()
+
+    def resolve(self, name: str) -> tuple[str, ModelProfile]:
+        """The name of the model that a name means now, and what holds under that name."""
+        target = self._table.target(name)
+        if target is None:
+            return name, self._profiles.get(name, NO_PROFILE)
+        return target.model, target.profile.over(self._profiles.get(target.model, NO_PROFILE))
+
+    def views(self) -> list[AliasView]:
+        """All aliases."""
+        return self._table.views()
+
+    def served(self, models: Sequence[ServedModel], default: str) -> list[ServedModel]:
+        """The models with their profiles, and the aliases beside them."""
+        by_name = {model.name: model for model in models}
+        rows = {
+            name: replace(model, profile=self._profiles.get(name, NO_PROFILE).given())
+            for name, model in by_name.items()
+        }
+        for name in self._table.names():
+            model, profile = self.resolve(name)
+            if (meant := by_name.get(model)) is not None:
+                rows[name] = replace(meant, name=name, alias_of=model, default=name == default, profile=profile.given())
+        return list(rows.values())
+
+    async def set(
+        self, name: str, model: str, *, revision: str | None = None, profile: ModelProfile = NO_PROFILE
+    ) -> AliasView:
+        """Have a name mean another model, from the moment that it is loaded. Who uses the old one goes on with it.
+
+        `model` is a served one, or where to load one from, which is served under a name of its own then. It is loaded
+        beside those in use, or, where memory does not hold both, after them: then who comes meanwhile waits. If it
+        cannot be loaded, the name means what it meant. Raises `InvalidRequest`, `ModelNotFound`, `ModelLoadError` or
+        `WorkerDied`.
+        """
+        _check_name(name)
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            known = self._models.names()
+            target = replace(self._target(model, revision), profile=profile, since=time.time())
+            try:
+                await self._move(name, self._table.with_target(name, target), target.model)
+            except EngineError:
+                if target.model not in known:
+                    self._models.forget(target.model)
+                raise
+        return self._table.view(name)
+
+    async def roll_back(self, name: str) -> AliasView | None:
+        """Have a name mean what it meant before; None when that is no alias, but the model of that name. Raises as
+        `set`, and `NotFound`."""
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            table = self._table.rolled_back(name, is_served=name in self._models.names())
+            target = table.target(name)
+            await self._move(name, table, name if target is None else target.model)
+        return None if target is None else self._table.view(name)
+
+    def remove(self, name: str) -> None:
+        """Forget what was set; the name means what is configured, if anything is. Raises `NotFound`, and
+        `InvalidRequest` for an alias that is only configured."""
+        self._take(name, self._table.without(name))
+
+    def _target(self, model: str, revision: str | None) -> Target:
+        names = self._models.names()
+        if model not in names and (meant := self._table.target(model)) is not None:
+            model = meant.model
+        if model in names and revision in (None, self._models.spec(model).revision):
+            return Target(model)
+        own = public_name(model) + ("" if revision is None else f"@{revision}")
+        spec = ModelSpec(own, model, revision, warm_up=True)
+        if own in names and self._models.spec(own) != spec:
+            raise InvalidRequest(
+                f"{own} is the name of {self._models.spec(own).reference} already: load {model} under a name of its "
+                "own first",
+                field="model",
+                given=model,
+            )
+        self._models.register(spec)
+        return Target(own, reference=model, revision=revision)
+
+    async def _move(self, name: str, table: AliasTable, model: str) -> None:
+        before = self._table
+        try:
+            await self._models.bring(model)
+        except InsufficientMemory:
+            self._take(name, table)
+            try:
+                async with self._models.lease(model):
+                    return
+            except EngineError:
+                self._take(name, before)
+                raise
+        self._take(name, table)
+
+    def _take(self, name: str, table: AliasTable) -> None:
+        before, now = self._table.target(name), table.target(name)
+        # Others may have been moved while this one was loaded.
+        others = {other: targets for other, targets in self._table.set.items() if other != name}
+        own = {name: table.set[name]} if name in table.set else {}
+        self._table = replace(self._table, set={**others, **own})
+        self._save()
+        self._events.publish(
+            AliasMoved(
+                alias=name,
+                model_id=now.model if now is not None else None,
+                previous=before.model if before is not None else None,
+            )
+        )
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        try:
+            alias_file.write(self._path, self._table.set)
+        except OSError as error:
+            _log.error("the aliases could not be saved", file=str(self._path), message=str(error))
+
+
+def _told(target: Target) -> dict[str, object]:
+    return {"model": target.model}
+
+
+def _check_name(name: str) -> None:
+    if not name or len(name) > 256 or any(char.isspace() or not char.isprintable() for char in name):
+        raise InvalidRequest(
+            "The name of an alias must have 1 to 256 printable characters and no spaces", field="name", given=name
+        )
