@@ -14,9 +14,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 def test_every_value_of_a_config_is_a_documented_setting_and_the_other_way_round() -> None:
-    found = {tuple(ANY_INDEX if part.isdecimal() else part for part in path) for path, _ in leaves(values(Config()))}
-    documented = {path for path, setting in read_reference().settings.items() if setting.type != "a list"}
-    assert found == documented
+    config = Config.model_validate({"models": {"aliases": [{"name": "other", "model": "smollm2-135m"}]}})
+    found = {tuple(ANY_INDEX if part.isdecimal() else part for part in path) for path, _ in leaves(values(config))}
+    lists = {path for path, setting in read_reference().settings.items() if setting.type == "a list"}
+    assert found - lists == read_reference().settings.keys() - lists
 
 
 def test_defaults_in_the_reference_are_those_of_the_config() -> None:

@@ -37,6 +37,7 @@ SHAPES: tuple[type[shapes.Shape], ...] = (
     shapes.MetadataChunk,
     shapes.ErrorChunk,
     shapes.TokenizeResponse,
+    shapes.ModelAlias,
     shapes.CachedModel,
     shapes.ModelCacheStats,
     batches.BatchEntry,

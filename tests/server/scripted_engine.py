@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+from mlx_serving.core.alias_table import AliasTable, AliasView, Target
 from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import (
     ChatPrompt,
@@ -17,6 +18,7 @@ from mlx_serving.core.generation import (
     Logprobs,
     TokenLogprob,
 )
+from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.response_index import ResponseCacheStats
 from mlx_serving.core.serving import (
     EngineTelemetry,
@@ -93,6 +95,7 @@ class ScriptedEngine:
         self.scripts: list[Script] = []
         self.runs: list[Run] = []
         self.models: list[ServedModel] = [TINY, OTHER]
+        self.aliases = AliasTable({"configured": Target("tiny")})
         self.report: HealthReport | Exception = HEALTHY
         self.loads: list[tuple[str, str | None, str | None, bool]] = []
         self.tokenized: list[tuple[str, object, bool]] = []
@@ -168,6 +171,24 @@ class ScriptedEngine:
         if reference == "org/missing":
             raise ModelNotFound(f"There is no model {reference!r}", model=reference)
         return ServedModel(name or reference, reference, 1_700_000_002, "ready", context_length=512)
+
+    def list_aliases(self) -> list[AliasView]:
+        return self.aliases.views()
+
+    async def set_alias(
+        self, name: str, model: str, *, revision: str | None = None, profile: ModelProfile = NO_PROFILE
+    ) -> AliasView:
+        if model == "org/missing":
+            raise ModelNotFound(f"There is no model {model!r}", model=model)
+        self.aliases = self.aliases.with_target(name, Target(model, profile, 1_700_000_003.0, revision=revision))
+        return self.aliases.view(name)
+
+    async def roll_back_alias(self, name: str) -> AliasView | None:
+        self.aliases = self.aliases.rolled_back(name, is_served=name in {model.name for model in self.models})
+        return None if self.aliases.target(name) is None else self.aliases.view(name)
+
+    def remove_alias(self, name: str) -> None:
+        self.aliases = self.aliases.without(name)
 
     async def unload_served(self, name: str, *, force: bool) -> None:
         if name not in {model.name for model in self.models}:

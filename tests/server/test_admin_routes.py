@@ -39,6 +39,14 @@ async def test_a_model_is_loaded_and_described(admin: httpx2.AsyncClient, engine
         "context_length": 512,
         "error": None,
         "default": False,
+        "revision": None,
+        "pinned": False,
+        "keep_alive_s": None,
+        "memory_bytes": None,
+        "in_use": 0,
+        "progress": None,
+        "profile": {},
+        "alias_of": None,
     }
     assert engine.loads == [("org/new", "new", "main", False)]
 

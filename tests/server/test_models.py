@@ -32,6 +32,8 @@ async def test_a_slash_may_come_as_it_is(http: httpx2.AsyncClient) -> None:
         "parent": None,
         "capabilities": None,
         "default": False,
+        "profile": {},
+        "progress": None,
     }
 
 

@@ -77,8 +77,12 @@ async def test_a_wrong_method_is_told_every_right_one(http: httpx2.AsyncClient) 
 
 def test_every_endpoint_has_a_summary() -> None:
     assert set(DOCUMENT["paths"]) == {
+        "/admin/aliases",
+        "/admin/aliases/{name}",
+        "/admin/aliases/{name}/rollback",
         "/admin/cache",
         "/admin/cache/clear",
+        "/admin/models",
         "/admin/models/load",
         "/admin/models/unload",
         "/admin/reload",

@@ -15,6 +15,7 @@ _VERBS = {
     "chat": "talk to a model in the terminal",
     "pull": "download or convert a model, bring it up to date, and verify it",
     "models": "list, pull, verify, remove models; tell about one",
+    "alias": "move a name from one model to another, in a server that runs",
     "bench": "measure throughput and latency, of ourselves and of other servers",
     "keys": "make, list and remove API keys with limits",
     "doctor": "check this machine and this installation",

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import json
+from collections.abc import Mapping
+from typing import Annotated, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.model_profile import ModelProfile
 
 _MAX_TEXT_CHARS = 262_144
+
+
+def _typed(given: object) -> object:
+    """Values that come from a file or a variable are texts."""
+    if not isinstance(given, Mapping):
+        return given
+    return {name: _json(value) for name, value in cast("Mapping[object, object]", given).items()}
+
+
+def _json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 class Profile(BaseModel):
@@ -70,8 +88,10 @@ class Profile(BaseModel):
         max_length=_MAX_TEXT_CHARS,
         description="Text of a Jinja template that renders conversations instead of the model's own.",
     )
-    template_kwargs: dict[str, object] = Field(
-        default_factory=dict, description="What the template gets, such as `enable_thinking`, unless the request says."
+    template_kwargs: Annotated[dict[str, object], BeforeValidator(_typed)] = Field(
+        default={},
+        description="What the template gets, such as `enable_thinking`, unless the request says. Texts that are JSON "
+        "are read as such: `false` is a truth value.",
     )
     priority: Priority | None = Field(default=None, description="Priority of requests that ask for none.")
     max_tokens_limit: int | None = Field(default=None, ge=1, description="Largest `max_tokens` a request may ask for.")

@@ -25,6 +25,7 @@ _TYPE_WORDS = {
     "number": "a number",
     "boolean": "true or false",
     "array": "a list",
+    "object": "a mapping",
 }
 
 
@@ -48,7 +49,17 @@ class Setting:
 
     @property
     def default_text(self) -> str:
-        return self.default if isinstance(self.default, str) else json.dumps(self.default, ensure_ascii=False)
+        return self.default if isinstance(self.default, str) else json.dumps(_brief(self.default), ensure_ascii=False)
+
+
+def _brief(value: object) -> object:
+    """Entries of lists without what they leave open."""
+    if isinstance(value, list):
+        return [_brief(entry) for entry in cast("list[object]", value)]
+    if isinstance(value, dict):
+        members = {name: _brief(member) for name, member in cast("dict[str, object]", value).items()}
+        return {name: member for name, member in members.items() if member not in (None, [], {})}
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +131,9 @@ def _walk(schema: JsonSchema, definitions: Mapping[str, JsonSchema], path: Path)
             yield from _walk(child, definitions, (*path, name))
     elif "items" in resolved:
         yield _setting(path, resolved)
-        yield from _walk(cast("JsonSchema", resolved["items"]), definitions, (*path, ANY_INDEX))
+        items = _resolved(cast("JsonSchema", resolved["items"]), definitions)
+        if "properties" in items:
+            yield from _walk(items, definitions, (*path, ANY_INDEX))
     else:
         yield _setting(path, resolved)
 

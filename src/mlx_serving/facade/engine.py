@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from mlx_serving.assembly import build
+from mlx_serving.config.profiles import Profile
 from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig
 from mlx_serving.config.served_models import ServedModel as ServedModelConfig
@@ -45,6 +46,7 @@ from mlx_serving.facade.shapes import (
     GenerationStats,
     GeneratorChunk,
     MetadataChunk,
+    ModelAlias,
     ModelCacheStats,
     ModelHandle,
     TokenChunk,
@@ -129,14 +131,16 @@ class Engine:
         asked = parse(LoadModelOptions, options)
         await self.start()
         given = (asked.revision, asked.context_length, asked.local_path)
-        if given == (None, None, None) and asked.model in self._core.models.names():
-            spec = self._core.models.spec(asked.model)
+        meant, _ = self._core.aliases.resolve(asked.model)
+        if given == (None, None, None) and meant in self._core.models.names():
+            spec = self._core.models.spec(meant)
         else:
             spec = ModelSpec(asked.model, asked.model, *given)
         return self._handle(asked.model, await self._core.load(spec))
 
     async def unload_model(self, model: str, *, force: bool = False) -> None:
-        """Take a model out of memory, after its last stream or at once. Raises `ModelNotFound`."""
+        """Take a model out of memory, after its last stream or at once. Raises `ModelNotFound`; an alias has nothing
+        of its own that could go."""
         await self._core.unload_served(model, force=force)
 
     async def warmup_model(self, options: LoadModelOptions | Mapping[str, object] | str) -> None:
@@ -149,11 +153,47 @@ class Engine:
         return [self._handle(name, facts) for name, facts in self._core.models.loaded().items()]
 
     def get_model_info(self, model: str) -> ModelHandle | None:
-        facts = self._core.models.loaded().get(model)
+        facts = self._core.models.loaded().get(self._core.aliases.resolve(model)[0])
         return None if facts is None else self._handle(model, facts)
 
     def _handle(self, name: str, facts: methods.LoadModelResult) -> ModelHandle:
-        return ModelHandle.of(name, self._core.models.spec(name).reference, facts)
+        meant, _ = self._core.aliases.resolve(name)
+        return ModelHandle.of(name, self._core.models.spec(meant).reference, facts)
+
+    # -- aliases
+
+    async def set_alias(
+        self,
+        name: str,
+        model: str,
+        *,
+        revision: str | None = None,
+        profile: Profile | Mapping[str, object] | None = None,
+    ) -> ModelAlias:
+        """Have a name mean another model, from the moment that it is loaded: a served one, or where to load one from.
+        Streams that run stay with the model they began with. `profile` is what holds under the name where a request is
+        silent.
+
+        If the model cannot be loaded, the name means what it meant. Raises `ModelLoadError`, `ModelNotFound` and
+        `InvalidRequest`.
+        """
+        checked = parse(Profile, {} if profile is None else profile)
+        await self.start()
+        return ModelAlias.of(await self._core.set_alias(name, model, revision=revision, profile=checked.core))
+
+    async def rollback_alias(self, name: str) -> ModelAlias | None:
+        """Have a name mean what it meant before; None when that is the model of that name. Raises as `set_alias`, and
+        `NotFound`."""
+        await self.start()
+        view = await self._core.roll_back_alias(name)
+        return None if view is None else ModelAlias.of(view)
+
+    def remove_alias(self, name: str) -> None:
+        """Forget what was set. Raises `NotFound`, and `InvalidRequest` for an alias that is only configured."""
+        self._core.remove_alias(name)
+
+    def list_aliases(self) -> list[ModelAlias]:
+        return [ModelAlias.of(view) for view in self._core.list_aliases()]
 
     def get_cache_stats(self) -> ModelCacheStats:
         models = [CachedModel(model.name, model.state) for model in self._core.served_models()]
@@ -336,6 +376,10 @@ class Engine:
     unloadModel = unload_model  # noqa: N815
     warmupModel = warmup_model  # noqa: N815
     listModels = list_models  # noqa: N815
+    setAlias = set_alias  # noqa: N815
+    rollbackAlias = rollback_alias  # noqa: N815
+    removeAlias = remove_alias  # noqa: N815
+    listAliases = list_aliases  # noqa: N815
     getModelInfo = get_model_info  # noqa: N815
     getCacheStats = get_cache_stats  # noqa: N815
     createGenerator = create_generator  # noqa: N815

@@ -9,6 +9,7 @@ from typing import Literal, Self, TypeAlias, cast
 import msgspec
 
 from mlx_serving.core import generation
+from mlx_serving.core.alias_table import AliasView
 from mlx_serving.core.generation import Delta, FinishReason, Logprobs
 from mlx_serving.errors import EngineError
 from mlx_serving.wire.methods import LoadModelResult
@@ -178,6 +179,23 @@ GeneratorChunk: TypeAlias = TokenChunk | MetadataChunk | ErrorChunk
 class TokenizeResponse(Shape):
     tokens: list[int]
     token_strings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAlias(Shape):
+    """A name that means `model`. `history` are the models that it meant before, latest first; `configured` tells one
+    that nobody has set. `profile` is what holds under the name where a request is silent."""
+
+    name: str
+    model: str
+    configured: bool
+    profile: Mapping[str, object] = field(default_factory=dict[str, object])
+    history: list[str] = field(default_factory=list[str])
+
+    @classmethod
+    def of(cls, view: AliasView) -> Self:
+        before = [target.model for target in view.history]
+        return cls(view.name, view.target.model, not view.is_set, view.target.profile.given(), before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from mlx_serving.core.serving import EngineTelemetry
 from mlx_serving.errors import EngineClosed
 from mlx_serving.facade.batches import BatchEntry, GenerationResult
 from mlx_serving.facade.engine import Engine
-from mlx_serving.facade.shapes import ErrorChunk, GeneratorChunk, ModelHandle, TokenChunk, TokenizeResponse
+from mlx_serving.facade.shapes import ErrorChunk, GeneratorChunk, ModelAlias, ModelHandle, TokenChunk, TokenizeResponse
 
 T = TypeVar("T")
 
@@ -44,6 +44,17 @@ class SyncEngine:
 
     def load_model(self, model: str) -> ModelHandle:
         return self._loop.run(self._engine.load_model(model))
+
+    def set_alias(self, name: str, model: str, *, profile: Mapping[str, object] | None = None) -> ModelAlias:
+        """Have a name mean another model; streams that run stay with the one they began with."""
+        return self._loop.run(self._engine.set_alias(name, model, profile=profile))
+
+    def rollback_alias(self, name: str) -> ModelAlias | None:
+        """Have a name mean what it meant before; None when that is the model of that name."""
+        return self._loop.run(self._engine.rollback_alias(name))
+
+    def list_aliases(self) -> list[ModelAlias]:
+        return self._engine.list_aliases()
 
     def list_models(self) -> list[ModelHandle]:
         return self._engine.list_models()

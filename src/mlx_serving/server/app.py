@@ -15,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 from mlx_serving.errors import EngineError, MessageTooLarge
 from mlx_serving.server.access_log import AccessLog
 from mlx_serving.server.admin_routes import LoadModelRequest, UnloadModelRequest, admin_routes
+from mlx_serving.server.alias_routes import BODIES as ALIAS_BODIES
+from mlx_serving.server.alias_routes import alias_routes
 from mlx_serving.server.anthropic_routes import anthropic_routes
 from mlx_serving.server.anthropic_schema import CountTokensRequest, MessagesRequest
 from mlx_serving.server.cross_origin import CrossOrigin
@@ -55,6 +57,7 @@ _OUTSIDE_FASTAPI = (
     ResponsesRequest,
     LoadModelRequest,
     UnloadModelRequest,
+    *ALIAS_BODIES,
     *TOKEN_BODIES,
 )
 
@@ -145,6 +148,7 @@ def create_app(engine: ServingEngine, settings: ServerSettings, handover: Handov
     api.include_router(token_routes(service))
     api.include_router(health_routes(service))
     api.include_router(admin_routes(service))
+    api.include_router(alias_routes(service))
 
     @api.get("/version", summary="Which version this is", tags=["Health"])
     async def version_of_server() -> VersionDocument:
