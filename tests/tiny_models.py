@@ -248,6 +248,31 @@ def _following(chains: Sequence[Sequence[int]], vocabulary: int) -> Callable[[nn
     return fill
 
 
+def make_adapter(
+    directory: Path, model: Path, *, seed: int = 0, rank: int = 4, keys: Sequence[str] = ("self_attn.q_proj",)
+) -> Path:
+    """A LoRA adapter for `model` in mlx-lm's form, with random weights for the layers named `keys` of all blocks, large
+    enough to change what it says."""
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import load_model
+
+    directory.mkdir(parents=True, exist_ok=True)
+    parameters = {"rank": rank, "scale": 4.0, "dropout": 0.1, "keys": list(keys)}
+    adapted = load_model(model)[0]
+    layers: int = len(cast(Any, adapted).layers)
+    linear_to_lora_layers(adapted, layers, parameters)
+    mx.random.seed(seed)
+    weights = {
+        name: mx.random.normal(value.shape) * _WEIGHT_SCALE
+        for name, value in _flat(adapted)
+        if name.endswith((".lora_a", ".lora_b"))
+    }
+    cast(Any, mx).save_safetensors(str(directory / "adapters.safetensors"), weights)
+    config = {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters}
+    _write_json(directory / "adapter_config.json", config)
+    return directory
+
+
 def make_tokenizer(
     directory: Path,
     model: BPE | None = None,

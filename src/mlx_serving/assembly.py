@@ -256,6 +256,7 @@ def _spec(config: Config, model: ServedModel) -> ModelSpec:
         model.context_length,
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
+        weights=model.weights,
         pinned=model.pin,
         keep_alive_s=config.models.keep_alive_of(model),
         warm_up=model.warm_up,

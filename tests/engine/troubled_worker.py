@@ -120,10 +120,10 @@ def _trouble_the_pipe(trouble: Trouble) -> None:
 
 
 def _trouble_the_loader(trouble: Trouble) -> None:
-    from mlx_serving.worker import loader
+    from mlx_serving.worker import loader, weights
 
-    find_healthy, read_healthy = loader._directory, loader._evaluate  # pyright: ignore[reportPrivateUsage]
-    loader._EVAL_BYTES = 16 << 10  # pyright: ignore[reportPrivateUsage]  a small model has several pieces as well
+    find_healthy, read_healthy = loader._directory, weights._evaluate  # pyright: ignore[reportPrivateUsage]
+    weights._EVAL_BYTES = 16 << 10  # pyright: ignore[reportPrivateUsage]  a small model has several pieces as well
 
     def find(*arguments: Any) -> Path:
         trouble.tell("l")
@@ -140,7 +140,7 @@ def _trouble_the_loader(trouble: Trouble) -> None:
             _die()
         read_healthy(arrays)
 
-    loader._directory, loader._evaluate = find, read  # pyright: ignore[reportPrivateUsage]
+    loader._directory, weights._evaluate = find, read  # pyright: ignore[reportPrivateUsage]
 
 
 def _trouble_the_steps(trouble: Trouble) -> None:

@@ -70,11 +70,38 @@ def test_what_is_not_supported_is_refused_by_name(name: str, value: object) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("draft", True), ("quantization", "int4"), ("trust_remote_code", True), ("trustRemoteCode", True)],
+    [("draft", True), ("trust_remote_code", True), ("trustRemoteCode", True)],
 )
 def test_a_load_refuses_what_it_would_not_do(name: str, value: object) -> None:
     with pytest.raises(UnsupportedParameter, match=name):
         parse(LoadModelOptions, {"model": "m", name: value})
+
+
+def test_weights_are_packed_as_text_or_as_values_say() -> None:
+    def form(value: object) -> str | None:
+        return parse(LoadModelOptions, {"model": "m", "quantization": value}).weights.quantization
+
+    assert form("int4") == form({"bits": 4}) == form({"bits": 4, "groupSize": 64}) == "4bit-g64"
+    assert form({"mode": "mxfp4"}) == "mxfp4"
+    assert form("none") is None
+    for value, told in (
+        ("7bit", "the bits must be one of"),
+        ({"bits": 4, "mode": "x"}, "the mode must be"),
+        (4, "string"),
+    ):
+        with pytest.raises(InvalidRequest, match=told) as caught:
+            form(value)
+        assert caught.value.field == "quantization"
+    with pytest.raises(InvalidRequest, match="bitz"):
+        form({"bitz": 4})
+
+
+def test_an_adapter_makes_a_name_unless_one_is_given() -> None:
+    assert parse(LoadModelOptions, "m").served_name == "m"
+    assert parse(LoadModelOptions, {"model": "org/m", "adapter": "/a/tuned"}).served_name == "org/m:tuned"
+    assert parse(LoadModelOptions, {"model": "m", "adapterPath": "/a/tuned", "name": "mine"}).served_name == "mine"
+    with pytest.raises(InvalidRequest, match="fuse_adapter needs an adapter"):
+        parse(LoadModelOptions, {"model": "m", "fuse_adapter": True})
 
 
 def test_neutral_values_of_what_is_not_supported_pass() -> None:

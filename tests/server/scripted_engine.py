@@ -28,6 +28,7 @@ from mlx_serving.core.serving import (
     WorkerHealth,
     WorkerTelemetry,
 )
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import EngineError, ModelNotFound
 from mlx_serving.wire.methods import TokenizeResult
 
@@ -99,6 +100,7 @@ class ScriptedEngine:
         self.report: HealthReport | Exception = HEALTHY
         self.loads: list[tuple[str, str | None, str | None, bool]] = []
         self.tokenized: list[tuple[str, object, bool]] = []
+        self.forms: list[WeightOptions | None] = []
         self.unloads: list[tuple[str, bool]] = []
         self.restarts = 0
         self.unstartable: EngineError | None = None
@@ -165,9 +167,16 @@ class ScriptedEngine:
         return TELEMETRY
 
     async def load_served(
-        self, reference: str, *, name: str | None, revision: str | None, replace: bool = False
+        self,
+        reference: str,
+        *,
+        name: str | None,
+        revision: str | None,
+        replace: bool = False,
+        weights: WeightOptions | None = None,
     ) -> ServedModel:
         self.loads.append((reference, name, revision, replace))
+        self.forms.append(weights)
         if reference == "org/missing":
             raise ModelNotFound(f"There is no model {reference!r}", model=reference)
         return ServedModel(name or reference, reference, 1_700_000_002, "ready", context_length=512)

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from mlx_serving.core.generation import ChatPrompt, Delta, FinishReason, GenerationRequest, GenerationStats
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel, WorkerHealth
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.server.app import create_app
 from mlx_serving.server.listening import ListenAddress
 from mlx_serving.server.run import serve
@@ -64,7 +65,13 @@ class _HangingEngine:
         raise NotImplementedError
 
     async def load_served(
-        self, reference: str, *, name: str | None, revision: str | None, replace: bool = False
+        self,
+        reference: str,
+        *,
+        name: str | None,
+        revision: str | None,
+        replace: bool = False,
+        weights: WeightOptions | None = None,
     ) -> ServedModel:
         raise NotImplementedError
 

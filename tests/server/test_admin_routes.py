@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import httpx2
 import pytest
 import pytest_asyncio
 
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import WorkerGaveUp
 from mlx_serving.server.settings import ServerSettings
 
@@ -61,6 +63,51 @@ async def test_a_name_that_is_in_use_is_taken_over_on_request(
 ) -> None:
     assert (await admin.post(LOAD, json={"model": "org/new", "name": "tiny", "replace": True})).status_code == 200
     assert engine.loads == [("org/new", "tiny", None, True)]
+
+
+async def test_a_form_of_the_weights_is_handed_on(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    for form in ({}, {"quantization": "none"}, {"quantization": "int4", "adapter": "a/b", "fuse_adapter": True}):
+        assert (await admin.post(LOAD, json={"model": "org/new", **form})).status_code == 200
+    assert engine.forms == [None, WeightOptions(), WeightOptions("4bit-g64", "a/b", fuse_adapter=True)]
+
+
+@pytest.mark.parametrize(
+    ("form", "field", "told"),
+    [
+        ({"quantization": "7bit"}, "quantization", "the bits must be one of"),
+        ({"quantization": "best"}, "quantization", "must be none, 4bit"),
+        ({"fuse_adapter": True}, "fuse_adapter", "needs an adapter"),
+        ({"adapter": ""}, "adapter", "must not be empty"),
+    ],
+)
+async def test_a_form_that_there_is_not_is_refused(
+    admin: httpx2.AsyncClient, engine: ScriptedEngine, form: dict[str, object], field: str, told: str
+) -> None:
+    response = await admin.post(LOAD, json={"model": "org/new", **form})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+    assert told in response.json()["error"]["message"]
+    assert engine.forms == []
+
+
+async def test_paths_must_lie_in_trusted_folders(engine: ScriptedEngine, tmp_path: Path) -> None:
+    inside = tmp_path / "models" / "one"
+    inside.mkdir(parents=True)
+    settings = ServerSettings(admin_key="key", access_log=False, trusted_paths=(tmp_path / "models",))
+    async with in_process(engine, settings) as http:
+        http.headers["authorization"] = "Bearer key"
+        for body in ({"model": "org/new"}, {"model": str(inside)}, {"model": "org/new", "adapter": str(inside)}):
+            assert (await http.post(LOAD, json=body)).status_code == 200
+        for body, field in (
+            ({"model": "/etc/model"}, "model"),
+            ({"model": f"{inside}/../../other"}, "model"),
+            ({"model": "org/new", "adapter": "adapters"}, "adapter"),
+        ):
+            refused = await http.post(LOAD, json=body)
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == field
+            assert "outside of the folders in models.trusted_paths" in refused.json()["error"]["message"]
+    assert len(engine.loads) == 3
 
 
 async def test_a_model_is_unloaded(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:

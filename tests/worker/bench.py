@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlx.nn as nn
 from mlx_lm.generate import generate, stream_generate
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.utils import load_adapters, load_model, load_tokenizer
 
 from mlx_serving.core import sampling_defaults
 from mlx_serving.core.generation import Priority, SamplingParams
@@ -17,6 +17,7 @@ from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelParams
 from mlx_serving.wire.notifications import Completed, Failed, Row
 from mlx_serving.worker import loader
@@ -26,6 +27,7 @@ from mlx_serving.worker.model_runner import Job, ModelRunner
 from mlx_serving.worker.prefix_cache import PrefixCache
 from mlx_serving.worker.requests import rules_of
 from mlx_serving.worker.sequence import Ending, RunningSequence
+from mlx_serving.worker.weights import FindBase
 
 from ..tiny_models import EOS, token_ids
 
@@ -71,9 +73,19 @@ def load(
     context_length: int | None = None,
     known: KnownCapabilities | None = None,
     require_memory: loader.RequireMemory = lambda weights: None,
+    options: WeightOptions | None = None,
+    find_base: FindBase = lambda key: None,
 ) -> LoadedModel:
-    params = LoadModelParams(model_id=str(directory), context_length=context_length, known=known)
-    return loader.load(params, ModelRunner, lambda stage, done, total: None, require_memory)
+    form = options or WeightOptions()
+    params = LoadModelParams(
+        model_id=str(directory),
+        context_length=context_length,
+        known=known,
+        quantization=form.quantization,
+        adapter_path=form.adapter,
+        fuse_adapter=form.fuse_adapter,
+    )
+    return loader.load(params, ModelRunner, lambda stage, done, total: None, require_memory, find_base)
 
 
 class Bench:
@@ -159,8 +171,10 @@ class Bench:
 class Reference:
     """mlx-lm itself, on a copy of the model of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, adapter: Path | None = None) -> None:
         self._model: nn.Module = load_model(directory)[0]
+        if adapter is not None:
+            load_adapters(self._model, str(adapter)).eval()
         self._tokenizer = load_tokenizer(directory, eos_token_ids=EOS)
 
     def tokens(self, prompt: str, max_tokens: int) -> list[int]:

@@ -113,7 +113,7 @@ def test_several_ends_of_turn_are_all_known(tmp_path: Path) -> None:
 
 
 def test_weights_are_read_in_pieces_and_progress_is_told(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "_EVAL_BYTES", 50_000)
+    monkeypatch.setattr("mlx_serving.worker.weights._EVAL_BYTES", 50_000)
     told: list[tuple[str, int, int]] = []
     params = LoadModelParams(model_id=str(llama))
     model = loader.load(params, load(llama).make_runner, lambda stage, done, total: told.append((stage, done, total)))

@@ -185,7 +185,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
     def must_not_be_read(*_: object, **__: object) -> None:
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr("mlx_serving.worker.loader.load_model", must_not_be_read)
+    monkeypatch.setattr("mlx_serving.worker.weights.load_model", must_not_be_read)
     with pytest.raises(InsufficientMemory) as refusal:
         load(qwen3, require_memory=lambda weights: bench.guard.require("qwen3", 10 * weights))
     size = sum(file.stat().st_size for file in qwen3.glob("*.safetensors"))

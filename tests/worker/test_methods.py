@@ -57,6 +57,7 @@ def test_loading_a_model_answers_with_its_facts(worker: WorkerProcess, speller: 
         "config_digest": hashlib.sha256((speller / "config.json").read_bytes()).hexdigest(),
         "quantization": None,
         "eos_token_ids": [258],
+        "adapter": None,
     }
 
 

@@ -169,7 +169,6 @@ def test_a_token_id_outside_the_vocabulary_is_refused(
     [
         ("load_model", {"draft": True}, "draft"),
         ("load_model", {"trust_remote_code": True}, "trust_remote_code"),
-        ("load_model", {"quantization": "int4"}, "quantization"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(
@@ -178,6 +177,23 @@ def test_what_is_not_supported_is_refused_by_name(
     refused = worker.refusal(method, model_id=str(speller), **params)
     assert (refused.code, refused.details["field"]) == (-32602, field)
     assert "not supported" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("params", "field", "told"),
+    [
+        ({"quantization": "int4"}, "quantization", "is loaded already, as it is on disk and not as 4bit-g64"),
+        ({"quantization": "5000bit"}, "quantization", "the bits must be one of 2, 3, 4, 5, 6, 8, got 5000"),
+        ({"adapter_path": "/no/where"}, "adapter_path", "is loaded already"),
+        ({"fuse_adapter": True}, "fuse_adapter", "fuse_adapter needs an adapter"),
+    ],
+)
+def test_another_form_of_a_loaded_model_is_refused(
+    worker: WorkerProcess, speller: Path, params: dict[str, object], field: str, told: str
+) -> None:
+    refused = worker.refusal("load_model", model_id=str(speller), **params)
+    assert (refused.code, refused.details["field"]) == (-32602, field)
+    assert told in refused.message
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,20 @@ def parse_reference(text: str, revision: str | None = None) -> Reference:
     return reference
 
 
+def looks_local(text: str) -> bool:
+    """Whether `parse_reference` takes it for a path, there or not."""
+    text = text.strip()
+    return text not in ALIASES and (_is_path(text) or _is_file(Path(text) / "config.json"))
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(("/", "~", ".")) or text.count("/") > 1 or text.lower().endswith(".gguf")
+
+
 def _parse(text: str, revision: str | None) -> Reference:
     if text in ALIASES:
         return Alias(text)
-    if text.startswith(("/", "~", ".")) or text.count("/") > 1 or text.lower().endswith(".gguf"):
+    if _is_path(text):
         return _local(text)
     directory = Path(text)
     if _is_file(directory / "config.json"):

@@ -96,7 +96,7 @@ def _settings(config: Config) -> Mapping[str, object]:
 
 def _version(model: ServedModel) -> object:
     """What makes another version of a model. Whether it is preloaded does not."""
-    return model.model, model.revision, model.context_length, model.tool_parser, model.reasoning_parser
+    return model.model, model.revision, model.weights, model.context_length, model.tool_parser, model.reasoning_parser
 
 
 def _given_to_worker(config: Config) -> object:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, TypeGuard, cast
+from typing import Annotated, Self, TypeGuard, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.config.origin import Path
 from mlx_serving.config.profiles import Profile
 from mlx_serving.core.model_room import RoomPolicy
+from mlx_serving.core.weight_options import WeightOptions
+from mlx_serving.errors import InvalidRequest
 
 EMBEDDED_MODEL = "smollm2-135m"
 
@@ -43,8 +45,27 @@ def public_name(reference: str) -> str:
     return re.sub(r"\s+", "-", (path.stem if is_file else path.name).strip()) or reference
 
 
+def default_name(reference: str, adapter: str | None) -> str:
+    """The name of a model with an adapter is the model's, a colon, and the adapter's directory."""
+    name = public_name(reference)
+    if adapter is None:
+        return name
+    directory = re.sub(r"\s+", "-", PurePosixPath(adapter).name)
+    return f"{name}:{directory}"
+
+
 def _name_from(validated: Mapping[str, object]) -> str:
-    return public_name(str(validated["model"]))
+    adapter = validated.get("adapter")
+    return default_name(str(validated["model"]), adapter if isinstance(adapter, str) else None)
+
+
+def _known_quantization(text: str | None) -> str | None:
+    try:
+        return WeightOptions(text).quantization
+    except InvalidRequest as error:
+        raise PydanticCustomError(
+            "quantization", "{reason}", {"reason": error.message.removeprefix("quantization").lstrip(": ")}
+        ) from None
 
 
 class ServedModel(BaseModel):
@@ -56,11 +77,25 @@ class ServedModel(BaseModel):
         description="Hub id, directory of an MLX model, path of a GGUF file (both relative to the working directory), "
         "or alias."
     )
+    quantization: Annotated[str | None, AfterValidator(_known_quantization)] = Field(
+        default=None,
+        description="How the weights are packed as they are read: bits and group, as in `4bit` or `8bit-g32`, or "
+        "`mxfp4`, `mxfp8`, `nvfp4`; null leaves them as they are.",
+    )
+    adapter: Reference | None = Field(
+        default=None,
+        description="Directory of a LoRA adapter in mlx-lm's form. All adapters of a model share its weights.",
+    )
+    fuse_adapter: bool = Field(
+        default=False,
+        description="Whether the adapter is added to the weights, which are then this name's own, instead of being "
+        "computed beside them.",
+    )
     name: PublicName = Field(
         default_factory=_name_from,
         validate_default=True,
         description="Name that clients use, unique; by default the hub id, the alias, the name of the directory, or "
-        "the name of the GGUF file without its ending.",
+        "the name of the GGUF file without its ending; with an adapter, that, a colon, and the adapter's directory.",
     )
     revision: str | None = Field(
         default=None, min_length=1, description="Branch, tag or commit at the hub; null is the hub's default branch."
@@ -98,6 +133,17 @@ class ServedModel(BaseModel):
         description="How the model marks its reasoning (docs/tools.md lists the names), or none; null finds out from "
         "its vocabulary.",
     )
+
+    @property
+    def weights(self) -> WeightOptions:
+        """The form in which the weights are served."""
+        return WeightOptions(self.quantization, self.adapter, self.fuse_adapter)
+
+    @model_validator(mode="after")
+    def _fuses_something(self) -> Self:
+        if self.fuse_adapter and self.adapter is None:
+            raise PydanticCustomError("fuse_adapter", "needs an adapter", {"at": ["fuse_adapter"]})
+        return self
 
 
 class Alias(BaseModel):
@@ -146,9 +192,10 @@ def _names(served: object) -> list[tuple[str, str]]:
             pairs.append((entry.name, entry.model))
         elif isinstance(entry, Mapping):
             fields = cast("Mapping[str, object]", entry)
-            model, name = fields.get("model"), fields.get("name")
+            model, name, adapter = fields.get("model"), fields.get("name"), fields.get("adapter")
             if isinstance(model, str):
-                pairs.append((name if isinstance(name, str) else public_name(model), model))
+                made = default_name(model, adapter if isinstance(adapter, str) else None)
+                pairs.append((name if isinstance(name, str) else made, model))
     return pairs
 
 
@@ -185,6 +232,12 @@ class ModelsConfig(BaseModel):
         le=86_400,
         description="How long a model that needs memory waits for the users of one that has it, in seconds; then it is "
         "refused, and they go on.",
+    )
+    trusted_paths: str | None = Field(
+        default=None,
+        max_length=65_536,
+        description="Folders, separated by `:` as in `$PATH`, that administrative requests may load models and "
+        "adapters from, links followed. Empty is no folder (models of the hub only), null is any.",
     )
 
     def _check_aliases(self, served: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from mlx_serving.config.served_models import public_name
+from mlx_serving.config.served_models import default_name
 from mlx_serving.core import retry
 from mlx_serving.core.alias_table import AliasView
 from mlx_serving.core.batch_queue import BatchQueueStats
@@ -23,6 +23,7 @@ from mlx_serving.core.health import concerns, status_of
 from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.retry import RetryPolicy
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
+from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.engine.aliases import Aliases
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
@@ -175,22 +176,35 @@ class EngineCore:
         return self._parts.models.lease(self._parts.aliases.resolve(name)[0])
 
     async def load_served(
-        self, reference: str, *, name: str | None, revision: str | None, replace: bool = False
+        self,
+        reference: str,
+        *,
+        name: str | None,
+        revision: str | None,
+        replace: bool = False,
+        weights: WeightOptions | None = None,
     ) -> ServedModel:
-        """Load a model and serve it under `name`, by default one made from its reference.
+        """Load a model and serve it under `name`, by default one made from its reference and its adapter.
 
-        `replace`: a name that is in use gets this version of its model, see `PooledModels.replace`; what was configured
-        for the name besides stays. Raises `ModelLoadError`, `ModelNotFound`, `WorkerDied`, and `InvalidRequest` for a
+        `weights` say in which form; None is as configured for the name, or as they are. `replace`: a name that is in
+        use gets this version of its model, see `PooledModels.replace`; what was configured for the name besides stays.
+        Raises `ModelLoadError`, `ModelNotFound`, `WorkerDied`, and `InvalidRequest` for a
         name that is another model's and is not to be replaced.
         """
-        spec = ModelSpec(name or public_name(reference), reference, revision)
+        form = weights or AS_THEY_ARE
+        spec = ModelSpec(name or default_name(reference, form.adapter), reference, revision, weights=form)
         known = self._parts.models.spec(spec.name) if spec.name in self._parts.models.names() else None
         if known is not None and replace:
-            version = known.with_reference(reference, revision)
+            version = known.with_reference(reference, revision, weights)
             await self._parts.models.replace(version, load=True)
-        elif known is not None and (known.reference, known.revision) != (reference, revision):
+        elif known is not None and (known.reference, known.revision, weights or known.weights) != (
+            reference,
+            revision,
+            known.weights,
+        ):
             raise InvalidRequest(
-                f"{spec.name} is the name of {known.reference} already: give another name, or replace that model",
+                f"{spec.name} is the name of {known.reference}, as {known.weights}, already: give another name, or "
+                "replace that model",
                 field="name",
                 given=spec.name,
             )

@@ -12,6 +12,7 @@ from mlx_serving.core.model_residency import Residency, Ticket
 from mlx_serving.core.model_room import Resident, Use
 from mlx_serving.core.placement import Holding
 from mlx_serving.core.serving import LoadProgress, ServedModel
+from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.errors import EngineError
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelResult
 
@@ -32,13 +33,15 @@ class ModelSpec:
     local_path: str | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    weights: WeightOptions = AS_THEY_ARE
     pinned: bool = field(default=False, compare=False, repr=False)
     keep_alive_s: float | None = field(default=None, compare=False, repr=False)
     warm_up: bool = field(default=False, compare=False, repr=False)
 
-    def with_reference(self, reference: str, revision: str | None) -> ModelSpec:
-        """The same name and settings for another model."""
-        return replace(self, reference=reference, revision=revision, local_path=None)
+    def with_reference(self, reference: str, revision: str | None, weights: WeightOptions | None) -> ModelSpec:
+        """The same name and settings for another model; `weights` of None stay as they are as well."""
+        form = self.weights if weights is None else weights
+        return replace(self, reference=reference, revision=revision, weights=form, local_path=None)
 
 
 @dataclass(slots=True)

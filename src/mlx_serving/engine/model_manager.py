@@ -316,6 +316,9 @@ class ModelManager:
                 tool_parser=spec.tool_parser,
                 reasoning_parser=spec.reasoning_parser,
                 known=entry.known,
+                quantization=spec.weights.quantization,
+                adapter_path=spec.weights.adapter,
+                fuse_adapter=spec.weights.fuse_adapter,
             )
             entry.in_worker, entry.progress = True, None
             try:

@@ -61,7 +61,7 @@ async def collect_chunks(
 async def ensure_model_loaded(engine: Engine, options: LoadModelOptions | Mapping[str, object] | str) -> ModelHandle:
     """The handle of a model that is ready already, else of the one that is loaded now."""
     asked = parse(LoadModelOptions, options)
-    return engine.get_model_info(asked.model) or await engine.load_model(asked)
+    return engine.get_model_info(asked.served_name) or await engine.load_model(asked)
 
 
 async def retry_load_model(

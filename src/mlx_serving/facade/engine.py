@@ -124,19 +124,21 @@ class Engine:
     # -- models
 
     async def load_model(self, options: LoadModelOptions | Mapping[str, object] | str) -> ModelHandle:
-        """Load a model: a configured name, a hub id, a path, a GGUF file or an alias.
+        """Load a model: a configured name, a hub id, a path, a GGUF file or an alias. With an adapter it gets a name of
+        its own, `handle.id`, and shares the weights of its model with others.
 
         Raises `ModelLoadError`, `ModelNotFound`, and `InvalidRequest` when it is loaded with other options.
         """
         asked = parse(LoadModelOptions, options)
         await self.start()
         given = (asked.revision, asked.context_length, asked.local_path)
-        meant, _ = self._core.aliases.resolve(asked.model)
-        if given == (None, None, None) and meant in self._core.models.names():
+        name, form = asked.served_name, asked.weights
+        meant, _ = self._core.aliases.resolve(name)
+        if given == (None, None, None) and form.is_plain and meant in self._core.models.names():
             spec = self._core.models.spec(meant)
         else:
-            spec = ModelSpec(asked.model, asked.model, *given)
-        return self._handle(asked.model, await self._core.load(spec))
+            spec = ModelSpec(name, asked.model, *given, weights=form)
+        return self._handle(name, await self._core.load(spec))
 
     async def unload_model(self, model: str, *, force: bool = False) -> None:
         """Take a model out of memory, after its last stream or at once. Raises `ModelNotFound`; an alias has nothing

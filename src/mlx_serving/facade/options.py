@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import (
     AliasChoices,
@@ -20,7 +20,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from mlx_serving.core import sampling_defaults
+from mlx_serving.config.served_models import default_name
+from mlx_serving.core import quantization, sampling_defaults
 from mlx_serving.core.generation import (
     ChatPrompt,
     Priority,
@@ -31,6 +32,7 @@ from mlx_serving.core.generation import (
     TokenPrompt,
 )
 from mlx_serving.core.suggest import did_you_mean
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.facade.shapes import camel
 from mlx_serving.facade.structures import as_structure
@@ -50,8 +52,21 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
+class QuantizationOptions(Options):
+    """What is left out is MLX's own choice: 4 bits in groups of 64, or those of the mode."""
+
+    bits: int | None = None
+    group_size: int | None = Field(default=None, validation_alias=_either("group_size"))
+    mode: str = "affine"
+
+
 class LoadModelOptions(Options):
-    """`context_length` caps the model's own; `local_path` overrides where the model is read from."""
+    """`context_length` caps the model's own; `local_path` overrides where the model is read from.
+
+    `quantization` packs the weights as they are read: `4bit`, `8bit-g32`, `mxfp4`, or the same as `{"bits": 4,
+    "group_size": 64, "mode": "affine"}`, all of which may be left out. `adapter` is the directory of a LoRA adapter,
+    which shares the weights of its model with others unless it is fused: name the result with `name`.
+    """
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
     revision: str | None = None
@@ -59,6 +74,9 @@ class LoadModelOptions(Options):
     context_length: int | None = Field(default=None, validation_alias=_either("context_length"), ge=1, le=1_000_000)
     draft: bool = False
     quantization: str | None = None
+    adapter: str | None = Field(default=None, validation_alias=_either("adapter", "adapter_path", "adapterPath"))
+    fuse_adapter: bool = Field(default=False, validation_alias=_either("fuse_adapter"))
+    name: str | None = Field(default=None, min_length=1, max_length=256)
     trust_remote_code: bool = Field(default=False, validation_alias=_either("trust_remote_code"))
 
     @field_validator("draft", "trust_remote_code")
@@ -68,12 +86,32 @@ class LoadModelOptions(Options):
             raise _unsupported("is not supported")
         return value
 
-    @field_validator("quantization")
+    @field_validator("quantization", mode="before")
     @classmethod
-    def _as_it_is(cls, value: str | None) -> str | None:
-        if value not in (None, "none"):
-            raise _unsupported("on load is not supported: give a model that is quantised already")
-        return value
+    def _as_text(cls, value: object) -> object:
+        try:
+            if isinstance(value, Mapping):
+                asked = parse(QuantizationOptions, cast("Mapping[str, object]", value))
+                value = str(quantization.of(asked.bits, asked.group_size, asked.mode))
+            return WeightOptions(value).quantization if isinstance(value, str) else value
+        except InvalidRequest as error:
+            reason = error.message.removeprefix("quantization").lstrip(": ")
+            raise PydanticCustomError("quantization", "{rule}", {"rule": reason}) from None
+
+    @model_validator(mode="after")
+    def _fuses_something(self) -> Self:
+        if self.fuse_adapter and self.adapter is None:
+            raise PydanticCustomError("fuse_adapter", "fuse_adapter needs an adapter", {})
+        return self
+
+    @property
+    def weights(self) -> WeightOptions:
+        return WeightOptions(self.quantization, self.adapter, self.fuse_adapter)
+
+    @property
+    def served_name(self) -> str:
+        """What the model goes by: `name`, else what was asked for, with an adapter a name made from both."""
+        return self.name or (self.model if self.adapter is None else default_name(self.model, self.adapter))
 
 
 class TemplatePrompt(Options):

@@ -84,6 +84,7 @@ class ModelHandle(Shape):
                 "is_vision_model": facts.is_vision_model,
                 "memory_usage": facts.memory_bytes,
                 "quantization": facts.quantization,
+                "adapter": facts.adapter,
                 "model_type": facts.model_type,
                 "vocab_size": facts.vocab_size,
                 "capabilities": msgspec.structs.asdict(facts.capabilities),

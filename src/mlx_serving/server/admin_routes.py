@@ -8,7 +8,9 @@ from fastapi import APIRouter, Depends
 from pydantic import Field
 from starlette.requests import Request
 
+from mlx_serving.catalog.trusted_paths import require_trusted
 from mlx_serving.core.serving import EngineTelemetry, ReuseStats, ServedModel, ServedModelState
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidConfig, NotFound
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_admin_key
@@ -29,6 +31,18 @@ class LoadModelRequest(Body):
     model: str = Field(min_length=1, description="Hub id, local directory, GGUF path or alias.")
     name: str | None = Field(default=None, min_length=1, description="The name that clients use; made from `model`.")
     revision: str | None = Field(default=None, min_length=1, description="Of a hub id: branch, tag or commit.")
+    quantization: str | None = Field(
+        default=None,
+        description="How the weights are packed as they are read: `4bit`, `8bit-g32`, `mxfp4`, …; `none` leaves them "
+        "as they are.",
+    )
+    adapter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="Directory of a LoRA adapter in mlx-lm's form, which shares the weights of its model with others.",
+    )
+    fuse_adapter: bool = Field(default=False, description="Add the adapter to the weights, which are then its own.")
     replace: bool = Field(
         default=False,
         description="Take over a name that is in use: running requests go on with this model, which must have the same "
@@ -130,9 +144,17 @@ def admin_routes(service: Service) -> APIRouter:
     async def load(request: Request) -> ServedModelDocument:
         wanted = parse_body(LoadModelRequest, await read_json_object(request, service.settings))
         access_record(request).model = wanted.name or wanted.model
+        require_trusted(wanted.model, service.settings.trusted_paths, "model")
+        if wanted.adapter is not None:
+            require_trusted(wanted.adapter, service.settings.trusted_paths, "adapter")
+        form = WeightOptions(wanted.quantization, wanted.adapter, wanted.fuse_adapter)
         return _document(
             await service.engine.load_served(
-                wanted.model, name=wanted.name, revision=wanted.revision, replace=wanted.replace
+                wanted.model,
+                name=wanted.name,
+                revision=wanted.revision,
+                replace=wanted.replace,
+                weights=None if wanted.quantization is None and form.is_plain else form,
             )
         )
 

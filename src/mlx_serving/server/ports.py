@@ -9,6 +9,7 @@ from mlx_serving.core.alias_table import AliasView
 from mlx_serving.core.generation import Backend, ChatPrompt
 from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.wire.methods import TokenizeResult
 
 
@@ -32,9 +33,16 @@ class ServingEngine(Backend, Protocol):
         ...
 
     async def load_served(
-        self, reference: str, *, name: str | None, revision: str | None, replace: bool = False
+        self,
+        reference: str,
+        *,
+        name: str | None,
+        revision: str | None,
+        replace: bool = False,
+        weights: WeightOptions | None = None,
     ) -> ServedModel:
-        """Load a model and serve it under `name`, by default a name made from its reference.
+        """Load a model and serve it under `name`, by default a name made from its reference and its adapter. `weights`
+        say in which form; None is as configured for the name, or as they are.
 
         `replace` has it take over a name that is in use, with the streams under it. Raises `InvalidRequest` for a name
         that is taken by another model otherwise, `ModelNotFound`, `ModelLoadError`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ class ServerSettings:
     `cors_origins` are the origins whose scripts may call this server; `*` is all of them.
     `tls_cert` and `tls_key` are PEM files; without them, HTTP is not encrypted.
     `request_timeout_s` bounds one generation from admission to its last byte; None is no limit.
+    `trusted_paths` are the folders that models may be loaded from on request; None is any.
     `stored_responses` bounds what is kept of /v1/responses.
     """
 
@@ -40,6 +42,7 @@ class ServerSettings:
     access_log: bool = True
     keys: KeySettings = field(default_factory=KeySettings)
     cors_origins: tuple[str, ...] = ()
+    trusted_paths: tuple[Path, ...] | None = None
     stored_responses: StorePolicy = field(default_factory=StorePolicy)
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -73,9 +76,14 @@ def settings_of(config: Config) -> ServerSettings:
             state_file=_path(config.keys.state_file),
         ),
         cors_origins=tuple((server.cors_origins or "").split()),
+        trusted_paths=_paths(config.models.trusted_paths),
         tls_cert=_path(server.tls_cert),
         tls_key=_path(server.tls_key),
     )
+
+
+def _paths(text: str | None) -> tuple[Path, ...] | None:
+    return None if text is None else tuple(Path(part).expanduser() for part in text.split(os.pathsep) if part)
 
 
 def _path(text: str | None) -> Path | None:

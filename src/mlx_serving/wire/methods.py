@@ -127,7 +127,8 @@ class KnownCapabilities(msgspec.Struct, frozen=True):
 class LoadModelParams(Params):
     """`model_id` is a hub id, a path or a known alias. `local_path` overrides where it is read from. `tool_parser` and
     `reasoning_parser` name how the model writes calls and reasoning, or say `none`; left out, its files tell. `known`
-    is what an earlier worker found out of it."""
+    is what an earlier worker found out of it. `quantization` (`4bit`, `8bit-g32`, `mxfp4`, `none`) packs its weights as
+    they are read; the adapter at `adapter_path` is computed beside them, or added to them if `fuse_adapter`."""
 
     model_id: ModelId
     revision: Annotated[str, msgspec.Meta(max_length=256)] | None = None
@@ -139,11 +140,14 @@ class LoadModelParams(Params):
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     known: KnownCapabilities | None = None
+    adapter_path: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
+    fuse_adapter: bool = False
 
 
 class LoadModelResult(msgspec.Struct, frozen=True):
-    """`parameter_count` counts weights, `memory_bytes` what they take; `config_digest` is the SHA-256 of its
-    config.json."""
+    """`parameter_count` counts weights, `memory_bytes` what they take, also where other models share them.
+    `config_digest` is the SHA-256 of its config.json, or of a model that is packed or adapted as it is loaded, one of
+    that as well."""
 
     model_id: str
     state: Literal["ready"]
@@ -160,6 +164,7 @@ class LoadModelResult(msgspec.Struct, frozen=True):
     config_digest: str
     quantization: str | None
     eos_token_ids: list[int]
+    adapter: str | None = None
 
 
 class UnloadModelParams(Params):

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_serving.core.prefill_memory import PrefillMemory
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.wire.methods import LoadModelResult
 from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
 from mlx_serving.worker.output_style import OutputStyle
@@ -17,6 +18,7 @@ from mlx_serving.worker.prefix_kv import is_plain
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import Decode, PromptTokenizer
+from mlx_serving.worker.weights import Base
 
 
 @dataclass(slots=True)
@@ -28,7 +30,9 @@ class LoadedModel:
     what a token takes in the caches of all layers, `prefill_memory` what computing a prompt takes besides. XTC sampling
     never removes `spared_token_ids`: the end of the turn and line breaks. `output` is how its answers are marked,
     `knows_tools` whether its template tells it of tools; `decode_marked` gives the markers with the text. Models of one
-    `fingerprint` compute the same KV from the same tokens.
+    `fingerprint` compute the same KV from the same tokens. `base` are the weights
+    that it shares with others, or will, in the form that `options` say; None if it shares none. `own_bytes` it has
+    besides.
     """
 
     facts: LoadModelResult
@@ -47,6 +51,9 @@ class LoadedModel:
     knows_tools: bool
     decode_marked: Decode
     fingerprint: str
+    options: WeightOptions
+    base: Base | None
+    own_bytes: int
     runner: ModelRunner = field(init=False)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mlx_serving.errors import ModelNotLoaded
 from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.weights import Base
 
 
 class LoadedModels:
@@ -31,6 +32,11 @@ class LoadedModels:
         if model is None or model_id in self._leaving:
             raise ModelNotLoaded(f"Model {model_id} is not loaded", model=model_id, loaded=sorted(self._models))
         return model
+
+    def find_base(self, key: str) -> Base | None:
+        """The weights with this key, if any model has them."""
+        bases = (model.base for model in self._models.values())
+        return next((base for base in bases if base is not None and base.key == key), None)
 
     def snapshot(self) -> LoadedModels:
         """A copy, for another thread."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx import utils
-from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
+from mlx_lm.utils import get_total_parameters, load_tokenizer
 
 from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.core.load_pace import LoadPace
 from mlx_serving.core.output_formats import MARKERS
-from mlx_serving.errors import ModelLoadError
+from mlx_serving.core.weight_options import WeightOptions
+from mlx_serving.errors import EngineError, ModelLoadError
 from mlx_serving.machine import page_cache
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
 from mlx_serving.worker.capabilities import kv_bytes_and_logits, probing
@@ -32,16 +30,17 @@ from mlx_serving.worker.output_style import find_style, knows_tools
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
+from mlx_serving.worker.weights import FindBase, WeightPlan, parameters
 
 DEFAULT_CONTEXT_LENGTH = 8192
 _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length", "model_max_length")
-_EVAL_BYTES = 256 << 20
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on, at least once a piece of work."""
 
 RequireMemory = Callable[[int], None]
-"""Called with the bytes of a model's weights before they are read; raises `InsufficientMemory` if they do not fit."""
+"""Called with the bytes that a model's weights will take, in the form they are loaded in and beside those that are
+there already, before they are read; raises `InsufficientMemory` if they do not fit."""
 
 
 @dataclass(slots=True)
@@ -60,9 +59,10 @@ def load(
     make_runner: RunnerFactory,
     on_progress: OnProgress,
     require_memory: RequireMemory = lambda weights: None,
+    find_base: FindBase = lambda key: None,
 ) -> LoadedModel:
     """`loading`, all at once."""
-    slices = loading(params, make_runner, on_progress, require_memory, LoadPace(1.0))
+    slices = loading(params, make_runner, on_progress, require_memory, find_base, LoadPace(1.0))
     while True:
         try:
             aside = next(slices)
@@ -77,6 +77,7 @@ def loading(
     make_runner: RunnerFactory,
     on_progress: OnProgress,
     require_memory: RequireMemory,
+    find_base: FindBase,
     pace: LoadPace,
     *,
     read_ahead: Callable[[], bool] = lambda: False,
@@ -84,32 +85,39 @@ def loading(
     """Find, prepare and load a model, in slices as `pace` says; `on_progress` tells that it lives. Where others want
     their turns, which `read_ahead` tells, its files are read into the page cache first, on another thread.
 
-    Raises `ModelNotFound` for a name that leads nowhere, `ModelLoadError` for a model that cannot be loaded,
-    `InvalidRequest` for a name that cannot be one, and what `require_memory` raises.
+    `find_base` gives the weights of models that are loaded by their key, to be shared. Raises `ModelNotFound` for a
+    name that leads nowhere, `ModelLoadError` for a model that cannot be loaded, `InvalidRequest` for a name that cannot
+    be one and for a form that its weights cannot have, and what `require_memory` raises.
     """
     files = _Files(params, on_progress)
     yield Aside(files.find)
     directory = files.directory
-    weight_files = sorted(directory.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in weight_files)
-    require_memory(size)
-    on_progress("reading", 0, size)
+    options = options_of(params)
+    with _blaming("its weights", params.model_id, directory):
+        plan = WeightPlan(params.model_id, directory, files.config, options, find_base)
+        digest = plan.identity(files.digest)
+        needed = plan.needed_bytes
+    require_memory(needed)
+    on_progress("reading", 0, needed)
     yield Aside(files.read)
-    if read_ahead():
-        yield Aside(lambda: _read_ahead(weight_files, size, on_progress))
+    if needed and read_ahead():
+        yield Aside(lambda: _read_ahead(directory, on_progress))
     words = files.words
     with _blaming("its architecture or weights", params.model_id, directory):
-        model, config = load_model(directory, lazy=True)
+        model, config = plan.open()
         yield None
-        yield from _materialise(model, pace, on_progress)
+        for done, total in plan.evaluate(model, pace):
+            on_progress("loading", done, total)
+            yield None
+        model, base, own_bytes = plan.adapt(model, config)
         known = params.known
-        if known is not None and known.config_digest == files.digest:
+        if known is not None and known.config_digest == digest:
             capabilities = known.capabilities
         else:
             capabilities = yield from probing(model)
         per_token, logits = kv_bytes_and_logits(model)
         yield None
-    weights = _weights(model)
+    weights = parameters(model)
     dtype = _dtype(weights)
     limit = _context_length(config)
     facts = LoadModelResult(
@@ -125,8 +133,9 @@ def loading(
         memory_bytes=sum(weight.nbytes for weight in weights),
         has_chat_template=words.tokenizer.has_chat_template,
         capabilities=capabilities,
-        config_digest=files.digest,
+        config_digest=digest,
         quantization=_quantization(config),
+        adapter=options.adapter,
         eos_token_ids=sorted(words.eos_token_ids),
     )
     return LoadedModel(
@@ -145,8 +154,16 @@ def loading(
         output=find_style(words.tokenizer, params.tool_parser, params.reasoning_parser),
         knows_tools=knows_tools(words.tokenizer),
         decode_marked=words.decode_marked,
-        fingerprint=_fingerprint(directory, files.digest, dtype),
+        fingerprint=_fingerprint(directory, digest, dtype),
+        options=options,
+        base=base,
+        own_bytes=own_bytes,
     )
+
+
+def options_of(params: LoadModelParams) -> WeightOptions:
+    """Raises `InvalidRequest` for a form that there is not."""
+    return WeightOptions(params.quantization, params.adapter_path, params.fuse_adapter)
 
 
 def _fingerprint(directory: Path, config_digest: str, dtype: str) -> str:
@@ -162,6 +179,7 @@ class _Files:
     """What a thread without arrays finds out: `find` first, then `read`."""
 
     directory: Path
+    config: Mapping[str, object]
     digest: str
     generation_config: Mapping[str, object]
     words: _Words
@@ -171,18 +189,18 @@ class _Files:
         self._on_progress = on_progress
 
     def find(self) -> None:
-        self.directory = _directory(self._params, self._on_progress)
+        directory = self.directory = _directory(self._params, self._on_progress)
+        with _blaming("its config.json", self._params.model_id, directory):
+            self.config = _read_object(directory / "config.json")
+            self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
 
     def read(self) -> None:
         directory, model_id = self.directory, self._params.model_id
-        with _blaming("its config.json", model_id, directory):
-            config = _read_object(directory / "config.json")
-            self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
         with _blaming("its generation_config.json", model_id, directory):
             path = directory / "generation_config.json"
             self.generation_config = _read_object(path) if path.exists() else {}
         with _blaming("its tokenizer", model_id, directory):
-            self.words = _Words(directory, config)
+            self.words = _Words(directory, self.config)
 
 
 class _Words:
@@ -201,7 +219,9 @@ class _Words:
         self.spared_token_ids = self.eos_token_ids | set(self.prompts.encode("\n", add_special_tokens=False))
 
 
-def _read_ahead(files: list[Path], size: int, on_progress: OnProgress) -> None:
+def _read_ahead(directory: Path, on_progress: OnProgress) -> None:
+    files = sorted(directory.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files)
     done = 0
 
     def tell(count: int) -> bool:
@@ -224,6 +244,8 @@ def _blaming(part: str, model_id: str, directory: Path) -> Generator[None]:
     """What goes wrong inside becomes a `ModelLoadError` that names the part of the model that is at fault."""
     try:
         yield
+    except EngineError:
+        raise
     except Exception as error:
         raise ModelLoadError(
             f"{model_id} cannot be loaded, because of {part}: {type(error).__name__}: {error}",
@@ -237,41 +259,6 @@ def _read_object(path: Path) -> Mapping[str, object]:
     if not isinstance(loaded, dict):
         raise ValueError(f"an object is expected, not a {type(loaded).__name__}")
     return cast(Mapping[str, object], loaded)
-
-
-def _weights(model: nn.Module) -> list[mx.array]:
-    # MLX's stub leaves this function partly untyped.
-    flatten: Any = utils.tree_flatten  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    flat: list[tuple[str, mx.array]] = flatten(model.parameters())
-    return [weight for _, weight in flat]
-
-
-def _materialise(model: nn.Module, pace: LoadPace, on_progress: OnProgress) -> Generator[None]:
-    """Read the weights in slices, so that others get their turns, and that a slow disk shows as progress and not as a
-    hang."""
-    weights = _weights(model)
-    total = sum(weight.nbytes for weight in weights)
-    done = 0
-    piece: list[mx.array] = []
-    piece_bytes = 0
-    for weight in weights:
-        if piece and piece_bytes + weight.nbytes > min(pace.slice_bytes, _EVAL_BYTES):
-            began = time.perf_counter()
-            _evaluate(piece)
-            pace.note(piece_bytes, time.perf_counter() - began)
-            done += piece_bytes
-            on_progress("loading", done, total)
-            yield
-            piece, piece_bytes = [], 0
-        piece.append(weight)
-        piece_bytes += weight.nbytes
-    _evaluate(piece)
-    on_progress("loading", total, total)
-    yield
-
-
-def _evaluate(arrays: list[mx.array]) -> None:
-    mx.eval(arrays)  # pyright: ignore[reportUnknownMemberType]  MLX's stub leaves its arguments untyped
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -311,4 +298,5 @@ def _quantization(config: Mapping[str, Any]) -> str | None:
     if not isinstance(quantization, Mapping):
         return None
     facts = cast(Mapping[str, Any], quantization)
-    return f"{facts.get('bits')}-bit, group {facts.get('group_size')}"
+    mode = facts.get("mode", "affine")
+    return f"{facts.get('bits')}-bit, group {facts.get('group_size')}" + (f", {mode}" if mode != "affine" else "")

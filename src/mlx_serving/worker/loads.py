@@ -48,6 +48,10 @@ class Loads:
     def __contains__(self, model_id: object) -> bool:
         return any(load.params.model_id == model_id for load in self._loads)
 
+    def find(self, model_id: str) -> methods.LoadModelParams | None:
+        """What was asked for, if that model is being loaded."""
+        return next((load.params for load in self._loads if load.params.model_id == model_id), None)
+
     @property
     def is_due(self) -> bool:
         """Whether there is a slice to be done."""

@@ -9,7 +9,7 @@ the machine is seen some time later, which is what the part that is not planned 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import mlx.core as mx
 
@@ -46,7 +46,7 @@ class MemoryGuard:
         self._prefixes = prefixes or PrefixCache(PrefixCachePolicy(enabled=False))
         self._bounds = bounds()
         self._interval_s = interval_s
-        self._weights: dict[str, int] = {}
+        self._parts: dict[str, dict[str, int]] = {}  # by model; what several have has one name
         self._squeeze: SqueezeState = buffer_squeeze.Apart()
         self._base = mx.get_active_memory()
         self._due = 0.0
@@ -60,22 +60,30 @@ class MemoryGuard:
     def require(self, model_id: str, weights: int) -> None:
         """Make room for a model of `weights` bytes, of which nothing has been read. Raises `InsufficientMemory`."""
         room = capacity(self._read_bounds(), self._policy)
-        require_room(room, self._policy, model=model_id, weights=weights, loaded=sum(self._weights.values()))
+        require_room(room, self._policy, model=model_id, weights=weights, loaded=self._weights)
         if mx.get_active_memory() + mx.get_cache_memory() + weights > room.size:
             _drop_buffers()
 
-    def add_model(self, model_id: str, weights: int) -> None:
-        self._weights[model_id] = weights
+    def add_model(self, model_id: str, weights: int, shared: Iterable[tuple[str, int]] = ()) -> None:
+        """A model with so many bytes of its own. What is `shared` counts once, whoever has it, by its name."""
+        self._parts[model_id] = {f"of {model_id}": weights, **dict(shared)}
         self.plan = self._replan()
 
     def remove_model(self, model_id: str) -> None:
-        del self._weights[model_id]
+        del self._parts[model_id]
         self.plan = self._replan()
 
     def forget_model(self, model_id: str) -> None:
         """A model will not be there after all, if room was kept for it."""
-        if model_id in self._weights:
+        if model_id in self._parts:
             self.remove_model(model_id)
+
+    @property
+    def _weights(self) -> int:
+        parts: dict[str, int] = {}
+        for of_model in self._parts.values():
+            parts |= of_model
+        return sum(parts.values())
 
     def look(self) -> MemoryPlan:
         """The plan as it is at this moment."""
@@ -101,7 +109,7 @@ class MemoryGuard:
         taken = mx.get_active_memory() - self._base
         # What is kept of sequences has its place beside those that run, and gives way to them.
         kept = self._prefixes.nbytes
-        surplus = max(0, taken - sum(self._weights.values()) - self._scheduler.reserved - kept)
+        surplus = max(0, taken - self._weights - self._scheduler.reserved - kept)
         own = self._plan(self._bounds, surplus=surplus, squeezed=False)
         was_lent = isinstance(self._squeeze, Lent)
         self._squeeze = buffer_squeeze.step(
@@ -123,7 +131,7 @@ class MemoryGuard:
         return plan(
             capacity(bounds, self._policy),
             self._policy,
-            weights=sum(self._weights.values()),
+            weights=self._weights,
             surplus=surplus,
             kv_share=self._kv_share,
             squeezed=squeezed,

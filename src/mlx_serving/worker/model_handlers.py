@@ -61,15 +61,18 @@ class ModelHandlers:
         for name, neutral in (("draft", False), ("trust_remote_code", False)):
             if getattr(params, name) != neutral:
                 raise UnsupportedParameter(f"{name} is not supported", field=name, given=True)
-        if params.quantization not in (None, "none"):
-            raise UnsupportedParameter(
-                "quantization on load is not supported: give a model that is quantised already",
-                field="quantization",
-                given=params.quantization,
-            )
         if self._models.is_leaving(params.model_id):
             raise InvalidRequest(f"{params.model_id} is being unloaded", field="model_id", given=params.model_id)
         loaded = self._models.find(params.model_id)
+        under_way = self.loads.find(params.model_id)
+        wanted = loader.options_of(params)
+        given = loaded.options if loaded is not None else wanted if under_way is None else loader.options_of(under_way)
+        if given != wanted:
+            raise InvalidRequest(
+                f"{params.model_id} is loaded already, as {given} and not as {wanted}: unload it first",
+                field="quantization" if given.quantization != wanted.quantization else "adapter_path",
+                given=str(wanted),
+            )
         if loaded is None:
             self.loads.add(params, reply)
         else:
@@ -87,13 +90,20 @@ class ModelHandlers:
             self._outbox.notify(ModelProgress(model_id, stage, done, total))
 
         return loader.loading(
-            params, self._make_runner, report, require, self._pace, read_ahead=lambda: not self._generation.is_idle
+            params,
+            self._make_runner,
+            report,
+            require,
+            self._models.find_base,
+            self._pace,
+            read_ahead=lambda: not self._generation.is_idle,
         )
 
     def _loaded(self, model: LoadedModel) -> None:
         self._models.add(model)
         self._generation.add_model(model)
-        self._memory.add_model(model.model_id, model.facts.memory_bytes)
+        shared = () if model.base is None else ((model.base.key, model.base.size_bytes),)
+        self._memory.add_model(model.model_id, model.own_bytes, shared)
         if self._disk is not None:
             self._disk.add_model(model)
 
