@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_serving.core.prefill_memory import PrefillMemory
-from mlx_serving.core.weight_options import WeightOptions
+from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.wire.methods import LoadModelResult
 from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
 from mlx_serving.worker.output_style import OutputStyle
@@ -51,9 +51,9 @@ class LoadedModel:
     knows_tools: bool
     decode_marked: Decode
     fingerprint: str
-    options: WeightOptions
-    base: Base | None
-    own_bytes: int
+    options: WeightOptions = AS_THEY_ARE
+    base: Base | None = None
+    own_bytes: int = 0
     runner: ModelRunner = field(init=False)
 
     def __post_init__(self) -> None:
