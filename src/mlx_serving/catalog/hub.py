@@ -128,7 +128,7 @@ class Hub:
         and goes on where it was interrupted."""
         whole = {entry.repo_id for entry in self.cached()}
         found: list[tuple[str, Path, int]] = []
-        for folder in sorted(self._directory().glob("models--*--*")):
+        for folder in sorted(self.directory.glob("models--*--*")):
             repo_id = folder.name.removeprefix("models--").replace("--", "/", 1)
             if repo_id not in whole and (size := size_of(folder)) > 0:
                 found.append((repo_id, folder, size))
@@ -136,7 +136,7 @@ class Hub:
 
     def free_bytes(self) -> int:
         """Of the disk that the cache is on, or will be."""
-        existing = self._directory()
+        existing = self.directory
         while not existing.exists():
             existing = existing.parent
         return shutil.disk_usage(existing).free
@@ -145,7 +145,7 @@ class Hub:
         """Remove a file of a snapshot with its content, so that the next download brings it anew."""
         content = file.resolve()
         file.unlink(missing_ok=True)
-        if content.is_relative_to(self._directory().resolve()):
+        if content.is_relative_to(self.directory.resolve()):
             content.unlink(missing_ok=True)
 
     def delete(self, repo_id: str) -> int:
@@ -159,16 +159,18 @@ class Hub:
             raise ModelNotFound(f"{repo_id} is not in the local cache of the hub", model=repo_id)
         freed = size_of(folder)
         shutil.rmtree(folder)
-        shutil.rmtree(self._directory() / ".locks" / folder.name, ignore_errors=True)
+        shutil.rmtree(self.directory / ".locks" / folder.name, ignore_errors=True)
         return freed
 
-    def _directory(self) -> Path:
+    @property
+    def directory(self) -> Path:
+        """Of the cache, which need not exist."""
         from huggingface_hub import constants
 
         return (self.cache or Path(constants.HF_HUB_CACHE)).expanduser().absolute()
 
     def _folder(self, repo_id: str) -> Path:
-        return self._directory() / f"models--{repo_id.replace('/', '--')}"
+        return self.directory / f"models--{repo_id.replace('/', '--')}"
 
     def _plan(self, repository: HubRepository) -> list[DryRunFileInfo]:
         from huggingface_hub import snapshot_download
@@ -253,7 +255,7 @@ class Hub:
         free = self.free_bytes()
         if needed > free:
             raise ModelLoadError(
-                f"the download needs {needed:,} bytes, but the disk of {self._directory()} has {free:,} free",
+                f"the download needs {needed:,} bytes, but the disk of {self.directory} has {free:,} free",
                 needed_bytes=needed,
                 free_bytes=free,
             )

@@ -8,10 +8,11 @@ import json
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from mlx_serving.cli.config_arguments import add_config_arguments, explain, load_from_arguments
+from mlx_serving.cli.machine_findings import LOW_DISK_BYTES, Check, download_finding, machine_findings
 from mlx_serving.cli.tables import bytes_text
 from mlx_serving.errors import EngineError, InvalidConfig
 from mlx_serving.machine.device import device_name
@@ -28,19 +29,7 @@ examples:
 The exit status is 1 when something is wrong, 0 otherwise; a warning is not wrong.
 """
 
-Level: TypeAlias = Literal["ok", "warning", "error"]
 _MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
-_LOW_DISK_BYTES = 5 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding; `fix` says what to do about it."""
-
-    name: str
-    level: Level
-    message: str
-    fix: str | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    checks = [_python(), *_memory(), _cache()]
+    checks = [_python(), *_machine(), _cache()]
     config, config_check = _config(args)
     checks.append(config_check)
     info: RuntimeInfoResult | None = None
@@ -88,15 +77,13 @@ def _python() -> Check:
     return Check("python", "ok", f"{version} at {sys.executable}")
 
 
-def _memory() -> Iterator[Check]:
-    import psutil
+def _machine() -> Iterator[Check]:
+    from mlx_serving.catalog.hub import Hub
+    from mlx_serving.machine import hardware
 
-    memory = psutil.virtual_memory()
-    text = f"{bytes_text(memory.available)} of {bytes_text(memory.total)} available"
-    if memory.available < 1 << 30:
-        yield Check("memory", "warning", text, "close other programs, or serve a smaller model")
-    else:
-        yield Check("memory", "ok", text)
+    yield from machine_findings(hardware.read())
+    hub = Hub()
+    yield download_finding(hub.directory, hub.free_bytes())
 
 
 def _cache() -> Check:
@@ -113,7 +100,7 @@ def _cache() -> Check:
             "cache", "error", f"{directory}: {error.strerror}", "set MLX_SERVING_CACHE to a writable directory"
         )
     text = f"{directory}, {bytes_text(free)} free"
-    if free < _LOW_DISK_BYTES:
+    if free < LOW_DISK_BYTES:
         return Check("cache", "warning", text, "free disk space, or set MLX_SERVING_CACHE to another disk")
     return Check("cache", "ok", text)
 

@@ -18,6 +18,7 @@ _VERBS = {
     "alias": "move a name from one model to another, in a server that runs",
     "bench": "measure throughput and latency, of ourselves and of other servers",
     "keys": "make, list and remove API keys with limits",
+    "hardware": "tell what this machine is made of, and which settings and models suit it",
     "doctor": "check this machine and this installation",
     "config": "show, check, describe the configuration",
 }

@@ -67,6 +67,9 @@ class BlasInfo(msgspec.Struct, frozen=True):
 
 
 class RuntimeInfoResult(msgspec.Struct, frozen=True):
+    """`device_name` is MLX's own word for the processor or GPU; `working_set_bytes` what Metal recommends to stay
+    below."""
+
     version: str
     mlx_version: str
     mlx_lm_version: str
@@ -80,6 +83,8 @@ class RuntimeInfoResult(msgspec.Struct, frozen=True):
     blas: BlasInfo
     memory: MemoryInfo
     pid: int
+    device_name: str = ""
+    working_set_bytes: int | None = None
 
 
 class LoadedModelState(msgspec.Struct, frozen=True):

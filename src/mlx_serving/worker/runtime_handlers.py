@@ -17,6 +17,7 @@ from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Pulse
 from mlx_serving.worker.loaded_models import LoadedModels
 from mlx_serving.worker.memory import MemoryGuard
+from mlx_serving.worker.memory_bounds import working_set_bytes
 from mlx_serving.worker.model_handlers import ModelHandlers
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.routes import Reply, Route
@@ -90,6 +91,8 @@ class RuntimeHandlers:
                     kv_budget=plan.kv_caches,
                 ),
                 pid=os.getpid(),
+                device_name=str(mx.device_info().get("device_name", "")),
+                working_set_bytes=working_set_bytes(),
             )
         )
         if binary:
