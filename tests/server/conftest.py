@@ -96,3 +96,10 @@ async def in_process(engine: ServingEngine, settings: ServerSettings) -> AsyncGe
     transport = httpx2.ASGITransport(app=create_app(engine, settings))
     async with httpx2.AsyncClient(transport=transport, base_url="http://server") as opened:
         yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def admin(engine: ScriptedEngine) -> AsyncGenerator[httpx2.AsyncClient]:
+    async with in_process(engine, ServerSettings(admin_key="key", access_log=False)) as http:
+        http.headers["authorization"] = "Bearer key"
+        yield http

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import httpx2
 import pytest
-import pytest_asyncio
 
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import WorkerGaveUp
@@ -21,13 +19,6 @@ RESTART, TELEMETRY = "/admin/workers/restart", "/admin/telemetry"
 @pytest.fixture
 def engine() -> ScriptedEngine:
     return ScriptedEngine()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def admin(engine: ScriptedEngine) -> AsyncGenerator[httpx2.AsyncClient]:
-    async with in_process(engine, ServerSettings(admin_key="key", access_log=False)) as http:
-        http.headers["authorization"] = "Bearer key"
-        yield http
 
 
 async def test_a_model_is_loaded_and_described(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:

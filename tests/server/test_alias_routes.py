@@ -12,7 +12,7 @@ ALIASES = "/admin/aliases"
 
 async def test_what_is_configured_is_listed(admin: httpx2.AsyncClient) -> None:
     listed = (await admin.get(ALIASES)).json()
-    configured = {"model": "tiny", "profile": {}, "since": None}
+    configured: dict[str, object] = {"model": "tiny", "profile": {}, "since": None}
     assert listed == {
         "data": [
             {**configured, "name": "configured", "source": "configured", "configured": configured, "history": []},
