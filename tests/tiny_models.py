@@ -2,6 +2,7 @@
 
 python -m tests.tiny_models DIRECTORY [--seed N]               writes a random llama
 python -m tests.tiny_models DIRECTORY --printable [--seed N]   one that only writes text, and never ends
+                            [--layers N --width N]             a larger one
 """
 
 from __future__ import annotations
@@ -141,7 +142,9 @@ def make_llama(
     return directory
 
 
-def make_printable_llama(directory: Path, *, context_length: int = 4096, seed: int = 0) -> Path:
+def make_printable_llama(
+    directory: Path, *, context_length: int = 4096, seed: int = 0, layers: int = 2, width: int = 64
+) -> Path:
     """A random llama with a vocabulary of 512 that only writes printable text and never ends its turn.
 
     For measuring: every token is text at once, and an answer is as long as it was asked for.
@@ -160,7 +163,8 @@ def make_printable_llama(directory: Path, *, context_length: int = 4096, seed: i
         special = mx.arange(len(tokens))[:, None] >= len(tokens) - len(SPECIAL)
         model.load_weights([("model.embed_tokens.weight", mx.where(special, 0.0, embedding))], strict=False)
 
-    config = {**_LLAMA, "vocab_size": len(tokens), "max_position_embeddings": context_length}
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
+    config = {**_LLAMA, **shape, "vocab_size": len(tokens), "max_position_embeddings": context_length}
     _write_model(directory, {**config, "bos_token_id": end - 2, "eos_token_id": end}, fill)
     make_tokenizer(directory, BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=pairs))
     return directory
@@ -360,6 +364,11 @@ if __name__ == "__main__":
     parser.add_argument("directory", type=Path)
     parser.add_argument("--printable", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=64, help="of a printable one")
     arguments = parser.parse_args()
-    make = make_printable_llama if arguments.printable else make_llama
-    make(arguments.directory, context_length=4096, seed=arguments.seed)
+    shape = {"context_length": 4096, "seed": arguments.seed, "layers": arguments.layers}
+    if arguments.printable:
+        make_printable_llama(arguments.directory, **shape, width=arguments.width)
+    else:
+        make_llama(arguments.directory, **shape)

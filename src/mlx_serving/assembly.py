@@ -33,6 +33,7 @@ from mlx_serving.engine.model_manager import ModelManager
 from mlx_serving.engine.model_versions import ModelVersions
 from mlx_serving.engine.names import NamesBackend
 from mlx_serving.engine.pooled_models import PooledModels
+from mlx_serving.engine.prefetch import Prefetch
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.residency import ResidencyBackend
 from mlx_serving.engine.response_cache import MemoryBodies, ResponseCacheBackend
@@ -149,7 +150,8 @@ def assemble(config: Config) -> Stack:
     streams = RecoveryBackend(pool, pool.forget, events)
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
     intake = Intake(config.scheduler.policy, config.workers, max_wait_s=config.scheduler.max_queue_s)
-    layers = Layers(IntakeBackend(breaker, intake), ModelVersions(models, _told(config)), aliases)
+    prefetch = Prefetch(models.directory_of_absent, events)
+    layers = Layers(IntakeBackend(breaker, intake), ModelVersions(models, _told(config)), aliases, prefetch)
     layers.reconfigure(config)
     calls = BatchQueue(config.batch_queue, CALL_TIMEOUT_S)
     core = EngineCore(
@@ -157,6 +159,7 @@ def assemble(config: Config) -> Stack:
             pool=pool,
             models=models,
             aliases=aliases,
+            prefetch=prefetch,
             streams=streams,
             breaker=breaker,
             backend=layers.outermost(config),
@@ -176,8 +179,9 @@ class Layers:
     """The layers that requests enter by. Those that remember something are the same ones after a change of the
     configuration that does not concern them."""
 
-    def __init__(self, inner: Backend, versions: ModelVersions, aliases: Aliases) -> None:
+    def __init__(self, inner: Backend, versions: ModelVersions, aliases: Aliases, prefetch: Prefetch) -> None:
         self.versions = versions
+        self.prefetch = prefetch
         self._aliases = aliases
         self.sharing: SharingBackend | None = None
         self.responses: ResponseCacheBackend | None = None
@@ -206,7 +210,9 @@ class Layers:
         backend: Backend = DeadlineBackend(self.responses or self.sharing or self._inner, config.generation.timeout_s)
         if config.generation.max_tokens_limit is not None:
             backend = LimitsBackend(backend, config.generation.max_tokens_limit)
-        return NamesBackend(backend, self._aliases, config.generation.sampling_defaults.max_tokens)
+        self.prefetch.enabled = config.models.prefetch
+        default_max_tokens = config.generation.sampling_defaults.max_tokens
+        return NamesBackend(backend, self._aliases, default_max_tokens, self.prefetch.used)
 
     async def close_former(self) -> None:
         """Close what was replaced."""

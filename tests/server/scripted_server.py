@@ -10,7 +10,9 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from mlx_serving.core.alias_table import AliasView
 from mlx_serving.core.generation import ChatPrompt, Delta, FinishReason, GenerationRequest, GenerationStats
+from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel, WorkerHealth
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.server.app import create_app
@@ -73,6 +75,20 @@ class _HangingEngine:
         replace: bool = False,
         weights: WeightOptions | None = None,
     ) -> ServedModel:
+        raise NotImplementedError
+
+    def list_aliases(self) -> list[AliasView]:
+        raise NotImplementedError
+
+    async def set_alias(
+        self, name: str, model: str, *, revision: str | None = None, profile: ModelProfile = NO_PROFILE
+    ) -> AliasView:
+        raise NotImplementedError
+
+    async def roll_back_alias(self, name: str) -> AliasView | None:
+        raise NotImplementedError
+
+    def remove_alias(self, name: str) -> None:
         raise NotImplementedError
 
     async def unload_served(self, name: str, *, force: bool) -> None:

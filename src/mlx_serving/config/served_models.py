@@ -226,6 +226,11 @@ class ModelsConfig(BaseModel):
         description="How long a model stays in memory when nobody uses it, in seconds; null: as long as no other model "
         "needs the memory.",
     )
+    prefetch: bool = Field(
+        default=True,
+        description="Whether the files of the model that is likely to be wanted next are read into the system's page "
+        "cache, as far as memory is free.",
+    )
     drain_timeout_s: float = Field(
         default=_ROOM.drain_timeout_s,
         ge=0,

@@ -29,6 +29,7 @@ from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.engine.pooled_models import PooledModels
+from mlx_serving.engine.prefetch import Prefetch
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.response_cache import ResponseCacheBackend
 from mlx_serving.engine.sharing import SharingBackend
@@ -53,6 +54,7 @@ class Parts:
     pool: WorkerPool
     models: PooledModels
     aliases: Aliases
+    prefetch: Prefetch
     streams: RecoveryBackend
     breaker: BreakerBackend
     backend: Backend
@@ -103,6 +105,7 @@ class EngineCore:
     async def stop(self) -> None:
         """End the workers and everything in flight. Safe to call twice."""
         await self._parts.pool.stop()
+        await self._parts.prefetch.close()
         if self._parts.responses is not None:
             await self._parts.responses.close()
 
@@ -150,6 +153,7 @@ class EngineCore:
         models, failed = self._parts.models, dict[str, EngineError]()
         replaced = list(replaced)
         for name in set(removed) & set(models.names()):
+            self._parts.prefetch.forget(name)
             models.withdraw(name, partial(self._parts.streams.until_unused, name))
         for spec in added:
             if spec.name in models.names() and models.spec(spec.name) != spec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import assert_never
 
 from mlx_serving.core import model_residency as residency
@@ -49,9 +50,9 @@ class Entry:
     """One version of a model.
 
     `in_worker` is whether a load was sent to the worker that lives now, `loads` how many there were, `known` what the
-    last one found. The worker knows it by `worker_id`, because two versions of a model may be there at a time; one that
-    is `retired` has lost its name to another. Those who hold the tickets in `modest` can do without it: nobody else's
-    streams are made to end for them.
+    last one found, in `directory`. The worker knows it by `worker_id`, because two versions of a model may be there at
+    a time; one that is `retired` has lost its name to another. Those who hold the tickets in `modest` can do without
+    it: nobody else's streams are made to end for them.
     """
 
     spec: ModelSpec
@@ -66,6 +67,7 @@ class Entry:
     in_worker: bool = False
     loads: int = 0
     known: KnownCapabilities | None = None
+    directory: Path | None = None
     progress: LoadProgress | None = None
     use: Use = field(default_factory=Use)
     retired: bool = False

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import assert_never
 
 from mlx_serving.core import model_residency as residency
@@ -176,6 +177,11 @@ class ModelManager:
         """What the worker has of a model. Raises `ModelNotFound`."""
         return self.entry(name).holding
 
+    def directory_of_absent(self, name: str) -> Path | None:
+        """Where the files of a model are that was in the worker once and is not now."""
+        entry = self.entries.get(name)
+        return entry.directory if entry is not None and isinstance(entry.state, residency.Absent) else None
+
     def loaded(self) -> dict[str, LoadModelResult]:
         return {name: entry.facts for name, entry in self.entries.items() if entry.facts is not None}
 
@@ -296,6 +302,7 @@ class ModelManager:
         if facts is None:
             return
         entry.known = KnownCapabilities(facts.config_digest, facts.capabilities)
+        entry.directory = Path(facts.cached_path)
         seconds = round(time.monotonic() - started, 3)
         self.dispatch(entry, residency.LoadSucceeded(facts))
         self._events.publish(ModelLoaded(model_id=spec.name, context_length=facts.context_length, seconds=seconds))

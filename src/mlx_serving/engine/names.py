@@ -5,7 +5,7 @@ It does so once, when the request comes: whatever the name means later, the requ
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -14,9 +14,10 @@ from mlx_serving.engine.aliases import Aliases
 
 
 class NamesBackend:
-    """`default_max_tokens` is what a request gets of which nobody says anything."""
+    """`default_max_tokens` is what a request gets of which nobody says anything; `used` hears which models are."""
 
-    def __init__(self, inner: Backend, aliases: Aliases, default_max_tokens: int) -> None:
+    def __init__(self, inner: Backend, aliases: Aliases, default_max_tokens: int, used: Callable[[str], None]) -> None:
+        self._used = used
         self._inner = inner
         self._aliases = aliases
         self._default_max_tokens = default_max_tokens
@@ -26,5 +27,6 @@ class NamesBackend:
         """See `core.generation.Backend`. Raises `InvalidRequest` for what the name does not allow."""
         model, profile = self._aliases.resolve(request.model)
         asked = replace(profile.applied_to(request, self._default_max_tokens), model=model)
+        self._used(model)
         async with self._inner.generate(asked) as deltas:
             yield deltas

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from mlx_serving.core.placement import Holding, deal
 from mlx_serving.core.serving import ServedModel, ServedModelState
@@ -58,6 +59,11 @@ class PooledModels:
     def forget(self, name: str) -> None:
         for manager in self._managers:
             manager.forget(name)
+
+    def directory_of_absent(self, name: str) -> Path | None:
+        """Where the files of a model are that was loaded once, and that no worker has now."""
+        found = [manager.directory_of_absent(name) for manager in self._managers]
+        return found[0] if all(found) else None
 
     def names(self) -> list[str]:
         return [name for name in self._managers[0].names() if name not in self._withdrawn]

@@ -60,6 +60,15 @@ class ModelEvicted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPrefetched(Event):
+    """The system reads the files of a model, because it is likely to be wanted next."""
+
+    name = "model:prefetched"
+    model_id: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInvalidated(Event):
     name = "model:invalidated"
     model_id: str
