@@ -159,7 +159,8 @@ class Referee:
 
 class Simulation:
     """Runs a scheduler on devices that cost what `costs` says for each model. `ahead` launches the next step before
-    the last one is updated, as a worker does; `check_load` compares the scheduler's figures with the book.
+    the last one is updated, as a worker does; `check_load` compares the scheduler's figures with the book. With
+    `known` a token that a sequence gets may have others behind it that are known.
     """
 
     def __init__(
@@ -174,6 +175,7 @@ class Simulation:
         untrimmable: frozenset[str] = frozenset(),
         ahead: bool = False,
         check_load: bool = False,
+        known: bool = False,
     ) -> None:
         self.policy = policy
         self.costs = costs
@@ -191,6 +193,7 @@ class Simulation:
         self.now = 0.0
         self.ahead = ahead
         self.check_load = check_load
+        self.known = known
         self.accepted: list[Request] = []
         self.steps: list[tuple[float, float, Step]] = []  # start, duration
         self.slow_steps: dict[int, float] = {}  # number of the step to extra seconds
@@ -295,7 +298,20 @@ class Simulation:
         duration = self.costs[step.model].of(step) * max(0.5, self.random.gauss(1, self.costs[step.model].noise))
         duration += self.slow_steps.get(len(self.steps), 0.0)
         self.steps.append((self.now, duration, step))
-        return step, duration, self.referee.check(step, self.scheduler.has_heirs)
+        yielded = self.referee.check(step, self.scheduler.has_heirs)
+        if self.known:
+            yielded += [one for one in yielded for _ in range(self._take_known(one))]
+        return step, duration, yielded
+
+    def _take_known(self, request_id: str) -> int:
+        """How many tokens a step computes of a sequence besides the one that was ordered."""
+        room = self.referee.requests[request_id].max_tokens - 1 - self.referee.generated[request_id]
+        count = min(room, self.random.choice((0, 0, 1, 6)))
+        for _ in range(count):
+            self.scheduler.advance(request_id)
+            self.referee.caches[request_id].computed += 1
+            self.referee.generated[request_id] += 1
+        return max(0, count)
 
     def _finish(self, step: Step, duration: float, yielded: list[str]) -> None:
         self.now += duration
@@ -303,7 +319,7 @@ class Simulation:
         ended: list[str] = []
         for one in yielded:
             request = self.referee.requests[one]
-            if request.ended is not None:
+            if request.ended is not None or one in ended:
                 continue  # computed ahead, thrown away
             request.token_times.append(self.now)
             if len(request.token_times) == request.reply:

@@ -61,6 +61,18 @@ def test_a_reply_of_one_token_ends_with_its_prompt() -> None:
     assert len(bench.scheduler) == 0
 
 
+def test_tokens_that_were_known_count_as_computed() -> None:
+    bench = Bench(kv=2)
+    bench.add("a", prompt=10, max_tokens=10)
+    bench.steps(2)
+    for _ in range(5):
+        bench.scheduler.advance("a")
+    bench.scheduler.advance("nobody")
+    load = bench.scheduler.load()
+    assert (load.kv_held_bytes, load.done.decoded_tokens) == (2 * 16, 6)
+    assert [step.ending for step in bench.steps(3)] == [(), (), ("a",)]
+
+
 def test_who_is_named_as_finished_has_ended() -> None:
     bench = Bench()
     bench.add("a")

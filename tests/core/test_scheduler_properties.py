@@ -86,9 +86,9 @@ class Story:
 
 
 @settings(max_examples=150, deadline=None)
-@given(policy=POLICIES, events=EVENTS, ahead=st.booleans(), seed=st.integers(0, 100))
+@given(policy=POLICIES, events=EVENTS, ahead=st.booleans(), known=st.booleans(), seed=st.integers(0, 100))
 def test_any_history_ends_every_sequence_once_within_all_budgets(
-    policy: SchedulerPolicy, events: list[tuple[str, float, int, int, int]], ahead: bool, seed: int
+    policy: SchedulerPolicy, events: list[tuple[str, float, int, int, int]], ahead: bool, known: bool, seed: int
 ) -> None:
     cost = DeviceCost(noise=0.2)
     simulation = Simulation(
@@ -99,6 +99,7 @@ def test_any_history_ends_every_sequence_once_within_all_budgets(
         untrimmable=frozenset("bc"),
         ahead=ahead,
         check_load=True,
+        known=known,
     )
     story = Story(simulation)
     time = 0.0

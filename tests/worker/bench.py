@@ -12,7 +12,7 @@ from mlx_lm.generate import generate, stream_generate
 from mlx_lm.utils import load_adapters, load_model, load_tokenizer
 
 from mlx_serving.core import sampling_defaults
-from mlx_serving.core.generation import Priority, SamplingParams
+from mlx_serving.core.generation import Priority, SamplingParams, Structure
 from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.core.scheduler import Scheduler
@@ -22,11 +22,13 @@ from mlx_serving.wire.methods import KnownCapabilities, LoadModelParams
 from mlx_serving.wire.notifications import Completed, Failed, Row
 from mlx_serving.worker import loader
 from mlx_serving.worker.generation import Generation, Terms
+from mlx_serving.worker.grammar_checker import GrammarChecker
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job, ModelRunner
 from mlx_serving.worker.prefix_cache import PrefixCache
 from mlx_serving.worker.requests import rules_of
 from mlx_serving.worker.sequence import Ending, RunningSequence
+from mlx_serving.worker.structure import Form
 from mlx_serving.worker.weights import FindBase
 
 from ..tiny_models import EOS, token_ids
@@ -106,6 +108,11 @@ class Bench:
         self.generation = Generation(self.scheduler, self.prefixes)
         self.generation.add_model(model)
         self.streams: dict[str, Stream] = {}
+        self._checker = GrammarChecker()
+
+    def close(self) -> None:
+        """After structures were asked for."""
+        self._checker.close()
 
     def start(
         self,
@@ -119,6 +126,7 @@ class Bench:
         fork_of: str | None = None,
         salt: str = "",
         stops: tuple[int, ...] = (),
+        structure: Structure | None = None,
     ) -> Stream:
         """Greedy and 24 tokens where `params` say nothing. Raises `Overloaded`."""
         model = model or self.model
@@ -128,7 +136,12 @@ class Bench:
         ending = Ending(sampling.max_tokens, rules.ends, sampling.stop, sampling.min_tokens)
         sequence = RunningSequence(stream_id, ids, ending, model.decode, time.monotonic())
         terms = Terms(sampling.max_tokens, priority, deadline=deadline, fork_of=fork_of, salt=salt, stops=stops)
-        self.generation.submit(model, sequence, Job(stream_id, ids, sampling, sampling.seed or 0, rules=rules), terms)
+        matcher = None
+        if structure is not None:
+            compiled = model.structures.compile(Form(structure), self._checker)
+            matcher = model.structures.matcher(compiled, [], sampling, rules.ends, structure.field)
+        job = Job(stream_id, ids, sampling, sampling.seed or 0, rules, (), matcher, None, terms.max_tokens)
+        self.generation.submit(model, sequence, job, terms)
         return self.streams.setdefault(stream_id, Stream())
 
     def step(self, count: int = 1) -> list[Row]:

@@ -75,12 +75,11 @@ class Matcher:
         """Take the next token."""
         if self.is_complete or self.error is not None:
             return
+        if not self.allows(token_id):
+            self._fail(f"What is banned, or else allowed, leaves no token that {self._field} allows")
+            return
         if not self._inner.consume_token(token_id):
-            self._fail(
-                f"What is banned, or else allowed, leaves no token that {self._field} allows"
-                if not self._is_exhausted()
-                else f"{self._field} has become too complex to follow"
-            )
+            self._fail(f"{self._field} has become too complex to follow")
             return
         self._count += 1
         self._look_ahead(may_end=False)
@@ -115,9 +114,6 @@ class Matcher:
     def _fail(self, reason: str) -> None:
         self.error = GuidanceError(f"{reason}, after {self._count} tokens", field=self._field, given=self._count)
         self.mask.fill(-1)
-
-    def _is_exhausted(self) -> bool:
-        return self._inner.stop_reason() in ("ParserTooComplex", "LexerTooComplex", "InternalError")
 
 
 def _packed(token_ids: Iterable[int], words: int) -> NDArray[np.int32]:
