@@ -229,11 +229,12 @@ def test_rows_that_are_as_long_need_no_mask_and_have_one_offset() -> None:
         rows.put(index, 5)
     assert (cache.offset, cache.make_mask(1)) == (5, None)
     assert cache.make_mask(1, window_size=6) is None
+    assert cache.make_mask(2) == "causal"
     narrow = cache.make_mask(1, window_size=5)
-    assert narrow is not None
+    assert isinstance(narrow, mx.array)
     assert narrow[:, 0, 0].tolist() == [[False] + [True] * 5] * 2
     whole = cache.make_mask(1, return_array=True)
-    assert whole is not None
+    assert isinstance(whole, mx.array)
     assert whole.all().item()
 
 
@@ -246,7 +247,7 @@ def test_rows_of_different_lengths_have_a_mask_and_an_offset_each() -> None:
     assert isinstance(cache.offset, mx.array)
     assert cache.offset.tolist() == [1, 3]
     mask = cache.make_mask(1)
-    assert mask is not None
+    assert isinstance(mask, mx.array)
     assert mask[:, 0, 0].tolist() == [[True, True, False, False], [True] * 4]
     rows.advance()
     assert cache.offset.tolist() == [2, 4]
