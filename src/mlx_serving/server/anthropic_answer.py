@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
-from mlx_serving.core.answer_parts import AnswerParts, Began, Ended, Grew, Part, PartEvent
+from mlx_serving.core.answer_parts import AnswerParts, Began, Ended, Grew, Part, PartEvent, PartKind
 from mlx_serving.core.choices import Usage
 from mlx_serving.core.generation import Delta, FinishReason
 from mlx_serving.errors import EngineError
@@ -16,6 +16,7 @@ from mlx_serving.server.function_tools import arguments_object
 from mlx_serving.server.single_generation import Ending
 
 _encode = msgspec.json.Encoder().encode
+_MARK = "<text>"  # nothing else in these events is not ours
 
 
 class MessageAnswer:
@@ -39,6 +40,7 @@ class MessageAnswer:
         self._context_length = context_length
         self._parts = AnswerParts()
         self._numbers: dict[int, int] = {}  # of the blocks, by those of the parts
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     # -- streamed
 
@@ -76,12 +78,21 @@ class MessageAnswer:
             case Began():
                 return _event("content_block_start", index=index, content_block=_empty(event.part))
             case Grew():
-                return _event("content_block_delta", index=index, delta=_growth(event))
+                before, after = self._around(event.part, index)
+                return before + _encode(event.text) + after
             case Ended():
                 signed = b""
                 if event.part.kind == "reasoning":
                     signed = _event("content_block_delta", index=index, delta=_SIGNATURE)
                 return signed + _event("content_block_stop", index=index)
+
+    def _around(self, part: Part, index: int) -> tuple[bytes, bytes]:
+        """The bytes before and after the text in the events in which the part grows: all else is the same in them."""
+        if part.number not in self._frames:
+            event = _event("content_block_delta", index=index, delta=_growth(part.kind, _MARK))
+            before, _, after = event.partition(_encode(_MARK))
+            self._frames[part.number] = before, after
+        return self._frames[part.number]
 
     # -- whole
 
@@ -134,14 +145,14 @@ def _empty(part: Part) -> Mapping[str, object]:
             return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": {}}
 
 
-def _growth(event: Grew) -> Mapping[str, object]:
-    match event.part.kind:
+def _growth(kind: PartKind, text: str) -> Mapping[str, object]:
+    match kind:
         case "reasoning":
-            return {"type": "thinking_delta", "thinking": event.text}
+            return {"type": "thinking_delta", "thinking": text}
         case "text":
-            return {"type": "text_delta", "text": event.text}
+            return {"type": "text_delta", "text": text}
         case "call":
-            return {"type": "input_json_delta", "partial_json": event.text}
+            return {"type": "input_json_delta", "partial_json": text}
 
 
 def _block(part: Part) -> Mapping[str, object]:

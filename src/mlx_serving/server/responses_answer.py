@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from mlx_serving.core.answer_parts import AnswerParts, Began, Ended, Grew, Part, PartEvent
+from mlx_serving.core.answer_parts import AnswerParts, Began, Ended, Grew, Part, PartEvent, PartKind
 from mlx_serving.core.choices import Usage
 from mlx_serving.core.generation import Delta, FinishReason, Logprobs
 from mlx_serving.errors import EngineError, InvalidRequest, Overloaded
@@ -35,6 +35,7 @@ class ResponseAnswer:
         self._encode_reasoning = encode_reasoning
         self._logprobs = logprobs
         self._parts = AnswerParts()
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
         self._sent = 0
         self._reasoning_tokens = 0
 
@@ -82,23 +83,32 @@ class ResponseAnswer:
                     place["content_index"] = 0
                     yield self._event("response.content_part.added", **place, part=_content(part.kind, ""))
             case Grew():
-                yield self._growth(event, place)
+                yield self._growth(event)
             case Ended():
                 yield from self._end(part, place)
                 item = self._item(part, "incomplete" if cut_off else "completed")
                 yield self._event("response.output_item.done", output_index=part.number, item=item)
 
-    def _growth(self, event: Grew, place: dict[str, object]) -> bytes:
-        match event.part.kind:
-            case "reasoning":
-                return self._event("response.reasoning_text.delta", **place, content_index=0, delta=event.text)
-            case "text":
-                logprobs = self._told(event.logprobs)
-                return self._event(
-                    "response.output_text.delta", **place, content_index=0, delta=event.text, logprobs=logprobs
-                )
-            case "call":
-                return self._event("response.function_call_arguments.delta", **place, delta=event.text)
+    def _growth(self, event: Grew) -> bytes:
+        """Of a part, these events differ in their number, the text and its log-probabilities, which are encoded into
+        what is the same in all of them."""
+        part = event.part
+        if part.number not in self._frames:
+            self._frames[part.number] = self._frame(part)
+        before, between = self._frames[part.number]
+        logprobs = b',"logprobs":' + _encode(self._told(event.logprobs)) if part.kind == "text" else b""
+        number = self._sent
+        self._sent += 1
+        return b"%b%d%b%b%b}\n\n" % (before, number, between, _encode(event.text), logprobs)
+
+    def _frame(self, part: Part) -> tuple[bytes, bytes]:
+        """The bytes before the number, and those between it and the text."""
+        kind = _GROWTHS[part.kind]
+        place: dict[str, object] = {"item_id": self._id(part), "output_index": part.number}
+        if part.kind != "call":
+            place["content_index"] = 0
+        before = f'event: {kind}\ndata: {{"type":"{kind}","sequence_number":'
+        return before.encode(), b"," + _encode(place)[1:-1] + b',"delta":'
 
     def _end(self, part: Part, place: dict[str, object]) -> Iterator[bytes]:
         if part.kind == "call":
@@ -183,6 +193,11 @@ class ResponseAnswer:
         return chat_logprobs(logprobs)["content"] if self._logprobs else []
 
 
+_GROWTHS: Mapping[PartKind, str] = {
+    "reasoning": "response.reasoning_text.delta",
+    "text": "response.output_text.delta",
+    "call": "response.function_call_arguments.delta",
+}
 _ID_PREFIXES: Mapping[str, str] = {"reasoning": "rs", "text": "msg", "call": "fc"}
 
 
