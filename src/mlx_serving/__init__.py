@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         ModelHandle,
         TokenChunk,
         TokenLogprob,
+        ToolCall,
     )
     from mlx_serving.facade.sync import SyncEngine
 
@@ -74,6 +75,7 @@ _HOME = {
         "ModelHandle",
         "TokenChunk",
         "TokenLogprob",
+        "ToolCall",
     ),
     "mlx_serving.facade.sync": ("SyncEngine",),
 }
@@ -115,6 +117,7 @@ __all__ = [
     "TokenChunk",
     "TokenLogprob",
     "TokenizeRequest",
+    "ToolCall",
     "batch_tokenize",
     "collect_chunks",
     "create_engine",

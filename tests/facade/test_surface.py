@@ -33,6 +33,8 @@ SHAPES: tuple[type[shapes.Shape], ...] = (
     shapes.ModelHandle,
     shapes.GenerationStats,
     shapes.TokenLogprob,
+    shapes.ToolCall,
+    shapes.ToolCallPiece,
     shapes.TokenChunk,
     shapes.MetadataChunk,
     shapes.ErrorChunk,

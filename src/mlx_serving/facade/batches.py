@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar, assert_never
 
 from mlx_serving.core.generation import FinishReason
 from mlx_serving.errors import EngineError
-from mlx_serving.facade.shapes import ErrorChunk, GenerationStats, GeneratorChunk, MetadataChunk, Shape, TokenChunk
+from mlx_serving.facade.shapes import (
+    ErrorChunk,
+    GenerationStats,
+    GeneratorChunk,
+    MetadataChunk,
+    Shape,
+    TokenChunk,
+    ToolCall,
+)
 
 T = TypeVar("T")
 
@@ -32,12 +40,27 @@ class BatchEntry(Shape, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult(Shape):
-    """One whole answer."""
+    """One whole answer. `reasoning` is what the model thought before, `tool_calls` what it called, if it did."""
 
     stream_id: str
     text: str
     finish_reason: FinishReason
     stats: GenerationStats
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+
+    @property
+    def message(self) -> dict[str, object]:
+        """The answer as a message, to go on from. A `tool` message for each call follows it."""
+        message: dict[str, object] = {"role": "assistant", "content": self.text}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls is not None:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return message
 
 
 async def each_of(jobs: Iterable[Callable[[], Awaitable[T]]], width: int) -> list[BatchEntry[T]]:
@@ -59,12 +82,25 @@ async def each_of(jobs: Iterable[Callable[[], Awaitable[T]]], width: int) -> lis
 async def whole_answer(stream_id: str, chunks: AsyncIterator[GeneratorChunk]) -> GenerationResult:
     """The answer that a stream's chunks make up. Raises the error of an error chunk."""
     text: list[str] = []
+    reasoning: list[str] = []
+    calls: dict[int, ToolCall] = {}
     async for chunk in chunks:
         match chunk:
             case TokenChunk():
                 text.append(chunk.token)
+                reasoning.append(chunk.reasoning or "")
+                for piece in chunk.tool_calls or ():
+                    call = calls.get(piece.index) or ToolCall(piece.id or "", piece.name or "", "")
+                    calls[piece.index] = replace(call, arguments=call.arguments + piece.arguments)
             case MetadataChunk():
-                return GenerationResult(stream_id, "".join(text), chunk.finish_reason, chunk.stats)
+                return GenerationResult(
+                    stream_id,
+                    "".join(text),
+                    chunk.finish_reason,
+                    chunk.stats,
+                    "".join(reasoning) or None,
+                    tuple(calls[index] for index in sorted(calls)) or None,
+                )
             case ErrorChunk():
                 raise chunk.error
             case _:

@@ -228,11 +228,25 @@ class Engine:
         params: GeneratorParams | Mapping[str, object],
         options: CreateGeneratorOptions | Mapping[str, object] | None = None,
     ) -> str:
-        """The whole text of one answer. Raises what went wrong."""
+        """The whole text of one answer, without what the model thought or called. Raises what went wrong."""
         request, signal = self._request(params, options)
         await self.start()
         async with until_set(signal, self._core.generate(request)) as deltas:
             return "".join([delta.text async for delta in deltas])
+
+    async def chat(
+        self,
+        params: GeneratorParams | Mapping[str, object],
+        options: CreateGeneratorOptions | Mapping[str, object] | None = None,
+    ) -> GenerationResult:
+        """One whole answer with its parts: what the model said, thought and called. Raises what went wrong.
+
+        `result.message` is the answer as a message, for the next turn of the conversation.
+        """
+        how = parse(CreateGeneratorOptions, options)
+        stream_id = how.stream_id or str(uuid.uuid4())
+        async with aclosing(self.create_generator(params, how.model_copy(update={"stream_id": stream_id}))) as chunks:
+            return await whole_answer(stream_id, chunks)
 
     async def batch_generate(
         self,
@@ -271,6 +285,9 @@ class Engine:
             prompt=asked.to_prompt(),
             sampling=asked.to_sampling(),
             structure=asked.structured,
+            parse_output=asked.is_parsed,
+            tool_choice=asked.to_tool_choice(),
+            reasoning_budget=asked.budget,
             priority=how.core_priority,
             timeout_s=None if how.timeout_ms is None else how.timeout_ms / 1000,
         )
@@ -278,7 +295,7 @@ class Engine:
 
     def _chunks(self, request: GenerationRequest, delta: Delta) -> list[GeneratorChunk]:
         chunks: list[GeneratorChunk] = []
-        if delta.text or delta.token_ids:
+        if delta.text or delta.token_ids or delta.reasoning or delta.tool_calls:
             chunk = TokenChunk.of(delta)
             chunks.append(chunk)
             if self._emitter.listens(GenerationToken.name):

@@ -9,7 +9,6 @@ from pydantic import (
     AliasChoices,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -23,7 +22,6 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from mlx_serving.config.served_models import default_name
 from mlx_serving.core import quantization, sampling_defaults
 from mlx_serving.core.generation import (
-    ChatPrompt,
     Priority,
     Prompt,
     SamplingParams,
@@ -34,7 +32,8 @@ from mlx_serving.core.generation import (
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
-from mlx_serving.facade.shapes import camel
+from mlx_serving.facade.chat_options import ChatFields
+from mlx_serving.facade.option_base import Options, either
 from mlx_serving.facade.structures import as_structure
 
 M = TypeVar("M", bound=BaseModel)
@@ -44,19 +43,11 @@ _SHOWN_CHARS = 80
 _ANCESTOR_PRIORITIES: Mapping[str, Priority] = {"urgent": "high", "default": "normal", "background": "background"}
 
 
-def _either(name: str, *more: str) -> AliasChoices:
-    return AliasChoices(name, camel(name), *more)
-
-
-class Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
-
-
 class QuantizationOptions(Options):
     """What is left out is MLX's own choice: 4 bits in groups of 64, or those of the mode."""
 
     bits: int | None = None
-    group_size: int | None = Field(default=None, validation_alias=_either("group_size"))
+    group_size: int | None = Field(default=None, validation_alias=either("group_size"))
     mode: str = "affine"
 
 
@@ -70,14 +61,14 @@ class LoadModelOptions(Options):
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
     revision: str | None = None
-    local_path: str | None = Field(default=None, validation_alias=_either("local_path"))
-    context_length: int | None = Field(default=None, validation_alias=_either("context_length"), ge=1, le=1_000_000)
+    local_path: str | None = Field(default=None, validation_alias=either("local_path"))
+    context_length: int | None = Field(default=None, validation_alias=either("context_length"), ge=1, le=1_000_000)
     draft: bool = False
     quantization: str | None = None
-    adapter: str | None = Field(default=None, validation_alias=_either("adapter", "adapter_path", "adapterPath"))
-    fuse_adapter: bool = Field(default=False, validation_alias=_either("fuse_adapter"))
+    adapter: str | None = Field(default=None, validation_alias=either("adapter", "adapter_path", "adapterPath"))
+    fuse_adapter: bool = Field(default=False, validation_alias=either("fuse_adapter"))
     name: str | None = Field(default=None, min_length=1, max_length=256)
-    trust_remote_code: bool = Field(default=False, validation_alias=_either("trust_remote_code"))
+    trust_remote_code: bool = Field(default=False, validation_alias=either("trust_remote_code"))
 
     @field_validator("draft", "trust_remote_code")
     @classmethod
@@ -165,34 +156,34 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Ids = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 
 
-class GeneratorParams(Options):
+class GeneratorParams(ChatFields):
     """One of `prompt` and `messages` is required; `prompt` is text, a template, or token ids. `structured`, or
-    `output_type`, is the form that the answer must have: see `facade.structures.as_structure`."""
+    `output_type`, is the form that the answer must have: see `facade.structures.as_structure`. What goes with messages
+    only is in `ChatFields`."""
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
     prompt: PromptValue | None = None
-    messages: list[dict[str, Any]] | None = None
-    max_tokens: int | None = Field(default=None, validation_alias=_either("max_tokens"))
+    max_tokens: int | None = Field(default=None, validation_alias=either("max_tokens"))
     temperature: float | None = None
-    top_p: float | None = Field(default=None, validation_alias=_either("top_p"))
-    top_k: int | None = Field(default=None, validation_alias=_either("top_k"))
-    min_p: float | None = Field(default=None, validation_alias=_either("min_p"))
-    typical_p: float | None = Field(default=None, validation_alias=_either("typical_p"))
-    xtc_probability: float | None = Field(default=None, validation_alias=_either("xtc_probability"))
-    xtc_threshold: float | None = Field(default=None, validation_alias=_either("xtc_threshold"))
-    repetition_penalty: float | None = Field(default=None, validation_alias=_either("repetition_penalty"))
-    repetition_context_size: int | None = Field(default=None, validation_alias=_either("repetition_context_size"))
-    presence_penalty: float = Field(default=0.0, validation_alias=_either("presence_penalty"))
-    frequency_penalty: float = Field(default=0.0, validation_alias=_either("frequency_penalty"))
-    logit_bias: dict[int, float] = Field(default_factory=dict, validation_alias=_either("logit_bias"))
-    banned_token_ids: Ids = Field(default=(), validation_alias=_either("banned_token_ids"))
-    allowed_token_ids: Ids | None = Field(default=None, validation_alias=_either("allowed_token_ids"))
-    bad_words: Strings = Field(default=(), validation_alias=_either("bad_words"))
+    top_p: float | None = Field(default=None, validation_alias=either("top_p"))
+    top_k: int | None = Field(default=None, validation_alias=either("top_k"))
+    min_p: float | None = Field(default=None, validation_alias=either("min_p"))
+    typical_p: float | None = Field(default=None, validation_alias=either("typical_p"))
+    xtc_probability: float | None = Field(default=None, validation_alias=either("xtc_probability"))
+    xtc_threshold: float | None = Field(default=None, validation_alias=either("xtc_threshold"))
+    repetition_penalty: float | None = Field(default=None, validation_alias=either("repetition_penalty"))
+    repetition_context_size: int | None = Field(default=None, validation_alias=either("repetition_context_size"))
+    presence_penalty: float = Field(default=0.0, validation_alias=either("presence_penalty"))
+    frequency_penalty: float = Field(default=0.0, validation_alias=either("frequency_penalty"))
+    logit_bias: dict[int, float] = Field(default_factory=dict, validation_alias=either("logit_bias"))
+    banned_token_ids: Ids = Field(default=(), validation_alias=either("banned_token_ids"))
+    allowed_token_ids: Ids | None = Field(default=None, validation_alias=either("allowed_token_ids"))
+    bad_words: Strings = Field(default=(), validation_alias=either("bad_words"))
     seed: int | None = None
-    min_tokens: int = Field(default=0, validation_alias=_either("min_tokens"))
-    stop_sequences: Strings = Field(default=(), validation_alias=_either("stop_sequences", "stop"))
-    stop_token_ids: Ids = Field(default=(), validation_alias=_either("stop_token_ids"))
-    ignore_eos: bool = Field(default=False, validation_alias=_either("ignore_eos"))
+    min_tokens: int = Field(default=0, validation_alias=either("min_tokens"))
+    stop_sequences: Strings = Field(default=(), validation_alias=either("stop_sequences", "stop"))
+    stop_token_ids: Ids = Field(default=(), validation_alias=either("stop_token_ids"))
+    ignore_eos: bool = Field(default=False, validation_alias=either("ignore_eos"))
     logprobs: int | None = None
     streaming: bool = Field(default=True, validation_alias=AliasChoices("streaming", "stream"))
     structured: Any = Field(
@@ -200,7 +191,7 @@ class GeneratorParams(Options):
         validation_alias=AliasChoices("structured", "structure", "guidance", "output_type", "outputType"),
     )
     multimodal: Any = None
-    draft_model: Any = Field(default=None, validation_alias=_either("draft_model"))
+    draft_model: Any = Field(default=None, validation_alias=either("draft_model"))
 
     @field_validator("structured")
     @classmethod
@@ -255,6 +246,8 @@ class GeneratorParams(Options):
             raise InvalidRequest("Exactly one of prompt and messages is required", field="prompt")
         if self.messages == []:
             raise InvalidRequest("messages must not be empty", field="messages")
+        if self.messages is None and (name := next(self.chat_only(), None)) is not None:
+            raise InvalidRequest(f"{name} is only allowed with messages", field=name)
         return self
 
     @model_validator(mode="after")
@@ -271,7 +264,7 @@ class GeneratorParams(Options):
             case TokensPrompt():
                 return TokenPrompt(tuple(self.prompt.tokens))
             case None:
-                return ChatPrompt(tuple(self.messages or ()))
+                return self.to_chat()
 
     def to_sampling(self) -> SamplingParams:
         return SamplingParams(
@@ -304,8 +297,8 @@ class CreateGeneratorOptions(Options):
     """`signal` is an `asyncio.Event`: when it is set, the stream is cancelled. `timeout_ms` as in the ancestor."""
 
     signal: Any = None
-    stream_id: str | None = Field(default=None, validation_alias=_either("stream_id"), min_length=1, max_length=256)
-    timeout_ms: float | None = Field(default=None, validation_alias=_either("timeout_ms"), gt=0)
+    stream_id: str | None = Field(default=None, validation_alias=either("stream_id"), min_length=1, max_length=256)
+    timeout_ms: float | None = Field(default=None, validation_alias=either("timeout_ms"), gt=0)
     priority: Literal["critical", "urgent", "high", "default", "normal", "low", "background"] = "default"
 
     @property
@@ -316,7 +309,7 @@ class CreateGeneratorOptions(Options):
 class TokenizeRequest(Options):
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1)
     text: str
-    add_bos: bool = Field(default=True, validation_alias=_either("add_bos", "add_special_tokens", "addSpecialTokens"))
+    add_bos: bool = Field(default=True, validation_alias=either("add_bos", "add_special_tokens", "addSpecialTokens"))
 
 
 def parse(model: type[M], given: M | Mapping[str, object] | str | None, *, text_field: str = "model") -> M:

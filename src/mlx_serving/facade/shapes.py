@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Literal, Self, TypeAlias, cast
 
 import msgspec
@@ -130,8 +130,29 @@ class TokenLogprob(Shape):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallPiece(Shape):
+    """More of a call: the first piece of each `index` has its `id` and the `name` of the tool, the others add to the
+    JSON text of the `arguments`."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall(Shape):
+    """`arguments` are JSON text, as the model wrote it: an answer that was cut off may have half of it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class TokenChunk(Shape):
-    """New text. `token_ids` are the ids it came from; `token_id` is set when that is one.
+    """New text. `token_ids` are the ids it came from; `token_id` is set when that is one. Where output is parsed,
+    `reasoning` is new text that the model thinks, `tool_calls` more of what it calls, and neither is in `token`.
 
     If log-probabilities were asked for, `logprobs` has one entry for each id, and `logprob` is set when that is one.
     """
@@ -143,6 +164,8 @@ class TokenChunk(Shape):
     is_final: bool = False
     logprob: float | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCallPiece, ...] | None = None
 
     @classmethod
     def of(cls, delta: Delta) -> Self:
@@ -153,6 +176,8 @@ class TokenChunk(Shape):
             token_ids=delta.token_ids,
             logprob=logprobs[0].logprob if len(logprobs) == 1 else None,
             logprobs=logprobs or None,
+            reasoning=delta.reasoning or None,
+            tool_calls=tuple(ToolCallPiece(*astuple(piece)) for piece in delta.tool_calls) or None,
         )
 
 

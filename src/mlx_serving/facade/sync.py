@@ -63,6 +63,12 @@ class SyncEngine:
         """The answer to a text prompt or to chat messages. A model that is known by name loads with its first use."""
         return self._loop.run(self._engine.generate(_params(prompt, model, params)))
 
+    def chat(
+        self, messages: list[dict[str, object]], *, model: str = EMBEDDED_MODEL, **params: object
+    ) -> GenerationResult:
+        """The answer to a conversation with its parts: what the model said, thought and called."""
+        return self._loop.run(self._engine.chat(_params(messages, model, params)))
+
     def stream(
         self, prompt: str | list[dict[str, object]], *, model: str = EMBEDDED_MODEL, **params: object
     ) -> Iterator[str]:
