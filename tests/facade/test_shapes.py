@@ -68,7 +68,7 @@ def test_chunks_say_of_which_type_they_are() -> None:
 
 def test_shapes_within_shapes_are_plain_too() -> None:
     stats = ModelCacheStats(1, [CachedModel("m", "ready")])
-    assert stats.to_object() == {"loadedModels": 1, "models": [{"modelId": "m", "cachedTokens": 4, "state": "ready"}]}
+    assert stats.to_object() == {"loadedModels": 1, "models": [{"modelId": "m", "state": "ready"}]}
     handle = ModelHandle(ModelDescriptor("m", "local"), "ready", 10, {"parameter_count": 1, "quantization": None})
     assert handle.to_object()["metadata"] == {"parameterCount": 1}
     assert handle.to_object()["descriptor"] == {

@@ -13,7 +13,8 @@ from mlx_serving.core.generation import FinishReason
 from mlx_serving.core.scheduling import PrefillChunk
 from mlx_serving.wire.notifications import Completed
 from mlx_serving.worker.batch import Token
-from mlx_serving.worker.model_runner import Job
+from mlx_serving.worker.model_runner import Job, Offer
+from mlx_serving.worker.prefix_cache import Beginning
 from mlx_serving.worker.sequence import Ending, RunningSequence
 
 from .virtual_time import VirtualTime
@@ -102,6 +103,7 @@ class VirtualRunner:
         self._clock = clock
         self._rows: dict[str, _Row] = {}
         self._unread: list[str] = []
+        self.offer: Offer | None = None  # nothing is kept here
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -119,11 +121,16 @@ class VirtualRunner:
         """Nobody forks here."""
         return ()
 
-    def admit(self, stream_id: str, fork_of: str | None = None) -> None:
+    def admit(self, stream_id: str, fork_of: str | None = None, beginning: Beginning | None = None) -> None:
         assert fork_of is None
+        assert beginning is None
         row = self._rows[stream_id]
         assert row.cached is None, "admitted twice"
         row.cached = 0
+
+    def token_ids(self, stream_id: str) -> list[int]:
+        row = self._rows[stream_id]
+        return [*row.job.token_ids, *row.drawn]
 
     def run(self, decode: Sequence[str], prefill: Sequence[PrefillChunk], ending: Collection[str]) -> list[Token]:
         begun = [chunk.id for chunk in prefill if self._compute(chunk)]

@@ -284,6 +284,8 @@ class VirtualWorker:
             output=OutputStyle(),
             knows_tools=False,
             decode_marked=decode,
+            fingerprint=model_id,
+            cuttable=True,
         )
 
     def _unload(self, asked: methods.UnloadModelParams, reply: Reply[methods.SuccessResult]) -> None:

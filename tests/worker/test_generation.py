@@ -15,6 +15,7 @@ from mlx_serving.errors import Overloaded
 from mlx_serving.worker.batch import Token
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.prefix_cache import Beginning
 
 from ..tiny_models import SPELLED, token_ids
 from .bench import POLICY, Bench, load
@@ -45,7 +46,7 @@ class ScriptedRunner(ModelRunner):
     def open(self, job: Job) -> None:
         self.jobs[job.stream_id] = job
 
-    def admit(self, stream_id: str, fork_of: str | None = None) -> None:
+    def admit(self, stream_id: str, fork_of: str | None = None, beginning: Beginning | None = None) -> None:
         if self.fail_admitting is not None:
             raise self.fail_admitting
         self.admitted.append(stream_id)

@@ -105,14 +105,14 @@ class Generation:
     def add_model(self, model: LoadedModel) -> None:
         self._models[model.model_id] = model
         capabilities = model.facts.capabilities
-        self._prefixes.add_model(model.model_id, model.fingerprint, exact=not model.is_cuttable)
+        self._prefixes.add_model(model.model_id, model.fingerprint, exact=not model.cuttable)
         model.runner.offer = self._prefixes.offer
         self._scheduler.add_model(
             model.model_id,
             kv_bytes_per_token=model.kv_bytes_per_token,
             batchable=capabilities.batch,
             trimmable=capabilities.trim,
-            exact_prefixes=not model.is_cuttable,
+            exact_prefixes=not model.cuttable,
             prefill_memory=model.prefill_memory,
         )
 

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.wire.methods import LoadModelResult
 from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
 from mlx_serving.worker.output_style import OutputStyle
-from mlx_serving.worker.prefix_kv import is_plain
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import Decode, PromptTokenizer
@@ -30,9 +28,9 @@ class LoadedModel:
     what a token takes in the caches of all layers, `prefill_memory` what computing a prompt takes besides. XTC sampling
     never removes `spared_token_ids`: the end of the turn and line breaks. `output` is how its answers are marked,
     `knows_tools` whether its template tells it of tools; `decode_marked` gives the markers with the text. Models of one
-    `fingerprint` compute the same KV from the same tokens. `base` are the weights
-    that it shares with others, or will, in the form that `options` say; None if it shares none. `own_bytes` it has
-    besides.
+    `fingerprint` compute the same KV from the same tokens. Pieces can be cut out of the caches of one that is
+    `cuttable`. `base` are the weights that it shares with others, or will, in the form that `options` say; None if it
+    shares none. `own_bytes` it has besides.
     """
 
     facts: LoadModelResult
@@ -51,6 +49,7 @@ class LoadedModel:
     knows_tools: bool
     decode_marked: Decode
     fingerprint: str
+    cuttable: bool
     options: WeightOptions = AS_THEY_ARE
     base: Base | None = None
     own_bytes: int = 0
@@ -62,11 +61,6 @@ class LoadedModel:
     @property
     def model_id(self) -> str:
         return self.facts.model_id
-
-    @property
-    def is_cuttable(self) -> bool:
-        """Whether pieces can be cut out of its caches."""
-        return self.facts.capabilities.trim and is_plain(make_prompt_cache(self.model))
 
     def renew_runner(self) -> None:
         self.runner.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import get_total_parameters, load_tokenizer
 
 from mlx_serving.catalog.prepare import prepare
@@ -27,6 +28,7 @@ from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.model_shape import prefill_memory_of
 from mlx_serving.worker.output_style import find_style, knows_tools
+from mlx_serving.worker.prefix_kv import is_plain
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
@@ -155,6 +157,7 @@ def loading(
         knows_tools=knows_tools(words.tokenizer),
         decode_marked=words.decode_marked,
         fingerprint=_fingerprint(directory, digest, dtype),
+        cuttable=capabilities.trim and is_plain(make_prompt_cache(model)),
         options=options,
         base=base,
         own_bytes=own_bytes,

@@ -57,6 +57,7 @@ class _Opened:
     parser: OutputParser | None
     thought: ThoughtBudget | None
     form: Form | None
+    stops: tuple[int, ...] = ()
     matcher: Matcher | None = None
 
 
@@ -148,7 +149,15 @@ class StreamHandlers:
                 sampling.min_tokens,
             )
             deadline = None if params.timeout_s is None else started + params.timeout_s
-            terms = Terms(max_tokens, params.priority, params.caller, deadline, params.fork_of, params.cache_salt)
+            terms = Terms(
+                max_tokens,
+                params.priority,
+                params.caller,
+                deadline,
+                params.fork_of,
+                params.cache_salt,
+                opened.stops,
+            )
             job = Job(
                 stream_id,
                 token_ids,
@@ -178,6 +187,7 @@ class StreamHandlers:
                 parser_of(params, model, token_ids, seed),
                 thought_of(params, model, token_ids),
                 form,
+                stops=() if model.cuttable else model.tokenizer.stops(prompt, token_ids),
             )
             return opened if compiled is None else follow(opened, compiled)
 

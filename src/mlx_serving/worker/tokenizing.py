@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any, TypeVar, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -21,11 +23,14 @@ from transformers import PreTrainedTokenizerFast
 from mlx_serving.core.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from mlx_serving.core.latency import LatencyWindow
 from mlx_serving.core.runtime_telemetry import TokenizationTelemetry
+from mlx_serving.core.token_chain import common
 from mlx_serving.errors import EngineError, InvalidRequest, ProtocolError, TokenizerError
 
 T = TypeVar("T")
 Decode = Callable[[Sequence[int]], str]
 
+_SYSTEM_ROLES = ("system", "developer")
+_PROBE: Mapping[str, object] = {"role": "user", "content": "\N{CURRENCY SIGN}"}  # no prompt is likely to begin so
 _HOLD_S = 0.008  # as long as the scheduler waits for others by default
 
 # What decides where the prompt ends and which form the ids come in is ours to say, not the caller's.
@@ -101,6 +106,22 @@ class PromptTokenizer:
             case ChatPrompt():
                 return self._render_chat(prompt)
 
+    def stops(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """After how many of the tokens of a chat's prompt other prompts may go on differently: behind the system
+        prompt, and before the answer begins."""
+        if not isinstance(prompt, ChatPrompt):
+            return ()
+        leading = list(takewhile(lambda message: message.get("role") in _SYSTEM_ROLES, prompt.messages))
+        try:
+            ends = self._render(replace(prompt, messages=(*leading, _PROBE)), add_generation_prompt=False)
+            opened = self._render(replace(prompt, messages=(*leading, _PROBE)), add_generation_prompt=True)
+        except Exception:  # noqa: BLE001  a template may refuse what nobody has asked; nothing depends on it
+            return ()
+        found = {len(token_ids) - (len(opened) - len(ends))}
+        if leading:
+            found.add(common(token_ids, ends))
+        return tuple(sorted(stop for stop in found if 0 < stop < len(token_ids) - 1))
+
     def token_of(self, marker: str) -> int | None:
         """The token that is added to the vocabulary under this name."""
         return cast("Mapping[str, int]", self._tokenizer.added_tokens_encoder).get(marker)
@@ -121,21 +142,24 @@ class PromptTokenizer:
             raise InvalidRequest(
                 f"template_kwargs must not have {reserved[0]}: it is not the template's", field="template_kwargs"
             )
-        messages: list[Mapping[str, object]] = [dict(message) for message in prompt.messages]
-        own = {} if prompt.chat_template is None else {"chat_template": prompt.chat_template}
         try:
-            rendered = self._wrapper.apply_chat_template(
-                messages,
-                tools=[dict(tool) for tool in prompt.tools] or None,
-                tokenize=True,
-                add_generation_prompt=True,
-                **own,
-                **prompt.template_kwargs,
-            )
+            return self._render(prompt, add_generation_prompt=True)
         except Exception as error:
             raise InvalidRequest(
                 f"The model's chat template refused the messages: {error}", field="messages"
             ) from error
+
+    def _render(self, prompt: ChatPrompt, *, add_generation_prompt: bool) -> list[int]:
+        messages: list[Mapping[str, object]] = [dict(message) for message in prompt.messages]
+        own = {} if prompt.chat_template is None else {"chat_template": prompt.chat_template}
+        rendered = self._wrapper.apply_chat_template(
+            messages,
+            tools=[dict(tool) for tool in prompt.tools] or None,
+            tokenize=True,
+            add_generation_prompt=add_generation_prompt,
+            **own,
+            **prompt.template_kwargs,
+        )
         return list(rendered)
 
 
