@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +17,8 @@ from itertools import pairwise
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import SchedulerPolicy, Step
+
+from .kept_prefixes import KeptPrefixes, Text
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Request:
     arrival: float = 0.0
     deadline: float | None = None
     fork_of: str | None = None
+    text: Text | None = None  # else it has nothing in common with others
+    stops: tuple[int, ...] = ()
+    cached: int = 0
     token_times: list[float] = field(default_factory=list[float])
     started: float | None = None
     ended: str | None = None
@@ -71,8 +77,11 @@ class Cache:
 
 
 class Referee:
-    def __init__(self, policy: SchedulerPolicy, kv_bytes: dict[str, int], untrimmable: frozenset[str]) -> None:
+    def __init__(
+        self, policy: SchedulerPolicy, kv_bytes: dict[str, int], untrimmable: frozenset[str], prefixes: KeptPrefixes
+    ) -> None:
         self.policy = policy
+        self.prefixes = prefixes
         self.untrimmable = untrimmable
         self.kept: set[str] = set()
         self.kv_bytes = kv_bytes
@@ -86,6 +95,10 @@ class Referee:
     def accept(self, request: Request) -> None:
         self.requests[request.id] = request
         self.generated[request.id] = 0
+        assert request.text is None or len(request.text) == request.prompt
+        self.prefixes.open(
+            request.id, request.model, request.text or tuple((request.id, n) for n in range(request.prompt))
+        )
 
     def end(self, request_id: str, how: str, now: float) -> None:
         request = self.requests[request_id]
@@ -100,7 +113,9 @@ class Referee:
 
     def evict(self, preempted: Iterable[str]) -> None:
         for one in preempted:
-            assert one in self.caches
+            cache = self.caches[one]
+            self.prefixes.grow(one, self.requests[one].prompt + self.generated[one])
+            self.prefixes.keep(one, min(cache.computed, cache.target), whole=True)
             self._drop(one)
             self.preemptions += 1
             self.requests[one].preemptions += 1
@@ -111,13 +126,16 @@ class Referee:
         for admission in step.admitted:
             request = self.requests[admission.id]
             assert admission.id not in self.caches
-            computed = 0
+            computed = admission.cached
             if admission.fork_of is not None:
                 source = self.caches[admission.fork_of]
                 assert request.prompt == self.requests[admission.fork_of].prompt
                 assert source.computed >= request.prompt
                 assert request.model not in self.untrimmable or admission.fork_of in self.kept
                 computed = request.prompt - 1
+            else:
+                assert computed == self.prefixes.claimed[admission.id]
+                request.cached = max(request.cached, computed)
             generated = self.generated[admission.id]
             self.caches[admission.id] = Cache(computed, request.prompt + generated, generated)
         yielded = list(step.decode)
@@ -136,6 +154,10 @@ class Referee:
             cache.computed += chunk.count
             assert cache.computed <= cache.target
             assert chunk.last == (cache.computed == cache.target)
+            stops = [stop for stop in self.requests[chunk.id].stops if chunk.start < stop <= cache.computed]
+            assert stops in ([], [cache.computed]), "a chunk goes on beyond a stop"
+            assert chunk.shared or not stops
+            self.prefixes.keep(chunk.id, cache.computed - chunk.last, whole=chunk.shared or chunk.last)
             if chunk.last:
                 yielded.append(chunk.id)
                 if has_heirs(chunk.id):
@@ -176,18 +198,23 @@ class Simulation:
         ahead: bool = False,
         check_load: bool = False,
         known: bool = False,
+        prefixes: bool = False,
     ) -> None:
         self.policy = policy
         self.costs = costs
         self.random = random.Random(seed)
-        self.scheduler = Scheduler(policy)
-        self.referee = Referee(policy, dict.fromkeys(costs, kv_bytes), untrimmable)
+        self.prefixes = KeptPrefixes(untrimmable)
+        self.scheduler = Scheduler(policy, self.prefixes) if prefixes else Scheduler(policy)
+        self.referee = Referee(policy, dict.fromkeys(costs, kv_bytes), untrimmable, self.prefixes)
+        if not prefixes:
+            self.prefixes.claimed = defaultdict(int)
         for model in costs:
             self.scheduler.add_model(
                 model,
                 kv_bytes_per_token=kv_bytes,
                 batchable=model not in unbatchable,
                 trimmable=model not in untrimmable,
+                exact_prefixes=model in untrimmable,
                 weight=(weights or {}).get(model, 1.0),
             )
         self.now = 0.0
@@ -218,6 +245,7 @@ class Simulation:
             caller=request.caller,
             deadline=request.deadline,
             fork_of=request.fork_of,
+            stops=request.stops,
         )
         self.referee.accept(request)
         self.accepted.append(request)

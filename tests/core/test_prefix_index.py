@@ -224,7 +224,7 @@ def test_looking_at_the_same_again_and_again_takes_no_more_memory() -> None:
     keep(index, A)
     for now in range(1000):
         use(index, A + "!", float(now))
-    assert len(index._ends) < 100  # noqa: SLF001  pyright: ignore[reportPrivateUsage]
+    assert len(index._ends) < 100
 
 
 @pytest.mark.parametrize("wrong", [{"memory_bytes": -1}, {"block_tokens": 15}, {"block_tokens": 257}])

@@ -10,6 +10,7 @@ from mlx_serving.core.generation import Priority
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.errors import ContextLengthExceeded, Overloaded
 
+from .kept_prefixes import Text
 from .simulated_device import DeviceCost, Request, Simulation
 
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
@@ -28,7 +29,9 @@ POLICIES = st.builds(
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "add", "add", "fork", "abort", "pause", "pause", "resume", "hiccup", "memory"]),
+        st.sampled_from(
+            ["add", "add", "add", "fork", "abort", "pause", "pause", "resume", "hiccup", "memory", "forget"]
+        ),
         st.floats(0, 0.2),  # seconds since the event before
         st.integers(1, 60),  # tokens of the prompt
         st.integers(1, 40),  # tokens of the reply
@@ -52,6 +55,8 @@ class Story:
             self.submit(parent, prompt, reply, who)
         elif kind == "memory":
             self.simulation.set_kv_budget(who % 500)
+        elif kind == "forget":
+            self.simulation.prefixes.forget()
         elif kind == "hiccup":
             self.simulation.slow_steps[len(self.simulation.steps) + who % 3] = 1.0
         elif accepted:
@@ -74,6 +79,8 @@ class Story:
             caller="xy"[who % 2],
             deadline=simulation.now + 0.3 if who % 7 == 0 else None,
             fork_of=parent.id if parent else None,
+            text=parent.text if parent else _text(prompt, who),
+            stops=(prompt // 3, prompt // 2) if who % 2 and prompt > 5 else (),
         )
         try:
             simulation.submit(request)
@@ -85,10 +92,28 @@ class Story:
             self.simulation.resume(request.id)
 
 
+def _text(length: int, who: int) -> Text:
+    """Tokens that begin like those of others, and go on by themselves."""
+    same = who % 70
+    return (*[who % 2] * min(same, length), *((who, place) for place in range(same, length)))
+
+
 @settings(max_examples=150, deadline=None)
-@given(policy=POLICIES, events=EVENTS, ahead=st.booleans(), known=st.booleans(), seed=st.integers(0, 100))
+@given(
+    policy=POLICIES,
+    events=EVENTS,
+    ahead=st.booleans(),
+    known=st.booleans(),
+    seed=st.integers(0, 100),
+    prefixes=st.booleans(),
+)
 def test_any_history_ends_every_sequence_once_within_all_budgets(
-    policy: SchedulerPolicy, events: list[tuple[str, float, int, int, int]], ahead: bool, known: bool, seed: int
+    policy: SchedulerPolicy,
+    events: list[tuple[str, float, int, int, int]],
+    ahead: bool,
+    known: bool,
+    seed: int,
+    prefixes: bool,
 ) -> None:
     cost = DeviceCost(noise=0.2)
     simulation = Simulation(
@@ -100,6 +125,7 @@ def test_any_history_ends_every_sequence_once_within_all_budgets(
         ahead=ahead,
         check_load=True,
         known=known,
+        prefixes=prefixes,
     )
     story = Story(simulation)
     time = 0.0
