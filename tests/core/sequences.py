@@ -8,7 +8,7 @@ from mlx_serving.core.step_cost import StepCost
 
 
 def lane(model: str = "m", *, kv_bytes_per_token: int = 1, batchable: bool = True, weight: float = 1.0) -> Lane:
-    return Lane(model, kv_bytes_per_token, batchable, True, weight, StepCost(16))
+    return Lane(model, kv_bytes_per_token, batchable, True, False, weight, StepCost(16))
 
 
 def sequence(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -158,6 +160,16 @@ def test_it_is_told_why_no_more_is_found() -> None:
     assert reason(A + "x" + C, states=True) == "differs"
 
 
+def test_of_what_had_to_go_the_latest_is_remembered() -> None:
+    index = PrefixIndex()
+    texts = [f"{number:016}" for number in range(4100)]
+    for text in texts:
+        keep(index, text)
+    index.evict(0)
+    reasons = [index.match(chain(text + "!"), states=False).reason for text in (texts[0], texts[-1])]
+    assert reasons == ["absent", "evicted"]
+
+
 def test_uses_are_counted() -> None:
     index = PrefixIndex()
     keep(index, A + B)
@@ -227,10 +239,10 @@ def test_looking_at_the_same_again_and_again_takes_no_more_memory() -> None:
     assert len(index._ends) < 100
 
 
-@pytest.mark.parametrize("wrong", [{"memory_bytes": -1}, {"block_tokens": 15}, {"block_tokens": 257}])
-def test_a_policy_names_what_is_wrong(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        PrefixCachePolicy(**wrong)
+@pytest.mark.parametrize(("name", "wrong"), [("memory_bytes", -1), ("block_tokens", 15), ("block_tokens", 257)])
+def test_a_policy_names_what_is_wrong(name: str, wrong: int) -> None:
+    with pytest.raises(ValueError, match=name):
+        replace(PrefixCachePolicy(memory_bytes=0), **{name: wrong})
 
 
 # -- any history

@@ -144,3 +144,27 @@ def test_a_recovered_stream_without_a_token_has_no_speed() -> None:
     last = one.advance(Delta("", (), FinishReason.STOP, replace(STATS, tokens_generated=0)), 12.0)
     assert last.stats is not None
     assert (last.stats.time_to_first_token, last.stats.tokens_per_second) == (2.0, 0.0)
+
+
+def test_what_was_cached_is_what_the_first_worker_found_that_delivered_anything() -> None:
+    one = recovery()
+    first = one.advance(Delta("a", (1,), cached_tokens=2), 11.0)
+    assert first == Delta("a", (1,))  # it is for the stats
+    one.retry_after(LOST)
+    one.advance(Delta("b", (2,), cached_tokens=5), 12.0)
+    last = one.advance(Delta("", (), FinishReason.STOP, replace(STATS, cached_tokens=5)), 13.0)
+    assert last.stats is not None
+    assert last.stats.cached_tokens == 2
+
+
+def test_a_stream_that_is_not_recovered_tells_what_its_worker_found() -> None:
+    one = recovery()
+    one.advance(Delta("a", (1,), cached_tokens=3), 11.0)
+    last = one.advance(Delta("", (), FinishReason.STOP, replace(STATS, cached_tokens=3)), 12.0)
+    assert last.stats == replace(STATS, cached_tokens=3)
+
+
+def test_nothing_was_cached_for_a_stream_that_goes_on_behind_what_an_earlier_server_delivered() -> None:
+    one = recovery(replace(ASKED, delivered=(1, 2)))
+    last = one.advance(Delta("", (), FinishReason.STOP, replace(STATS, cached_tokens=4)), 12.0)
+    assert last.stats == STATS

@@ -20,6 +20,7 @@ def as_python(directory: Path) -> str:
 def _serve() -> int:
     from mlx_serving.worker.__main__ import main
     from mlx_serving.worker.model_runner import Job, ModelRunner
+    from mlx_serving.worker.prefix_cache import Beginning
 
     open_healthy, admit_healthy = ModelRunner.open, ModelRunner.admit
     poisonous: set[str] = set()
@@ -29,10 +30,12 @@ def _serve() -> int:
             poisonous.add(job.stream_id)
         open_healthy(self, job)
 
-    def admit(self: ModelRunner, stream_id: str, fork_of: str | None = None) -> None:
+    def admit(
+        self: ModelRunner, stream_id: str, fork_of: str | None = None, beginning: Beginning | None = None
+    ) -> None:
         if stream_id in poisonous:
             os.abort()
-        admit_healthy(self, stream_id, fork_of)
+        admit_healthy(self, stream_id, fork_of, beginning)
 
     ModelRunner.open, ModelRunner.admit = open_any, admit
     return main()
