@@ -70,8 +70,11 @@ def on_disk(
     model: LoadedModel, folder: Path, disk_policy: DiskPolicy = POLICY, *, block_tokens: int = 16
 ) -> Iterator[DiskBench]:
     bench = DiskBench(model, folder, disk_policy, block_tokens=block_tokens)
-    yield bench
-    bench.settle()
+    try:
+        yield bench
+        bench.settle()
+    finally:
+        bench.disk.close()
 
 
 def records(folder: Path) -> list[Path]:

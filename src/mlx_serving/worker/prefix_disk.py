@@ -144,6 +144,10 @@ class PrefixDisk:
         """Write what waits, if it can be done in so many seconds."""
         self._files.flush(patience_s)
 
+    def close(self) -> None:
+        """Read and write no more."""
+        self._files.close()
+
     # -- from disk
 
     def read_ahead(

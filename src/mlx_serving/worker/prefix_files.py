@@ -42,6 +42,7 @@ from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
 
 _STAGED_BYTES = 64 << 20  # bytes that wait for the thread; what comes after them waits without any
 _HANDED_OVER = 2  # records that were read and not used yet
+_GLANCE_S = 1.0  # how soon it shows that others have written or deleted something
 _LOOK_S = 60.0
 _REST_S = 30.0  # nothing is written for so long after the disk refused
 _LEFTOVER_S = 3600.0
@@ -102,8 +103,9 @@ class PrefixFiles:
         self._known: set[str] = set()
         self._rate = ReadingRate()
         self._rests_until = 0.0
-        self._next_look = 0.0
-        self._is_busy = False
+        self._next_look = self._next_glance = 0.0
+        self._seen: dict[str, int] = {}  # model -> when its folder was last changed, in nanoseconds
+        self._is_busy = self._is_closed = False
         self._counts = dict.fromkeys(("read", "read_tokens", "written", "given_up", "deleted", "damaged"), 0)
         self._handed_over = threading.Semaphore(_HANDED_OVER)
         threading.Thread(target=self._run, name="prefix-files", daemon=True).start()
@@ -214,6 +216,12 @@ class PrefixFiles:
                     return
                 self._changed.wait(left_s)
 
+    def close(self) -> None:
+        """End the thread when it has done what it is at."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
     def telemetry(self) -> PrefixDiskTelemetry:
         with self._changed:
             return PrefixDiskTelemetry(
@@ -253,8 +261,11 @@ class PrefixFiles:
             return lambda: self._read(reading)
         if self._chores:
             return self._chores.popleft()
-        if time.monotonic() >= self._next_look:
+        now = time.monotonic()
+        if now >= self._next_look:
             return self._look
+        if now >= self._next_glance:
+            return self._glance
         if self._staged:
             record, content = self._staged.popleft()
             return lambda: self._write(record, content)
@@ -263,15 +274,16 @@ class PrefixFiles:
     # -- in the thread
 
     def _run(self) -> None:
-        while True:
+        while not self._is_closed:
             with self._changed:
-                while (job := self._next()) is None:
+                while (job := self._next()) is None and not self._is_closed:
                     self._is_busy = False
                     self._changed.notify_all()
-                    self._changed.wait(max(0.0, self._next_look - time.monotonic()))
+                    self._changed.wait(max(0.0, min(self._next_look, self._next_glance) - time.monotonic()))
                 self._is_busy = True
             try:
-                job()
+                if job is not None:
+                    job()
             except Exception as error:  # noqa: BLE001  the thread must live on, whatever a file system comes up with
                 self._report("failed", path=str(self._folder), reason=f"{type(error).__name__}: {error}")
 
@@ -290,6 +302,14 @@ class PrefixFiles:
         self._find_limit()
         self._make_room()
 
+    def _glance(self) -> None:
+        """See what others have done to the models that are asked for."""
+        with self._changed:
+            self._next_glance = time.monotonic() + _GLANCE_S
+        for model in tuple(self._seen):
+            if _changed_at(self._folder, model) != self._seen[model]:
+                self._look_into(model)
+
     def _find_limit(self) -> None:
         if self._policy.max_bytes is None:
             free = _free_bytes(self._folder)
@@ -300,6 +320,7 @@ class PrefixFiles:
         """See what is there of a model."""
         if model not in self._known:
             self._find_limit()
+        self._seen[model] = _changed_at(self._folder, model)
         names, records = set[str](), dict[Key, DiskRecord]()
         damaged: list[tuple[Path, str]] = []
         try:
@@ -364,6 +385,7 @@ class PrefixFiles:
             with self._changed:
                 is_wanted = record.key in self._unwritten
             if is_wanted and (size := self._written(record, content)):
+                self._seen[record.model] = _changed_at(self._folder, record.model)
                 with self._changed:
                     self._index.resize(record.key, size)
                     self._unwritten.discard(record.key)
@@ -424,7 +446,7 @@ class PrefixFiles:
     def _hand_over(self, reading: Reading, found: Found) -> bool:
         """Whether a record could be read and is still wanted."""
         while not self._handed_over.acquire(timeout=1):
-            if reading.abandoned:
+            if reading.abandoned or self._is_closed:
                 return False
         content = None if reading.abandoned else self._content(found)
         if content is None:
@@ -488,6 +510,12 @@ class PrefixFiles:
 
 def _is_whole(found: Found) -> bool:
     return found.count == found.record.count
+
+
+def _changed_at(folder: Path, model: str) -> int:
+    with contextlib.suppress(OSError):
+        return (version_folder(folder) / model).stat().st_mtime_ns
+    return 0
 
 
 def _free_bytes(folder: Path) -> int:
