@@ -243,12 +243,15 @@ def _worker(number: int, share: DeviceShare, config: Config, inquest: Inquest, e
 
 
 def _command(config: Config, share: DeviceShare) -> WorkerCommand:
+    folder = config.prefix_cache.disk.path
     settings = WorkerSettings(
         max_message_bytes=config.worker.max_message_bytes,
         scheduler=config.scheduler.policy,
         sampling=config.generation.sampling_defaults,
         memory=config.memory,
         prefix_cache=config.prefix_cache,
+        prefix_disk=config.prefix_cache.disk,
+        prefix_folder=None if folder is None else str(Path(folder).expanduser().absolute()),
         device_sharers=share.sharers,
     )
     return WorkerCommand(settings, config.worker.python, config.worker.blas, share.environment)

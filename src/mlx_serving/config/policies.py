@@ -15,6 +15,7 @@ from pydantic import Field
 from mlx_serving.core.batch_queue import BatchQueuePolicy
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy
 from mlx_serving.core.memory_budget import MemoryPolicy
+from mlx_serving.core.prefix_disk import DiskPolicy
 from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.response_index import ResponseCachePolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
@@ -23,6 +24,7 @@ from mlx_serving.core.worker_lifecycle import WorkerPolicy
 _BACKOFF = BackoffPolicy()
 _BATCH_QUEUE = BatchQueuePolicy()
 _BREAKER = CircuitBreakerPolicy()
+_DISK = DiskPolicy()
 _MEMORY = MemoryPolicy()
 _PREFIXES = PrefixCachePolicy()
 _RESPONSES = ResponseCachePolicy()
@@ -191,6 +193,31 @@ class MemoryConfig(MemoryPolicy):
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixDiskConfig(DiskPolicy):
+    """What is kept on disk of what is kept, for those who come after a restart."""
+
+    path: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Folder for files that only their owner can read; several servers may share it. They hold what "
+            "was said, as the model sees it. Null keeps nothing on disk.",
+        ),
+    ] = None
+    max_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Size of all files together at most, in bytes; null is 30 GiB, but no more than a quarter of "
+            "what is free.",
+        ),
+    ] = _DISK.max_bytes
+    max_age_s: Annotated[
+        float, Field(gt=0, description="Files that were not used for so long are deleted, in seconds.")
+    ] = _DISK.max_age_s
+
+
+@dataclass(frozen=True, slots=True)
 class PrefixCacheConfig(PrefixCachePolicy):
     """What is kept of prompts and answers, so that others that begin alike need not compute it again."""
 
@@ -210,6 +237,7 @@ class PrefixCacheConfig(PrefixCachePolicy):
         bool,
         Field(description="Nobody uses what was computed for another API key, or another `user` where there are none."),
     ] = _PREFIXES.per_caller
+    disk: PrefixDiskConfig = field(default_factory=PrefixDiskConfig)
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,7 @@ class WorkerClient(asyncio.Protocol):
             case ModelProgress():
                 self._on_model_progress(notification)
             case Notice():
-                _log.warning(notification.what, part=notification.part, **notification.facts)
+                _log.warning(f"{notification.part} {notification.what}", **notification.facts)
 
     def _on_response(self, response: jsonrpc.Response) -> None:
         if isinstance(response.method, str):

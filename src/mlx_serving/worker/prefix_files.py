@@ -99,11 +99,11 @@ class PrefixFiles:
         self._staged: deque[tuple[DiskRecord, Content]] = deque()
         self._staged_bytes = 0
         self._readings: deque[Reading] = deque()
-        self._chores: deque[Callable[[], None]] = deque([self._open])
+        self._chores: deque[Callable[[], None]] = deque()
         self._known: set[str] = set()
         self._rate = ReadingRate()
         self._rests_until = 0.0
-        self._next_look = self._next_glance = 0.0
+        self._next_look = self._next_glance = float("inf")  # until there is a model
         self._seen: dict[str, int] = {}  # model -> when its folder was last changed, in nanoseconds
         self._is_busy = self._is_closed = False
         self._counts = dict.fromkeys(("read", "read_tokens", "written", "given_up", "deleted", "damaged"), 0)
@@ -119,11 +119,14 @@ class PrefixFiles:
             self._changed.notify_all()
 
     def add_model(self, model: str) -> None:
-        """Records of this model may be asked for from now on."""
+        """Records of this model may be asked for from now on. The first one has the thread look around."""
         with self._changed:
-            known = model in self._known
-        if not known:
-            self.do(lambda: self._look_into(model))
+            if self._next_look == float("inf"):
+                self._next_look = self._next_glance = 0.0
+                self._chores.append(self._open)
+            if model not in self._known:
+                self._chores.append(lambda: self._look_into(model))
+            self._changed.notify_all()
 
     def find(self, model: str, root: Key, tokens: bytes, kind: RecordKind) -> list[Found] | None:
         """What could be read of a sequence; None while it is not known what is there."""
@@ -279,19 +282,19 @@ class PrefixFiles:
                 while (job := self._next()) is None and not self._is_closed:
                     self._is_busy = False
                     self._changed.notify_all()
-                    self._changed.wait(max(0.0, min(self._next_look, self._next_glance) - time.monotonic()))
+                    due_s = min(self._next_look, self._next_glance) - time.monotonic()
+                    self._changed.wait(min(max(0.0, due_s), threading.TIMEOUT_MAX))
                 self._is_busy = True
             try:
                 if job is not None:
                     job()
+            except OSError as error:
+                self._rest(error)
             except Exception as error:  # noqa: BLE001  the thread must live on, whatever a file system comes up with
                 self._report("failed", path=str(self._folder), reason=f"{type(error).__name__}: {error}")
 
     def _open(self) -> None:
-        try:
-            make_private(version_folder(self._folder))
-        except OSError as error:
-            self._rest(error)
+        make_private(version_folder(self._folder))
 
     def _look(self) -> None:
         """See what others have done, and hold the limits."""
