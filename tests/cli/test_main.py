@@ -54,7 +54,8 @@ def test_help_has_an_example_and_imports_nothing_heavy(verb: tuple[str, ...], tm
 def test_without_a_verb_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert all(verb in out for verb in ("serve", "generate", "chat", "models", "bench", "keys", "doctor", "config"))
+    verbs = ("serve", "generate", "chat", "models", "bench", "cache", "keys", "doctor", "config")
+    assert all(verb in out for verb in verbs)
 
 
 def test_a_mistyped_verb_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:

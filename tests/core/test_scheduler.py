@@ -1016,6 +1016,7 @@ def test_the_load_says_what_is_going_on() -> None:
     assert model.done == load.done
     assert model.decode_step_s == pytest.approx(0.01)
     assert model.prefill_tokens_per_s > 0
+    assert bench.scheduler.prefill_s("m", 0, 10) == pytest.approx(10 / model.prefill_tokens_per_s, rel=0.5)
     assert len(bench.scheduler) == 4
 
 

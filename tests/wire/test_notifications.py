@@ -21,6 +21,7 @@ from mlx_serving.wire.notifications import (
     Failed,
     Heartbeat,
     ModelProgress,
+    Notice,
     Notification,
     Row,
     Stats,
@@ -76,6 +77,7 @@ _notifications = (
     _steps
     | st.builds(Heartbeat, progress=_counts, busy=st.booleans())
     | st.builds(ModelProgress, model_id=st.text(), stage=st.text(), done=_counts, total=_counts)
+    | st.builds(Notice, part=st.text(), what=st.text(), facts=st.dictionaries(st.text(), st.text() | _counts))
 )
 
 
@@ -265,6 +267,16 @@ def test_the_progress_of_a_model_is_a_line() -> None:
             "jsonrpc": "2.0",
             "method": "model.progress",
             "params": {"model_id": "m", "stage": "weights", "done": 1, "total": 4},
+        }
+    ]
+
+
+def test_a_notice_is_a_line() -> None:
+    assert _lines(Notice("prefix cache", "damaged", {"path": "/x", "count": 2})) == [
+        {
+            "jsonrpc": "2.0",
+            "method": "runtime/notice",
+            "params": {"part": "prefix cache", "what": "damaged", "path": "/x", "count": 2},
         }
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ POLICY = DiskPolicy(max_bytes=1 << 30)
 
 
 class DiskBench(Bench):
-    """`reports` is what the operator was told."""
+    """`reports` is what the operator was told. `prefill_s` can be set to something else than what was measured."""
 
     def __init__(
         self, model: LoadedModel, folder: Path, disk_policy: DiskPolicy = POLICY, *, block_tokens: int = 16
@@ -31,8 +31,9 @@ class DiskBench(Bench):
         super().__init__(model, prefix_policy=PrefixCachePolicy(block_tokens=block_tokens))
         self.inbox = Inbox()
         self.reports: list[tuple[str, str]] = []
-        files = PrefixFiles(folder, disk_policy, self.inbox.put, self.inbox.wake, self._report)
-        self.disk = PrefixDisk(files, folder, self.prefixes, self.scheduler.prefill_s, self.inbox.put)
+        self.prefill_s: Callable[[str, int, int], float] = self.scheduler.prefill_s
+        self.files = PrefixFiles(folder, disk_policy, self.inbox.put, self.inbox.wake, self._report)
+        self.disk = PrefixDisk(self.files, folder, self.prefixes, lambda *work: self.prefill_s(*work), self.inbox.put)
         self.disk.add_model(model)
         self.settle()
 
@@ -68,7 +69,7 @@ class DiskBench(Bench):
 @contextmanager
 def on_disk(
     model: LoadedModel, folder: Path, disk_policy: DiskPolicy = POLICY, *, block_tokens: int = 16
-) -> Iterator[DiskBench]:
+) -> Generator[DiskBench]:
     bench = DiskBench(model, folder, disk_policy, block_tokens=block_tokens)
     try:
         yield bench

@@ -227,13 +227,13 @@ def test_two_servers_on_one_folder_use_what_either_has_written(model: LoadedMode
     with on_disk(model, tmp_path) as one, on_disk(other_model, tmp_path) as other:
         for number in range(6):
             prompt = [*PROMPT, *token_ids(f" For the {number}th time: what is the answer to all of this?")]
-            for bench in (one, other) if number % 2 else (other, one):
-                stream = bench.ask(prompt, ENDLESS)
-                assert stream.tokens == alone(model, prompt)
+            first, second = (one, other) if number % 2 else (other, one)
+            assert first.ask(prompt, ENDLESS).tokens == alone(model, prompt)
+            for bench in (first, second):
+                bench.files.do(bench.files.glance)
                 bench.settle()
-                for each in (one, other):
-                    each.disk._files.do(each.disk._files._glance)
-                    each.settle()
+            stream = second.ask(prompt, ENDLESS)
+            assert stream.tokens == alone(model, prompt)
             assert cached(stream) >= len(prompt) - 2, "the second one reads what the first one wrote"
         assert one.counts.written + other.counts.written == len(records(tmp_path))
         assert one.reports == other.reports == []
@@ -261,14 +261,14 @@ def test_what_another_server_has_deleted_is_computed(model: LoadedModel, folder:
 
 def test_no_more_is_kept_than_may_be(model: LoadedModel, tmp_path: Path) -> None:
     policy = DiskPolicy(max_bytes=200_000)
-    for number in range(8):
+    prompts = [token_ids(f"{number}. A question of its own, that nobody has asked before?") for number in range(8)]
+    for prompt in prompts:
         with on_disk(model, tmp_path, policy) as bench:
-            prompt = token_ids(f"{number}. A question of its own, that nobody else has asked before?")
             assert bench.ask(prompt, ENDLESS).tokens == alone(model, prompt)
         assert sum(path.stat().st_size for path in records(tmp_path)) <= 200_000
     assert len(records(tmp_path)) >= 2
     with on_disk(model, tmp_path, policy) as bench:
-        assert cached(bench.ask(prompt, ENDLESS)) > 0, "the last one is there"
+        assert cached(bench.ask(prompts[-1], ENDLESS)) > 0, "the last one is there"
 
 
 def test_what_was_not_used_for_too_long_goes(model: LoadedModel, folder: Path, expected: list[int]) -> None:
@@ -291,16 +291,16 @@ def test_what_a_dead_process_left_half_written_goes(model: LoadedModel, folder: 
 
 
 def test_a_prompt_that_is_cheaper_to_compute_does_not_wait(
-    model: LoadedModel, folder: Path, expected: list[int], monkeypatch: pytest.MonkeyPatch
+    model: LoadedModel, folder: Path, expected: list[int]
 ) -> None:
     with on_disk(model, folder) as bench:
-        monkeypatch.setattr(bench.disk, "_prefill_s", lambda *of: 1e-9)
+        bench.prefill_s = lambda model, start, count: 1e-9
         stream = bench.ask(PROMPT, ENDLESS)
         assert (stream.tokens, cached(stream)) == (expected, 0)
 
 
 def test_a_disk_that_hangs_holds_nobody_up_for_longer_than_computing_takes(
-    model: LoadedModel, folder: Path, expected: list[int], monkeypatch: pytest.MonkeyPatch
+    model: LoadedModel, folder: Path, expected: list[int]
 ) -> None:
     held, over = threading.Event(), threading.Event()
 
@@ -309,8 +309,8 @@ def test_a_disk_that_hangs_holds_nobody_up_for_longer_than_computing_takes(
         over.wait(60)
 
     with on_disk(model, folder) as bench:
-        monkeypatch.setattr(bench.disk, "_prefill_s", lambda *of: 0.05)
-        bench.disk._files.do(hang)
+        bench.prefill_s = lambda model, start, count: 0.05
+        bench.files.do(hang)
         assert held.wait(60)
         stream = bench.ask(PROMPT, ENDLESS)
         assert (stream.tokens, cached(stream)) == (expected, 0)

@@ -17,6 +17,7 @@ _VERBS = {
     "models": "list, pull, verify, remove models; tell about one",
     "alias": "move a name from one model to another, in a server that runs",
     "bench": "measure throughput and latency, of ourselves and of other servers",
+    "cache": "what the prefix cache keeps on disk; clear it",
     "keys": "make, list and remove API keys with limits",
     "hardware": "tell what this machine is made of, and which settings and models suit it",
     "doctor": "check this machine and this installation",

@@ -268,7 +268,7 @@ class PrefixFiles:
         if now >= self._next_look:
             return self._look
         if now >= self._next_glance:
-            return self._glance
+            return self.glance
         if self._staged:
             record, content = self._staged.popleft()
             return lambda: self._write(record, content)
@@ -305,7 +305,7 @@ class PrefixFiles:
         self._find_limit()
         self._make_room()
 
-    def _glance(self) -> None:
+    def glance(self) -> None:
         """See what others have done to the models that are asked for."""
         with self._changed:
             self._next_glance = time.monotonic() + _GLANCE_S
