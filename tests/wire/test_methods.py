@@ -105,6 +105,8 @@ FULL: dict[str, dict[str, object]] = {
                 "draft": True,
             },
         },
+        "adapter_path": "/adapters/a",
+        "fuse_adapter": True,
     },
     UNLOAD_MODEL.name: {"model_id": "m", "force": True},
     GENERATE.name: {

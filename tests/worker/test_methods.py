@@ -30,6 +30,8 @@ def test_runtime_info_tells_versions_protocols_and_memory(worker: WorkerProcess)
         "blas",
         "memory",
         "pid",
+        "device_name",
+        "working_set_bytes",
     }
     assert info["protocol"] == info["notifications"] == "json-rpc-2.0"
     assert info["protocols"] == ["json-rpc-2.0", "msgpack-frames-1"]
