@@ -77,14 +77,16 @@ def log_for_debugging(config: Config) -> None:
 async def running_engine(config: Config) -> AsyncGenerator[EngineCore]:
     """An engine with the default model prepared and loaded."""
     from mlx_serving import assembly
-    from mlx_serving.cli.progress import preparing
+    from mlx_serving.cli.progress import preparing, showing_loads
 
     log_for_debugging(config)
     await preparing(config)
     core = assembly.build(config)
     try:
-        await core.start()
-        async with core.lease(config.models.default):
+        async with contextlib.AsyncExitStack() as stack:
+            with showing_loads(core.events):
+                await core.start()
+                await stack.enter_async_context(core.lease(config.models.default))
             yield core
     finally:
         await core.stop()

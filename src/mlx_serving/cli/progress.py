@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from mlx_serving.catalog.prepare import locate, prepare
 from mlx_serving.catalog.pull import pull
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from mlx_serving.catalog.progress import OnProgress
     from mlx_serving.catalog.pull import Pulled
     from mlx_serving.config.schema import Config
+    from mlx_serving.telemetry.events import Event, EventBus
 
 _T = TypeVar("_T")
 
@@ -97,6 +106,35 @@ def showing(title: str) -> Generator[Callable[[str, int, int], None]]:
             bars.update(bar, description=what, completed=done, total=total)
 
         yield show
+
+
+@contextmanager
+def showing_loads(events: EventBus) -> Generator[None]:
+    """A bar for each model that is being loaded, at a terminal."""
+    from mlx_serving.telemetry.events import ModelProgressed
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+        known: dict[str, TaskID] = {}
+
+        def show(event: Event) -> None:
+            if isinstance(event, ModelProgressed):
+                name = event.model_id
+                if name not in known:
+                    known[name] = bars.add_task(name, total=None)
+                bars.update(
+                    known[name], description=f"{event.stage} {name}", completed=event.done, total=event.total or None
+                )
+
+        unsubscribe = events.subscribe(show)
+        try:
+            yield
+        finally:
+            unsubscribe()
 
 
 async def _in_thread(work: Callable[[OnProgress], _T], show: OnProgress) -> _T:

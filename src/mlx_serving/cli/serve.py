@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -150,9 +151,12 @@ async def _announce(core: EngineCore, config: Config, url: str, failures: list[E
     import os
     import signal
 
+    from mlx_serving.cli.progress import showing_loads
+
     try:
-        async with core.lease(config.models.default):
-            pass
+        with showing_loads(core.events) if _person_reads(config) else contextlib.nullcontext():
+            async with core.lease(config.models.default):
+                pass
     except EngineError as error:
         failures.append(error)
         os.kill(os.getpid(), signal.SIGTERM)
