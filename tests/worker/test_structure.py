@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
+import yaml
 
 from mlx_serving.wire.methods import ModelCapabilities
 
@@ -74,6 +76,20 @@ def test_expressions_choices_and_grammars_are_followed(
     text, reason = answer(worker, ask(worker, llama, guidance))
     assert re.fullmatch(pattern, text)
     assert reason == "stop"
+
+
+DTD = "<!ELEMENT pet (name, kind)><!ELEMENT name (#PCDATA)><!ELEMENT kind EMPTY><!ATTLIST kind is (cat|dog) #REQUIRED>"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_xml_and_yaml_are_written_as_their_parsers_read_them(worker: WorkerProcess, llama: Path, seed: int) -> None:
+    likes_to_end = {"logit_bias": {str(ord("<") - ord("!")): 30}, "seed": seed}
+    text, reason = answer(worker, ask(worker, llama, {"mode": "xml", "schema": DTD}, **likes_to_end))
+    assert reason == "stop"
+    assert [child.tag for child in ElementTree.fromstring(text)] == ["name", "kind"]
+    text, reason = answer(worker, ask(worker, llama, {"mode": "yaml", "schema": SCHEMA}, seed=seed))
+    assert reason == "stop"
+    jsonschema.validate(yaml.safe_load(text), SCHEMA)
 
 
 def test_max_tokens_cuts_an_answer(worker: WorkerProcess, llama: Path) -> None:
@@ -193,6 +209,10 @@ REFUSED: list[tuple[Mapping[str, object], str]] = [
     ({"mode": "json_schema", "schema": {"enum": ["x" * 500] * 10_000}}, "262144"),
     (BOMB, "too complex"),
     ({"mode": "json_object", "schema": {}}, "json_object"),
+    ({"mode": "xml", "schema": "<!ELEMENT a (a)>"}, "without an end"),
+    ({"mode": "xml"}, "not empty"),
+    ({"mode": "yaml", "schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
+    ({"mode": "yaml", "schema": "a: 1"}, "must be an object"),
     ({"mode": "regex", "schema": "(a"}, "unclosed group"),
     ({"mode": "regex", "schema": "(?=a)b"}, "look-ahead"),
     ({"mode": "regex", "schema": r"[^\s\S]"}, "no answer fits"),
@@ -218,7 +238,7 @@ def test_what_cannot_be_is_refused_and_named(
 
 def test_unknown_modes_are_refused(worker: WorkerProcess, llama: Path) -> None:
     refused = worker.refusal(
-        "generate", model_id=str(llama), prompt="Hello", guidance={"mode": "xml", "schema": "<a/>"}
+        "generate", model_id=str(llama), prompt="Hello", guidance={"mode": "html", "schema": "<a/>"}
     )
     assert refused.code == -32602
     assert "guidance.mode" in refused.message

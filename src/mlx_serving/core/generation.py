@@ -50,10 +50,11 @@ Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
 @dataclass(frozen=True, slots=True)
 class Structure:
     """What form an answer must have. `kind` says how `value` describes it: a JSON Schema as a mapping, any JSON object
-    (no value), a regular expression, one of several texts, or a grammar in Lark's notation. `field` is what who asks
+    (no value), a regular expression, one of several texts, a grammar in Lark's notation, the DTD of an XML document, or
+    the JSON Schema of a YAML document as a mapping. `field` is what who asks
     for it calls the parameter: errors name it."""
 
-    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar", "xml", "yaml"]
     value: Mapping[str, object] | str | tuple[str, ...] | None = None
     field: str = field(default="structure", compare=False)
 

@@ -22,7 +22,7 @@ def check(structure: Structure) -> None:
         case "json_object":
             if value is not None:
                 raise GuidanceError(f"{field}: json_object takes no further description", field=field)
-        case "json_schema":
+        case "json_schema" | "yaml":
             if not isinstance(value, Mapping):
                 raise GuidanceError(f"{field}: a JSON Schema must be an object, got {_kind(value)}", field=field)
             _check_schema(value, field)

@@ -20,13 +20,16 @@ from mlx_serving.core.structure import check
 from mlx_serving.errors import GuidanceError
 
 _FIELD = "structured"
-_KINDS: Mapping[str, Literal["json_schema", "regex", "choice", "grammar"]] = {
+_KINDS: Mapping[str, Literal["json_schema", "regex", "choice", "grammar", "xml", "yaml"]] = {
     "json": "json_schema",
     "json_schema": "json_schema",
     "regex": "regex",
     "choice": "choice",
     "grammar": "grammar",
+    "xml": "xml",
+    "yaml": "yaml",
 }
+_FORMATS = ("json", "yaml", "xml")
 
 
 def as_structure(given: object) -> Structure:
@@ -35,8 +38,8 @@ def as_structure(given: object) -> Structure:
     - a Pydantic model, or any other type that Pydantic has a JSON Schema for: JSON of that type, without members that
       it does not name, unless it says that it takes others
     - a `Literal` of texts, an `Enum` of texts, a list of texts: one of them, as it is
-    - a mapping: `{"schema": …, "format": "json"}`, `{"mode": …, "schema": …}`, one of `json`, `regex`, `choice`,
-      `grammar` or `json_object` with its value, else a JSON Schema
+    - a mapping: `{"schema": …, "format": …}` for `json`, `yaml` or `xml`, `{"mode": …, "schema": …}`, one of `json`,
+      `regex`, `choice`, `grammar`, `xml`, `yaml` or `json_object` with its value, else a JSON Schema
     - a compiled regular expression
     - Outlines' `JsonSchema`, `Regex`, `CFG`, `Choice`, and its terms that come to a regular expression
 
@@ -66,13 +69,14 @@ def _read(given: object) -> Structure:
 def _of_mapping(given: Mapping[str, object]) -> Structure:
     if "schema" in given and given.keys() <= {"schema", "format"}:
         form = given.get("format", "json")
-        if form != "json":
+        if form not in _FORMATS:
             raise GuidanceError(
-                f"{_FIELD}.format must be json: answers in {form} are not supported",
+                f"{_FIELD}.format must be one of {', '.join(_FORMATS)}, got {str(form)[:80]!r}",
                 field=f"{_FIELD}.format",
+                limit=list(_FORMATS),
                 given=form,
             )
-        return _of("json", given["schema"])
+        return _of(str(form), given["schema"])
     if "mode" in given and given.keys() <= {"mode", "schema"}:
         return _of(str(given["mode"]), given.get("schema"))
     if len(given) == 1:
@@ -91,6 +95,8 @@ def _of(name: str, value: object) -> Structure:
         raise GuidanceError(f"{_FIELD}.mode must be one of {known}, got {name[:80]!r}", field=f"{_FIELD}.mode")
     if kind == "json_schema" and not isinstance(value, Mapping):
         return _read(value)
+    if kind == "yaml" and not isinstance(value, Mapping):
+        return replace(_read(value), kind=kind)
     if kind == "choice" and isinstance(value, Sequence) and not isinstance(value, str):
         texts = tuple(cast("Sequence[object]", value))
         if not all(isinstance(text, str) for text in texts):

@@ -183,9 +183,10 @@ class SuccessResult(msgspec.Struct, frozen=True):
 
 class Guidance(Params):
     """The form that an answer must have: `schema` is a JSON Schema, nothing for any JSON object, a regular expression,
-    texts to choose from, or a grammar in Lark's notation or llama.cpp's GBNF. `field` is what errors call it."""
+    texts to choose from, a grammar in Lark's notation or llama.cpp's GBNF, or the DTD of an XML document; for
+    YAML it is a JSON Schema. `field` is what errors call it."""
 
-    mode: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    mode: Literal["json_schema", "json_object", "regex", "choice", "grammar", "xml", "yaml"]
     schema: dict[str, Any] | list[str] | str | None = None
     field: str = "guidance.schema"
 

@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from mlx_serving.core.generation import Structure
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.structure import MAX_SOURCE_CHARS, source
+from mlx_serving.core.xml_grammar import xml_grammar
+from mlx_serving.core.yaml_grammar import yaml_grammar
 from mlx_serving.errors import GuidanceError
 from mlx_serving.worker.grammar_checker import GrammarChecker
 from mlx_serving.worker.grammar_limits import grammar_limits
@@ -179,6 +181,11 @@ def _structure_grammar(structure: Structure) -> str:
     match structure.kind:
         case "json_object":
             return LLMatcher.grammar_from_json_schema('{"type": "object"}', _JSON_STYLE, _STRICT)
+        case "xml":
+            return LLMatcher.grammar_from_lark(xml_grammar(text, structure.field))
+        case "yaml":
+            schema = cast("Mapping[str, object]", structure.value)
+            return LLMatcher.grammar_from_lark(yaml_grammar(schema, structure.field))
         case "json_schema":
             return LLMatcher.grammar_from_json_schema(text, _JSON_STYLE, _STRICT)
         case "regex":
