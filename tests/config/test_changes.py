@@ -47,6 +47,12 @@ def test_a_key_that_changes_is_told_without_its_value() -> None:
     assert done.config.server.api_key.get_secret_value() == "new-key"
 
 
+def test_where_responses_are_stored_stays_and_is_told() -> None:
+    done = plan(config(), config(stored_responses={"path": "kept.db"}))
+    assert done.kept == (Kept("stored_responses.path", None, "kept.db"),)
+    assert done.config.stored_responses.path is None
+
+
 def test_where_it_listens_stays_and_is_told() -> None:
     done = plan(config(), config(server={"port": 9000, "host": "::1", "access_log": False}, workers=2))
     assert done.kept == (

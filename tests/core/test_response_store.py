@@ -47,11 +47,19 @@ def test_a_value_is_kept_for_a_while_after_its_last_use() -> None:
     assert store.get("a", "o", 28.0) is None
 
 
-def test_a_value_may_be_replaced() -> None:
+def test_what_is_dropped_is_told_once() -> None:
     store = _store()
-    store.put("a", "o", "old", 90, 0.0)
-    store.put("a", "o", "new", 90, 0.0)
-    assert store.get("a", "o", 0.0) == "new"
+    for key in "abc":
+        store.put(key, "o", key, 1, 0.0)
+    assert store.take_gone() == []
+    store.put("d", "o", "d", 1, 1.0)
+    store.delete("c", "o", 2.0)
+    assert store.take_gone() == ["a", "c"]
+    assert store.get("b", "o", 10.0) is None
+    assert store.take_gone() == ["b"]
+    store.put("e", "o", "e", 101, 10.0)
+    assert store.take_gone() == ["d", "e"]
+    assert store.take_gone() == []
 
 
 @pytest.mark.parametrize("policy", [{"max_entries": 0}, {"max_bytes": 0}, {"ttl_s": 0}])
@@ -66,11 +74,12 @@ def test_bounds_hold_whatever_is_put(steps: list[tuple[str, int, str]]) -> None:
     kept: dict[str, int] = {}
     for now, (key, size, kind) in enumerate(steps):
         if kind == "put":
-            store.put(key, "o", key, size, now / 100)
-            kept[key] = size
-        else:
-            store.delete(key, "o", now / 100)
-            kept.pop(key, None)
+            store.put(f"{key}{now}", "o", key, size, now / 100)
+            kept[f"{key}{now}"] = size
+        elif kept:
+            assert store.delete(next(iter(kept)), "o", now / 100)
+        before = set(kept)
         kept = {each: kept[each] for each in kept if store.get(each, "o", now / 100) is not None}
+        assert set(store.take_gone()) == before - set(kept)
         assert len(store) == len(kept) <= 3
         assert sum(kept.values()) <= 100

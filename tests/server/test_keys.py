@@ -48,7 +48,7 @@ async def _served(settings: KeySettings, **server: Any) -> AsyncGenerator[Served
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://server") as http:
         yield Served(app, http, engine)
-    app.close()
+    await app.close()
 
 
 def _inline(**limits: Any) -> KeySettings:

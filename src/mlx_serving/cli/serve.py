@@ -126,7 +126,7 @@ async def _serve(config: Config, read: Callable[[], Config], *, as_json: bool) -
             handover.leave()
             handover.close()
         await core.stop()
-        app.close()
+        await app.close()
     if failures:
         raise failures[0]
     _tell(config, "stopped")

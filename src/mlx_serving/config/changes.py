@@ -12,7 +12,13 @@ from mlx_serving.config.served_models import ServedModel
 from mlx_serving.config.tree import leaves
 
 _SERVER_AT_START = ("host", "port", "tls_cert", "tls_key", "resume_file", "resume_max_age_s")
-_AT_START_ONLY = (*(f"server.{name}" for name in _SERVER_AT_START), "workers", "models.alias_file")
+_STORED_AT_START = ("max_entries", "max_bytes", "ttl_s", "path")
+_AT_START_ONLY = (
+    *(f"server.{name}" for name in _SERVER_AT_START),
+    "workers",
+    "models.alias_file",
+    *(f"stored_responses.{name}" for name in _STORED_AT_START),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,14 @@ def plan(old: Config, new: Config) -> Plan:
     added = tuple(model for name, model in after.items() if name not in before)
     resident = {model.name for model in old.models.served if model.preload} | {old.models.default}
     return Plan(
-        config=new.model_copy(update={"server": server, "workers": old.workers, "models": models}),
+        config=new.model_copy(
+            update={
+                "server": server,
+                "workers": old.workers,
+                "models": models,
+                "stored_responses": old.stored_responses,
+            }
+        ),
         changed=(
             *(path for path in was if was[path] != wanted[path] and path not in _AT_START_ONLY),
             *(("models.aliases",) if old.models.aliases != new.models.aliases else ()),

@@ -18,6 +18,7 @@ from mlx_serving.core.memory_budget import MemoryPolicy
 from mlx_serving.core.prefix_disk import DiskPolicy
 from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.response_index import ResponseCachePolicy
+from mlx_serving.core.response_store import StorePolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
 
@@ -29,6 +30,7 @@ _MEMORY = MemoryPolicy()
 _PREFIXES = PrefixCachePolicy()
 _RESPONSES = ResponseCachePolicy()
 _RETRY = RetryPolicy()
+_STORED = StorePolicy()
 _WORKER = WorkerPolicy()
 
 MIN_MESSAGE_BYTES = 64 * 1024
@@ -149,6 +151,29 @@ class ResponseCacheConfig(ResponseCachePolicy):
         Field(
             min_length=1,
             description="SQLite file that keeps the answers from one start to the next; null keeps them in memory.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponsesConfig(StorePolicy):
+    """What `/v1/responses` keeps, so that clients may go on from it."""
+
+    max_entries: Annotated[int, Field(ge=1, le=10_000_000, description="Responses that are kept at most.")] = (
+        _STORED.max_entries
+    )
+    max_bytes: Annotated[int, Field(ge=1, description="Size of all of them together at most, in bytes.")] = (
+        _STORED.max_bytes
+    )
+    ttl_s: Annotated[float, Field(gt=0, description="How long one is kept after its last use, in seconds.")] = (
+        _STORED.ttl_s
+    )
+    path: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="SQLite file that keeps them from one start to the next, which only its owner can read; null "
+            "keeps them in memory only.",
         ),
     ] = None
 

@@ -18,6 +18,7 @@ from mlx_serving.config.policies import (
     ResponseCacheConfig,
     RetryConfig,
     SharingConfig,
+    StoredResponsesConfig,
     WorkerConfig,
 )
 from mlx_serving.config.served_models import NO_SPACES, ModelsConfig
@@ -336,5 +337,8 @@ class Config(Section):
     response_cache: ResponseCacheConfig = Field(
         default=ResponseCacheConfig(),
         description="Answers that are kept to be given again to requests that are greedy or seeded.",
+    )
+    stored_responses: StoredResponsesConfig = Field(
+        default=StoredResponsesConfig(), description="What `/v1/responses` keeps, so that clients may go on from it."
     )
     logging: LoggingConfig = Field(default=LoggingConfig(), description="What is logged, and how it looks.")

@@ -34,20 +34,21 @@ class _Entry(Generic[T]):
 
 
 class ResponseStore(Generic[T]):
-    """Values by their id, each its owner's alone. Times are monotonic seconds. What an entry that is dropped shares
+    """Values by their id, each its owner's alone. Times are in seconds, and grow. What an entry that is dropped shares
     with others stays theirs."""
 
     def __init__(self, policy: StorePolicy) -> None:
         self._policy = policy
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()  # in the order of their last use
         self._bytes = 0
+        self._gone: list[str] = []
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def put(self, key: str, owner: str, value: T, size: int, now: float) -> None:
-        """Keep a value of `size` bytes. One that is larger than all may be is not kept."""
-        self._drop(key)
+        """Keep a value of `size` bytes under a new id. One that is larger than all may be is not kept."""
+        assert key not in self._entries
         self._entries[key] = _Entry(owner, value, size, now)
         self._bytes += size
         while len(self._entries) > self._policy.max_entries or self._bytes > self._policy.max_bytes:
@@ -71,6 +72,11 @@ class ResponseStore(Generic[T]):
         self._drop(key)
         return True
 
+    def take_gone(self) -> list[str]:
+        """The ids of what was dropped since this was asked last, for whatever reason."""
+        gone, self._gone = self._gone, []
+        return gone
+
     def _expire(self, now: float) -> None:
         while self._entries:
             key, entry = next(iter(self._entries.items()))
@@ -82,3 +88,4 @@ class ResponseStore(Generic[T]):
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= entry.size
+            self._gone.append(key)

@@ -57,8 +57,10 @@ R = TypeVar("R")
 class DiskBodies:
     """`ResponseBodies` in a file, which only its owner may read: answers are as private as the conversations."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str = "response cache") -> None:
+        """`what` it is called in the log."""
         self._path = path
+        self._what = what
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-store")
         self._connection: sqlite3.Connection | None = None
         self._used = 0  # counts up with every use, from one run to the next
@@ -122,7 +124,7 @@ class DiskBodies:
         self._path.replace(aside)
         for suffix in ("-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        _log.warning("response cache begun anew", path=str(self._path), reason=reason, moved_to=str(aside))
+        _log.warning(f"{self._what} begun anew", path=str(self._path), reason=reason, moved_to=str(aside))
         self._connect()
 
     def _read(self, key: str) -> bytes | None:
@@ -175,5 +177,5 @@ class DiskBodies:
         except (OSError, sqlite3.Error) as error:
             if not self._failed:
                 self._failed = True
-                _log.warning("response cache cannot use its file", path=str(self._path), reason=str(error))
+                _log.warning(f"{self._what} cannot use its file", path=str(self._path), reason=str(error))
             return otherwise

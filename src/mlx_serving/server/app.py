@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mlx_serving.engine.response_store import DiskBodies
 from mlx_serving.errors import EngineError, MessageTooLarge
 from mlx_serving.server.access_log import AccessLog
 from mlx_serving.server.admin_routes import LoadModelRequest, UnloadModelRequest, admin_routes
@@ -93,9 +94,10 @@ class ServerApp:
         self._service.keys.reconfigure(settings.keys)
         self._service.settings = settings
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Write what is to be remembered."""
         self._service.keys.save()
+        await self._service.responses.close()
 
     def reload_with(self, reloader: Reloader) -> None:
         """Let the operator ask for it over HTTP."""
@@ -121,7 +123,9 @@ def create_app(engine: ServingEngine, settings: ServerSettings, handover: Handov
     requests outlive the server. Raises `InvalidConfig` for API keys that cannot be read."""
     keys = KeyRing(settings.keys)
     metered = MeteredEngine(engine, keys, lambda: service.settings.max_response_bytes)
-    stored = StoredResponses(settings.stored_responses)
+    file = settings.stored_responses_file
+    bodies = None if file is None else DiskBodies(file, "stored responses")
+    stored = StoredResponses(settings.stored_responses, bodies)
     service = Service(
         cast("ServingEngine", metered), settings, InFlight(), handover=handover, keys=keys, responses=stored
     )

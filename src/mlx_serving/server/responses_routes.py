@@ -62,7 +62,7 @@ def responses_routes(service: Service) -> APIRouter:
     )
     async def input_tokens(request: Request) -> InputTokens:
         asked = parse_response(await read_json_object(request, service.settings))
-        earlier = stored.earlier(asked.request.previous_response_id, owner_of(request.headers))
+        earlier = await stored.earlier(asked.request.previous_response_id, owner_of(request.headers))
         model = require_allowed(service.model(asked.request.model))
         access_record(request).model = model.name
         counted = await service.engine.tokenize_chat(model.name, asked.prompt(earlier))
@@ -75,11 +75,11 @@ def responses_routes(service: Service) -> APIRouter:
     )
     async def get(request: Request, response_id: str) -> Response:
         _only_known(request, ())
-        return json_response(stored.get(response_id, owner_of(request.headers)).body)
+        return json_response((await stored.get(response_id, owner_of(request.headers))).body)
 
     @router.delete("/{response_id}", summary="Forget a stored response", responses=error_responses(401, 404))
     async def delete(request: Request, response_id: str) -> DeletedResponse:
-        stored.delete(response_id, owner_of(request.headers))
+        await stored.delete(response_id, owner_of(request.headers))
         return DeletedResponse(id=response_id)
 
     @router.get(
@@ -90,7 +90,7 @@ def responses_routes(service: Service) -> APIRouter:
     )
     async def input_items(request: Request, response_id: str) -> InputItemList:
         _only_known(request, ("limit", "order", "after"))
-        return _page(request.query_params, stored.get(response_id, owner_of(request.headers)).inputs)
+        return _page(request.query_params, (await stored.get(response_id, owner_of(request.headers))).inputs)
 
     return router
 
@@ -100,7 +100,7 @@ async def _answer(service: Service, request: Request) -> Response:
     asked = parse_response(await read_json_object(request, service.settings))
     record.stream, record.user = asked.request.stream or False, asked.user
     owner = owner_of(request.headers)
-    earlier = service.responses.earlier(asked.request.previous_response_id, owner)
+    earlier = await service.responses.earlier(asked.request.previous_response_id, owner)
     model = service.model(asked.request.model)
     record.model = model.name
     response_id = "resp_" + record.request_id

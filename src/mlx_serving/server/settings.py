@@ -27,7 +27,7 @@ class ServerSettings:
     `tls_cert` and `tls_key` are PEM files; without them, HTTP is not encrypted.
     `request_timeout_s` bounds one generation from admission to its last byte; None is no limit.
     `trusted_paths` are the folders that models may be loaded from on request; None is any.
-    `stored_responses` bounds what is kept of /v1/responses.
+    `stored_responses` bounds what is kept of /v1/responses; `stored_responses_file` has it from one start to the next.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -44,6 +44,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     trusted_paths: tuple[Path, ...] | None = None
     stored_responses: StorePolicy = field(default_factory=StorePolicy)
+    stored_responses_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     system_fingerprint: str = field(default_factory=lambda: f"mlx-serving-{version('mlx-serving')}")
@@ -75,6 +76,8 @@ def settings_of(config: Config) -> ServerSettings:
             inline=None if config.keys.inline is None else config.keys.inline.get_secret_value(),
             state_file=_path(config.keys.state_file),
         ),
+        stored_responses=config.stored_responses,
+        stored_responses_file=_path(config.stored_responses.path),
         cors_origins=tuple((server.cors_origins or "").split()),
         trusted_paths=_paths(config.models.trusted_paths),
         tls_cert=_path(server.tls_cert),
