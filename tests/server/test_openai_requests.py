@@ -70,8 +70,8 @@ WRONG_VALUES: list[tuple[dict[str, object], str]] = [
      "messages[0].tool_calls[0].id is required; messages[0].tool_calls[0].function is required"),
     ({"messages": [{**USER, "tool_call_id": "x"}]},
      "messages[0] must not have a tool_call_id unless its role is 'tool'"),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]},
-     "unknown messages[0].content[0] parameter 'cache_control'; allowed: text, type"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "detail": {}}]}]},
+     "unknown messages[0].content[0] parameter 'detail'; allowed: cache_control, prompt_cache_breakpoint, text, type"),
 ]  # fmt: skip
 
 

@@ -144,7 +144,9 @@ def _screen_parts(message: Mapping[str, object], path: str) -> Iterator[Issue]:
         if part is None:
             continue
         kind = part.get("type")
-        if isinstance(kind, str) and kind != "text":
+        if kind == "refusal" and message.get("role") == "assistant" and isinstance(part.get("refusal"), str):
+            parts[index] = {"type": "text", "text": part["refusal"]}
+        elif isinstance(kind, str) and kind != "text":
             field = f"{path}[{index}].type"
             text = f"{field}: parts of type {shown(kind)} are not supported by this server, only text"
             yield Issue(field, text, "unsupported_parameter", limit="text")

@@ -166,6 +166,9 @@ class GenerationFields(StructureFields, SamplingFields):
 class TextPart(Body):
     type: Literal["text"]
     text: str
+    # Anthropic's, which gateways hand on, and OpenAI's: they change what a prompt costs, never the answer.
+    cache_control: Hidden = None
+    prompt_cache_breakpoint: Hidden = None
 
 
 Content: TypeAlias = Annotated[
