@@ -236,7 +236,8 @@ def test_looking_at_the_same_again_and_again_takes_no_more_memory() -> None:
     keep(index, A)
     for now in range(1000):
         use(index, A + "!", float(now))
-    assert len(index._ends) < 100
+    ends: list[object] = vars(index)["_ends"]
+    assert len(ends) < 100
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("memory_bytes", -1), ("block_tokens", 15), ("block_tokens", 257)])
