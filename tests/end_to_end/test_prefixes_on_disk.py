@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletion
 
 from ..command_line import LIMIT_S
 from .served_process import ServedProcess, serving
@@ -25,10 +26,12 @@ _SEEDED: Any = {
 
 async def _answer(client: AsyncOpenAI, max_tokens: int = 24) -> tuple[str, int]:
     """The text, and how many tokens of the prompt were kept."""
-    answer = await client.chat.completions.create(model="tiny", messages=_PROMPT, max_tokens=max_tokens, **_SEEDED)
+    answer: ChatCompletion = await client.chat.completions.create(
+        model="tiny", messages=_PROMPT, max_tokens=max_tokens, extra_body=_SEEDED
+    )
     assert answer.usage is not None
-    usage: dict[str, Any] = answer.usage.model_dump()
-    return answer.choices[0].message.content or "", usage["prompt_tokens_details"]["cached_tokens"]
+    details = answer.usage.prompt_tokens_details
+    return answer.choices[0].message.content or "", 0 if details is None else details.cached_tokens or 0
 
 
 def _config(model: Path, folder: Path) -> dict[str, object]:
@@ -75,7 +78,7 @@ async def test_a_stream_whose_worker_is_killed_goes_on_from_disk(tiny_model: Pat
             while not (disk := await _disk(server))["written"] or disk["pending"]:
                 pass  # every answer takes a round trip, which is wait enough
         stream = await client.chat.completions.create(
-            model="tiny", messages=_PROMPT, max_tokens=tokens, stream=True, **_SEEDED
+            model="tiny", messages=_PROMPT, max_tokens=tokens, stream=True, extra_body=_SEEDED
         )
         text = ""
         async for chunk in stream:

@@ -33,9 +33,12 @@ class DiskBench(Bench):
         self.reports: list[tuple[str, str]] = []
         self.prefill_s: Callable[[str, int, int], float] = self.scheduler.prefill_s
         self.files = PrefixFiles(folder, disk_policy, self.inbox.put, self.inbox.wake, self._report)
-        self.disk = PrefixDisk(self.files, folder, self.prefixes, lambda *work: self.prefill_s(*work), self.inbox.put)
+        self.disk = PrefixDisk(self.files, folder, self.prefixes, self._prefill_s, self.inbox.put)
         self.disk.add_model(model)
         self.settle()
+
+    def _prefill_s(self, model: str, start: int, count: int) -> float:
+        return self.prefill_s(model, start, count)
 
     def _report(self, what: str, *, path: str, reason: str, count: int = 1) -> None:
         self.reports.append((what, reason))
