@@ -10,7 +10,7 @@ unloaded, to be loaded again with the next request for it. Without --model, thre
 and a budget that their caches do not fit into.
 
 Every half second: MLX's active memory and freed buffers, and the resident size of the worker and of this process. Exits
-with 1 when MLX's, or what the worker's process took since its start, was ever more than 5 % above the budget.
+with 1 when MLX's, or what the worker's process took besides its own, was ever more than 5 % above the budget.
 """
 
 from __future__ import annotations
@@ -148,9 +148,9 @@ class Run:
 
 
 def verdict(series: Sequence[Reading]) -> dict[str, object]:
-    """The largest part of the budget that was ever taken, by what MLX reports and by the worker's resident size beyond
-    that at the start. MLX's own and the process's are two views of the same memory on a CPU."""
-    start = series[0].worker
+    """The largest part of the budget that was ever taken, by what MLX reports and by the worker's resident size without
+    that of the process itself: what it had at the start beside MLX's memory. On a CPU both see the same memory."""
+    start = _own(series)
     device = max((one.active + one.buffers) / one.budget for one in series)
     resident = max((one.worker - start) / one.budget for one in series)
     return {
@@ -160,26 +160,32 @@ def verdict(series: Sequence[Reading]) -> dict[str, object]:
     }
 
 
+def _own(series: Sequence[Reading]) -> int:
+    """What the worker takes without models, as far as it can be told once they are loaded."""
+    return series[0].worker - series[0].active - series[0].buffers
+
+
 def plot(series: Sequence[Reading], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.0, 4.5), layout="constrained")
     axes, below = figure.subplots(1, 2)
     times = [one.seconds for one in series]
-    start = series[0].worker
+    start = _own(series)
     curves = {
         "budget": [one.budget for one in series],
         "MLX: active and freed buffers": [one.active + one.buffers for one in series],
         "MLX: active": [one.active for one in series],
-        "worker, resident beyond the start": [one.worker - start for one in series],
+        "worker, resident beyond its own": [one.worker - start for one in series],
         "parent, resident": [one.parent for one in series],
     }
-    for name, values in curves.items():
-        axes.plot(times, [value / MIB for value in values], "--" if name == "budget" else "-", label=name)
-    axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, None))
+    for number, (name, values) in enumerate(curves.items()):
+        style = "--" if name == "budget" else "-"
+        axes.plot(times, [value / MIB for value in values], style, marker="", color=f"C{number}", label=name)
+    axes.set(xlabel="seconds", ylabel="MiB")
     axes.legend()
-    below.plot(times, [one.streams for one in series])
-    below.set(xlabel="seconds", ylabel="streams", ylim=(0, None))
+    below.plot(times, [one.streams for one in series], "-", marker="", color="C0", label="streams")
+    below.set(xlabel="seconds", ylabel="streams")
     figure.savefig(path, format="png", dpi=120)
 
 
