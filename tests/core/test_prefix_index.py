@@ -243,7 +243,7 @@ def test_looking_at_the_same_again_and_again_takes_no_more_memory() -> None:
 @pytest.mark.parametrize(("name", "wrong"), [("memory_bytes", -1), ("block_tokens", 15), ("block_tokens", 257)])
 def test_a_policy_names_what_is_wrong(name: str, wrong: int) -> None:
     with pytest.raises(ValueError, match=name):
-        replace(PrefixCachePolicy(memory_bytes=0), **{name: wrong})
+        replace(PrefixCachePolicy(), **{name: wrong})
 
 
 # -- any history
