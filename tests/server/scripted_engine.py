@@ -65,6 +65,7 @@ class Script:
     hang_at_entry: bool = False
     end_silently: bool = False
     without_stats: bool = False
+    cached_tokens: int = 0
     logprob: float = -1.0
 
 
@@ -148,7 +149,11 @@ class ScriptedEngine:
         if script.end_silently:
             return
         count = len(script.pieces)
-        stats = None if script.without_stats else GenerationStats(PROMPT_TOKENS, count, 0.01, 100.0, 0.03)
+        stats = (
+            None
+            if script.without_stats
+            else GenerationStats(PROMPT_TOKENS, count, 0.01, 100.0, 0.03, script.cached_tokens)
+        )
         run.finished = True
         yield Delta(script.last_text, (), script.finish, stats, stop=script.stop)
 

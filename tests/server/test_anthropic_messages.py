@@ -100,6 +100,14 @@ async def test_a_whole_message(claude: AsyncAnthropic) -> None:
     assert (message.usage.cache_read_input_tokens, message.usage.cache_creation_input_tokens) == (0, 0)
 
 
+async def test_what_was_kept_of_the_prompt_is_read_from_the_cache(
+    claude: AsyncAnthropic, engine: ScriptedEngine
+) -> None:
+    engine.script = Script(cached_tokens=2)
+    message = await claude.messages.create(model="tiny", max_tokens=64, messages=HELLO)
+    assert (message.usage.input_tokens, message.usage.cache_read_input_tokens) == (PROMPT_TOKENS - 2, 2)
+
+
 async def test_the_answer_is_the_documented_one(http: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
     for script in (Script(), THOUGHT, CALLED):
         engine.script = script

@@ -49,6 +49,23 @@ async def test_a_whole_answer_has_the_text_the_reason_and_the_usage(client: Asyn
     )  # fmt: skip
 
 
+async def test_the_usage_tells_how_much_of_the_prompt_was_kept(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
+    for cached in (0, 2):
+        engine.script = Script(cached_tokens=cached)
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        assert answer.usage.prompt_tokens_details.cached_tokens == cached
+        assert answer.usage.prompt_tokens == PROMPT_TOKENS
+
+
+async def test_a_salt_reaches_the_engine(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
+    await client.chat.completions.create(model="tiny", messages=HELLO, extra_body={"cache_salt": "tenant"})
+    await client.completions.create(model="tiny", prompt="Hi", extra_body={"cache_salt": "other"})
+    await client.completions.create(model="tiny", prompt="Hi")
+    assert [run.request.cache_salt for run in engine.runs] == ["tenant", "other", ""]
+
+
 async def test_running_out_of_tokens_is_the_finish_reason_length(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
     engine.script = Script(finish=FinishReason.LENGTH)
     answer = await client.chat.completions.create(model="tiny", messages=HELLO)

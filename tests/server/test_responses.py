@@ -76,6 +76,13 @@ async def test_a_whole_response(client: AsyncOpenAI) -> None:
     assert response.usage.input_tokens_details.cached_tokens == 0
 
 
+async def test_the_usage_tells_how_much_of_the_prompt_was_kept(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
+    engine.script = Script(cached_tokens=2)
+    response = await client.responses.create(model="tiny", input="Hi")
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.input_tokens_details.cached_tokens) == (PROMPT_TOKENS, 2)
+
+
 @pytest.mark.parametrize(
     "script", [Script(), THOUGHT, CALLED, Script(finish=FinishReason.LENGTH), Script(pieces=("",))]
 )

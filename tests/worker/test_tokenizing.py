@@ -38,6 +38,23 @@ def test_a_chat_is_rendered_with_an_opening_for_the_answer(tokenizer: PromptToke
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_chats_may_go_on_differently_behind_the_system_prompt_and_before_the_answer(tokenizer: PromptTokenizer) -> None:
+    system, question = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}
+    prompt = ChatPrompt((system, question))
+    ids = tokenizer.prompt_ids(prompt)
+    beginnings = [tokenizer.decode(ids[:stop], skip_special_tokens=False) for stop in tokenizer.stops(prompt, ids)]
+    shared = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+    assert beginnings == [shared, shared + "hi<|im_end|>\n"]
+    alone = ChatPrompt((question,))
+    assert len(tokenizer.stops(alone, tokenizer.prompt_ids(alone))) == 1
+    assert tokenizer.stops(TextPrompt("hi"), tokenizer.prompt_ids(TextPrompt("hi"))) == ()
+
+
+def test_a_template_that_refuses_what_nobody_asked_names_no_stops(untemplated: Path) -> None:
+    tokenizer = PromptTokenizer(load_tokenizer(untemplated))
+    assert tokenizer.stops(ChatPrompt(({"role": "user", "content": "hi"},)), [1, 2, 3]) == ()
+
+
 def test_a_chat_that_the_template_refuses_names_the_messages(tokenizer: PromptTokenizer) -> None:
     with pytest.raises(InvalidRequest, match="refused the messages") as caught:
         tokenizer.prompt_ids(ChatPrompt(({"role": "user"},)))
