@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -46,7 +47,8 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path, path: Path) -> None:
 
 
 def test_others_can_read_it_as_safetensors(path: Path) -> None:
-    with safe_open(path, "numpy") as file:
+    opened: Any = safe_open(path, "numpy")
+    with opened as file:
         assert file.get_tensor("0").tobytes() == bytes(range(12))
         assert file.metadata()["format"] == "mlx-serving prefix"
 
