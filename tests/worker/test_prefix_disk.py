@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
+from mlx_serving.worker import prefix_disk
 from mlx_serving.worker.loaded_model import LoadedModel
 
 from ..tiny_models import make_llama, token_ids
@@ -93,3 +94,49 @@ def test_nobody_finds_what_was_kept_under_another_salt(plain: LoadedModel, tmp_p
     with on_disk(plain, tmp_path) as bench:
         assert cached(bench.ask(PROMPT, ENDLESS, salt="other")) == 0
         assert cached(bench.ask(PROMPT, ENDLESS, salt="one")) > 0
+
+
+def test_prompts_that_come_together_read_what_they_share_once(plain: LoadedModel, tmp_path: Path) -> None:
+    with on_disk(plain, tmp_path) as bench:
+        bench.ask(PROMPT, ENDLESS)
+    prompts = [[*PROMPT, *token_ids(f" {name}?")] for name in ("Anna", "Berta", "Carla")]
+    with on_disk(plain, tmp_path) as bench:
+        ready: list[int] = []
+        for number, prompt in enumerate(prompts):
+            assert bench.disk.read_ahead(plain.model_id, prompt, "", "", lambda number=number: ready.append(number))
+        while len(ready) < len(prompts):
+            bench.settle()
+        assert ready == [0, 1, 2]
+        assert bench.counts.read_tokens < 2 * len(PROMPT)
+        for number, prompt in enumerate(prompts):
+            bench.start(str(number), prompt, ENDLESS)
+        bench.finish()
+        assert [bench.streams[str(number)].tokens for number in range(3)] == [alone(plain, one) for one in prompts]
+        assert all(cached(stream) >= len(PROMPT) for stream in bench.streams.values())
+
+
+def test_a_model_that_goes_leaves_nobody_waiting(plain: LoadedModel, tmp_path: Path) -> None:
+    with on_disk(plain, tmp_path) as bench:
+        bench.ask(PROMPT, ENDLESS)
+    with on_disk(plain, tmp_path) as bench:
+        ready: list[int] = []
+        for number in range(2):
+            assert bench.disk.read_ahead(plain.model_id, PROMPT, "", "", lambda number=number: ready.append(number))
+        bench.disk.remove_model(plain.model_id)
+        while len(ready) < 2:
+            bench.settle()
+        assert not bench.disk.read_ahead(plain.model_id, PROMPT, "", "", lambda: None)
+
+
+def test_what_cannot_be_made_is_not_written(
+    plain: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no memory for it")
+
+    monkeypatch.setattr(prefix_disk, "to_content", fail)
+    with on_disk(plain, tmp_path) as bench:
+        assert bench.ask(PROMPT, ENDLESS).tokens == alone(plain, PROMPT)
+        bench.settle()
+        assert {reason for _, reason in bench.reports} == {"RuntimeError: no memory for it"}
+        assert (bench.counts.pending, bench.counts.records) == (0, 0)

@@ -170,7 +170,7 @@ class PrefixDisk:
         turns = self._turns.setdefault(root, deque())
         turns.append(waiting)
         if len(turns) == 1:
-            self._begin(waiting)
+            self._read(model, waiting)
         return True
 
     def _kind(self, model_id: str) -> RecordKind:
@@ -178,29 +178,25 @@ class PrefixDisk:
 
     def _worth_s(self, model: _Model, chain: TokenChain, root: Key) -> float | None:
         """How long to wait for what is on disk; None if that is not worth it."""
-        path = self._files.find(model.fingerprint, root, pack(chain.token_ids), self._kind(chain.owner))
+        path = self._files.find(model.fingerprint, root, _useful(chain), self._kind(chain.owner))
         if path is None:  # it is being found out
             return patience_s(0, 0)
         have = self._memory.tokens_of(chain)
         wanted = [found for found in path if found.record.start + found.count > have]
-        gained = min(wanted[-1].record.start + wanted[-1].count, len(chain) - 1) - have if wanted else 0
+        gained = wanted[-1].record.start + wanted[-1].count - have if wanted else 0
         if gained < MIN_TOKENS:
             return None
         reading_s = self._files.reading_s(sum(found.record.size for found in wanted))
         return patience_s(reading_s, self._prefill_s(chain.owner, have, gained))
 
-    def _begin(self, waiting: _Waiting) -> None:
+    def _read(self, model: _Model, waiting: _Waiting) -> None:
         chain = waiting.chain
-        model = self._models.get(chain.owner)
-        if model is None or self._worth_s(model, chain, waiting.root) is None:
-            self._end(waiting)  # somebody has read it for another one meanwhile
-            return
         kind = self._kind(chain.owner)
         restored = _Restored(self._memory, chain, model)
         reading = Reading(
             model.fingerprint,
             waiting.root,
-            pack(chain.token_ids),
+            _useful(chain),
             kind,
             self._memory.tokens_of(chain),
             on_part=lambda found, content: self._use(waiting, restored, found, content),
@@ -220,19 +216,26 @@ class PrefixDisk:
     def _end(self, waiting: _Waiting) -> None:
         if waiting.is_over:
             return
+        turns = self._turns[waiting.root]
+        was_first = turns[0] is waiting
+        self._let_go(waiting)
+        while was_first and turns:
+            model = self._models.get(turns[0].chain.owner)
+            if model is not None and self._worth_s(model, turns[0].chain, waiting.root) is not None:
+                self._read(model, turns[0])
+                return
+            self._let_go(turns[0])  # somebody has read it for another one meanwhile
+        if not turns:
+            del self._turns[waiting.root]
+
+    def _let_go(self, waiting: _Waiting) -> None:
         waiting.is_over = True
         if waiting.reading is not None:
             waiting.reading.abandoned = True
         if waiting.timer is not None:
             waiting.timer.cancel()
-        turns = self._turns[waiting.root]
-        was_first = turns[0] is waiting
-        turns.remove(waiting)
+        self._turns[waiting.root].remove(waiting)
         waiting.then()
-        if not turns:
-            del self._turns[waiting.root]
-        elif was_first:
-            self._begin(turns[0])
 
     def telemetry(self) -> PrefixDiskTelemetry:
         return self._files.telemetry()
@@ -288,6 +291,11 @@ class _Restored:
         if sizes != {(4, 1, record.count)} or not fits:
             raise UnusableRecord("its keys and values are not of the model's shape")
         return block
+
+
+def _useful(chain: TokenChain) -> bytes:
+    """What of a sequence may be read: its last token is computed in any case."""
+    return pack(chain.token_ids[:-1])
 
 
 def _root(model: _Model, chain: TokenChain, kind: RecordKind) -> Key:

@@ -199,7 +199,7 @@ class PrefixFiles:
                 if key is None:
                     return
                 source, record = self._sources.pop(key), self._index.get(key)
-            content = None if record is None else source(record)
+            content = None if record is None else self._made(record, source)
             with self._changed:
                 if record is None or content is None or key not in self._index:
                     self._give_up(key)
@@ -208,6 +208,13 @@ class PrefixFiles:
                 self._staged_bytes += content.size
                 self._changed.notify_all()
             budget -= content.size
+
+    def _made(self, record: DiskRecord, source: Source) -> Content | None:
+        try:
+            return source(record)
+        except Exception as error:  # noqa: BLE001  whoever decodes meanwhile must not hear of it
+            self._report("failed", path=str(self._folder), reason=f"{type(error).__name__}: {error}")
+            return None
 
     def flush(self, patience_s: float) -> None:
         """Write what waits, if it can be done in so many seconds."""
