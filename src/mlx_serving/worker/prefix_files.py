@@ -35,10 +35,11 @@ from mlx_serving.catalog.prefix_records import (
     version_folder,
     write_record,
 )
-from mlx_serving.core.prefix_disk import RECORD_TOKENS, DiskIndex, DiskPolicy, Found, default_bytes
-from mlx_serving.core.prefix_record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
-from mlx_serving.core.prefix_traffic import PendingSaves, ReadingRate
+from mlx_serving.core.prefix_disk import DiskPolicy, Found, default_bytes
+from mlx_serving.core.prefix_record import DiskRecord, Key, RecordKind
+from mlx_serving.core.prefix_traffic import ReadingRate
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
+from mlx_serving.worker.prefix_ledger import PrefixLedger, Source
 
 _STAGED_BYTES = 64 << 20  # bytes that wait for the thread; what comes after them waits without any
 _HANDED_OVER = 2  # records that were read and not used yet
@@ -46,11 +47,6 @@ _GLANCE_S = 1.0  # how soon it shows that others have written or deleted somethi
 _LOOK_S = 60.0
 _REST_S = 30.0  # nothing is written for so long after the disk refused
 _LEFTOVER_S = 3600.0
-_HEADER_BYTES = 8192  # of a file, about
-_TOUCHED_S = 60.0  # the time of a file's last use is this exact
-
-Source = Callable[[DiskRecord], Content | None]
-"""Makes what a record holds, on the thread that owns MLX; None when it is not there any more."""
 
 
 class Report(Protocol):
@@ -91,22 +87,17 @@ class PrefixFiles:
         self._wake = wake
         self._report = report
         self._changed = threading.Condition()
-        # All below belongs to whoever holds the condition.
-        self._index = DiskIndex(policy.max_bytes or 0, policy.max_age_s)
-        self._unwritten: set[Key] = set()
-        self._pending = PendingSaves()
-        self._sources: dict[Key, Source] = {}
+        self._ledger = PrefixLedger(policy.max_bytes or 0, policy.max_age_s)
+        # What follows belongs to whoever holds the condition.
         self._staged: deque[tuple[DiskRecord, Content]] = deque()
         self._staged_bytes = 0
         self._readings: deque[Reading] = deque()
         self._chores: deque[Callable[[], None]] = deque()
-        self._known: set[str] = set()
         self._rate = ReadingRate()
         self._rests_until = 0.0
         self._next_look = self._next_glance = float("inf")  # until there is a model
         self._seen: dict[str, int] = {}  # model -> when its folder was last changed, in nanoseconds
         self._is_busy = self._is_closed = False
-        self._counts = dict.fromkeys(("read", "read_tokens", "written", "given_up", "deleted", "damaged"), 0)
         self._handed_over = threading.Semaphore(_HANDED_OVER)
         threading.Thread(target=self._run, name="prefix-files", daemon=True).start()
 
@@ -124,14 +115,13 @@ class PrefixFiles:
             if self._next_look == float("inf"):
                 self._next_look = self._next_glance = 0.0
                 self._chores.append(self._open)
-            if model not in self._known:
+            if not self._ledger.knows_model(model):
                 self._chores.append(lambda: self._look_into(model))
             self._changed.notify_all()
 
     def find(self, model: str, root: Key, tokens: bytes, kind: RecordKind) -> list[Found] | None:
         """What could be read of a sequence; None while it is not known what is there."""
-        with self._changed:
-            return self._find(root, tokens, kind) if model in self._known else None
+        return self._ledger.find(model, root, tokens, kind)
 
     def reading_s(self, size: int) -> float:
         """How long it should take to read so many bytes."""
@@ -156,54 +146,30 @@ class PrefixFiles:
     ) -> None:
         """Write what is not on disk yet of a sequence that begins with these tokens, later, as long as `source` can
         make it. A token takes about `token_bytes`. With `tail`, also what does not fill a record."""
-        now = time.time()
-        with self._changed:
-            if model not in self._known or time.monotonic() < self._rests_until:
-                return
-            path = [found.record for found in self._find(root, tokens, kind, promised=True) if _is_whole(found)]
-            if path and now - self._index.used_at(path[-1].key) > _TOUCHED_S:
-                touched = self._index.touch(path[-1].key, now)
-                self._chores.append(lambda: self._note_use(touched, now))
-            total = len(tokens) // TOKEN_BYTES
-            start, parent, most = 0, root, RECORD_TOKENS if kind == "blocks" else total
-            if path and (kind == "blocks" or path[-1].end == total):
-                start, parent = path[-1].end, path[-1].key
-            while start + (0 if tail else most - 1) < total:
-                own = tokens[start * TOKEN_BYTES : (start + most) * TOKEN_BYTES]
-                size = int(len(own) // TOKEN_BYTES * token_bytes) + _HEADER_BYTES
-                record = DiskRecord(chain_key(parent, own), parent, model, start, own, size, now)
-                if not self._index.fits(size) or not self._promise(record, source):
-                    break
-                start, parent = record.end, record.key
-
-    def _promise(self, record: DiskRecord, source: Source) -> bool:
-        """Whether it is going to be written, as things are."""
-        self._index.add(record)
-        self._unwritten.add(record.key)
-        self._sources[record.key] = source
-        for key in self._pending.offer(record.key, record.parent):
-            self._give_up(key)
-        return record.key in self._index
+        if time.monotonic() < self._rests_until:
+            return
+        last = self._ledger.promise(model, root, tokens, kind, token_bytes, source, time.time(), tail=tail)
+        if last is not None:
+            self._used(last)
 
     @property
     def wants_pump(self) -> bool:
         """Whether there is something for `pump` to do."""
         with self._changed:
-            return len(self._pending) > 0 and self._staged_bytes < _STAGED_BYTES
+            return self._staged_bytes < _STAGED_BYTES and self._ledger.has_pending
 
     def pump(self, budget: float) -> None:
         """Make the bytes of what is to be written next, `budget` of them or a few more."""
-        while budget > 0:
+        while budget > 0 and self.wants_pump:
+            taken = self._ledger.take()
+            if taken is None:
+                return
+            record, source = taken
+            content = self._made(record, source)
+            if content is None:
+                self._ledger.give_up(record.key)
+                continue
             with self._changed:
-                key = self._pending.take() if self._staged_bytes < _STAGED_BYTES else None
-                if key is None:
-                    return
-                source, record = self._sources.pop(key), self._index.get(key)
-            content = None if record is None else self._made(record, source)
-            with self._changed:
-                if record is None or content is None or key not in self._index:
-                    self._give_up(key)
-                    continue
                 self._staged.append((record, content))
                 self._staged_bytes += content.size
                 self._changed.notify_all()
@@ -222,7 +188,7 @@ class PrefixFiles:
         while (left_s := until - time.monotonic()) > 0:
             self.pump(float("inf"))
             with self._changed:
-                if not (self._pending or self._staged or self._is_busy or self._chores):
+                if not (self._ledger.has_pending or self._staged or self._is_busy or self._chores):
                     return
                 self._changed.wait(left_s)
 
@@ -233,37 +199,16 @@ class PrefixFiles:
             self._changed.notify_all()
 
     def telemetry(self) -> PrefixDiskTelemetry:
-        with self._changed:
-            return PrefixDiskTelemetry(
-                path=str(self._folder),
-                bytes=self._index.size,
-                limit_bytes=self._index.max_bytes,
-                records=len(self._index) - len(self._unwritten),
-                pending=len(self._unwritten),
-                **self._counts,
-            )
+        return self._ledger.telemetry(str(self._folder))
+
+    def _used(self, key: Key) -> None:
+        """Have the files of a record and those before it marked with this use: that is what the next start knows."""
+        now = time.time()
+        records = self._ledger.use(key, now)
+        if records:
+            self.do(lambda: _mark([path_of(self._folder, record) for record in records], now))
 
     # -- with the condition held
-
-    def _find(self, root: Key, tokens: bytes, kind: RecordKind, *, promised: bool = False) -> list[Found]:
-        if kind == "state":
-            longest = self._index.longest(root, tokens)
-            path = [] if longest is None else [Found(longest, longest.count)]
-        else:
-            path = self._index.match(root, tokens)
-        if promised:
-            return path
-        written = [found.record.key not in self._unwritten for found in path]
-        return path[: written.index(False)] if False in written else path
-
-    def _give_up(self, key: Key) -> None:
-        """A promise is not kept, nor those that go on from it."""
-        for record in self._index.forget(key):
-            self._unwritten.discard(record.key)
-        for dropped in (key, *self._pending.drop(key)):
-            self._unwritten.discard(dropped)
-            self._sources.pop(dropped, None)
-            self._counts["given_up"] += 1
 
     def _next(self) -> Callable[[], None] | None:
         if self._readings:
@@ -310,7 +255,7 @@ class PrefixFiles:
         for model in models_of(self._folder):
             self._look_into(model)
         self._find_limit()
-        self._make_room()
+        self._unlink(self._ledger.surplus(time.time()))
 
     def glance(self) -> None:
         """See what others have done to the models that are asked for."""
@@ -322,13 +267,11 @@ class PrefixFiles:
 
     def _find_limit(self) -> None:
         if self._policy.max_bytes is None:
-            free = _free_bytes(self._folder)
-            with self._changed:
-                self._index.max_bytes = default_bytes(free + self._index.size)
+            self._ledger.limit(default_bytes(_free_bytes(self._folder) + self._ledger.size))
 
     def _look_into(self, model: str) -> None:
         """See what is there of a model."""
-        if model not in self._known:
+        if not self._ledger.knows_model(model):
             self._find_limit()
         self._seen[model] = _changed_at(self._folder, model)
         names, records = set[str](), dict[Key, DiskRecord]()
@@ -337,30 +280,20 @@ class PrefixFiles:
             paths = files_of(self._folder, model)
         except OSError as error:  # what is there may still be there
             self._report("unreadable", path=str(self._folder), reason=str(error))
-            self._known.add(model)
+            self._ledger.compare(model, None, [])
             return
         for path in paths:
             names.add(path.name)
             self._examine(path, records, damaged)
         self._discard_damaged(damaged)
-        with self._changed:
-            gone = [key for key in self._index.oldest_first() if self._is_lost(key, model, names)]
-            lost = [each for key in gone for each in self._index.forget(key)]
-            lost += [records[key] for key in self._index.restore(records.values())] if records else []
-            self._known.add(model)
-        self._unlink(path_of(self._folder, record) for record in lost)
-
-    def _is_lost(self, key: Key, model: str, names: set[str]) -> bool:
-        record = self._index.get(key)
-        is_written = record is not None and record.model == model and key not in self._unwritten
-        return is_written and key + SUFFIX not in names
+        self._unlink(self._ledger.compare(model, names, list(records.values())))
 
     def _examine(self, path: Path, records: dict[Key, DiskRecord], damaged: list[tuple[Path, str]]) -> None:
         if path.name.startswith("."):  # being written, or left over by a process that has died meanwhile
             with contextlib.suppress(OSError):
                 if time.time() - path.lstat().st_mtime > _LEFTOVER_S:
                     path.unlink()
-        elif path.suffix == SUFFIX and not self._knows(path.stem):
+        elif path.suffix == SUFFIX and not self._ledger.knows(path.stem):
             try:
                 records[path.stem] = read_header(path)
             except FileNotFoundError:
@@ -368,48 +301,28 @@ class PrefixFiles:
             except (OSError, UnusableRecord) as error:
                 damaged.append((path, str(error)))
 
-    def _knows(self, key: Key) -> bool:
-        with self._changed:
-            return key in self._index
-
     def _discard_damaged(self, damaged: list[tuple[Path, str]]) -> None:
         if damaged:
-            with self._changed:
-                self._counts["damaged"] += len(damaged)
+            self._ledger.count(damaged=len(damaged))
             path, reason = damaged[0]
             self._report("damaged", path=str(path), reason=reason, count=len(damaged))
-            self._unlink(path for path, _ in damaged)
-
-    def _make_room(self) -> None:
-        with self._changed:
-            gone = self._index.surplus(time.time())
-            written = [record for record in gone if record.key not in self._unwritten]
-            for record in gone:
-                self._unwritten.discard(record.key)
-            self._counts["deleted"] += len(written)
-        self._unlink(path_of(self._folder, record) for record in written)
+            for path, _ in damaged:
+                _unlink(path)
 
     def _write(self, record: DiskRecord, content: Content) -> None:
         try:
-            self._make_room()
-            with self._changed:
-                is_wanted = record.key in self._unwritten
-            if is_wanted and (size := self._written(record, content)):
+            self._unlink(self._ledger.surplus(time.time()))
+            if self._ledger.is_promised(record.key) and (size := self._written(record, content)):
                 self._seen[record.model] = _changed_at(self._folder, record.model)
-                with self._changed:
-                    self._index.resize(record.key, size)
-                    self._unwritten.discard(record.key)
-                    self._counts["written"] += 1
+                self._ledger.wrote(record.key, size)
         except OSError as error:
-            with self._changed:
-                self._give_up(record.key)
+            self._ledger.give_up(record.key)
             self._rest(error)
         finally:
             with self._changed:
                 self._staged_bytes -= content.size
-                waits = len(self._pending) > 0
                 self._changed.notify_all()
-            if waits:
+            if self._ledger.has_pending:
                 self._wake()
 
     def _written(self, record: DiskRecord, content: Content) -> int:
@@ -420,27 +333,23 @@ class PrefixFiles:
             make_private(version_folder(self._folder))
             make_private(path_of(self._folder, record).parent)
             self._look_into(record.model)
-            return write_record(self._folder, record, content) if self._knows(record.key) else 0
+            return write_record(self._folder, record, content) if self._ledger.knows(record.key) else 0
 
     def _rest(self, error: OSError) -> None:
         """The disk does not take any more: leave it alone for a while."""
         with self._changed:
             was_resting = time.monotonic() < self._rests_until
             self._rests_until = time.monotonic() + _REST_S
-            while (key := self._pending.take()) is not None:
-                self._give_up(key)
-            for record, content in self._staged:
-                self._give_up(record.key)
-                self._staged_bytes -= content.size
+            self._staged_bytes -= sum(content.size for _, content in self._staged)
             self._staged.clear()
+        self._ledger.give_up_all()
         if not was_resting:
             self._report("refused", path=str(self._folder), reason=str(error))
 
     def _read(self, reading: Reading) -> None:
-        if reading.model not in self._known:
+        if not self._ledger.knows_model(reading.model):
             self._look_into(reading.model)
-        with self._changed:
-            path = self._find(reading.root, reading.tokens, reading.kind)
+        path = self._ledger.find(reading.model, reading.root, reading.tokens, reading.kind) or []
         for found in path:
             if found.record.start + found.count <= reading.have:
                 continue
@@ -448,10 +357,7 @@ class PrefixFiles:
                 break
         self._deliver(reading.on_end)
         if path:
-            now = time.time()
-            with self._changed:
-                touched = self._index.touch(path[-1].record.key, now)
-            self._note_use(touched, now)
+            self._used(path[-1].record.key)
 
     def _hand_over(self, reading: Reading, found: Found) -> bool:
         """Whether a record could be read and is still wanted."""
@@ -481,45 +387,35 @@ class PrefixFiles:
             return None
         with self._changed:
             self._rate.learn(record.size, time.monotonic() - began)
-            self._counts["read"] += 1
-            self._counts["read_tokens"] += found.count
+        self._ledger.count(read=1, read_tokens=found.count)
         return content
 
     def _lose(self, record: DiskRecord, error: OSError | UnusableRecord) -> None:
         """A record is not what it should be: it goes, and what goes on from it."""
-        with self._changed:
-            gone = self._index.forget(record.key)
-            written = [each for each in gone if each.key not in self._unwritten]
-            for each in gone:
-                self._unwritten.discard(each.key)
+        gone = self._ledger.lose(record.key)
         if not isinstance(error, FileNotFoundError):  # else somebody else has deleted it, as may be
-            with self._changed:
-                self._counts["damaged"] += 1
+            self._ledger.count(damaged=1)
             self._report("damaged", path=str(path_of(self._folder, record)), reason=str(error))
-        self._unlink(path_of(self._folder, each) for each in written)
+        self._unlink(gone)
 
     def forget(self, record: DiskRecord, reason: str) -> None:
         """A record cannot be used, as it turned out."""
         self.do(lambda: self._lose(record, UnusableRecord(reason)))
 
-    def _note_use(self, keys: Iterable[Key], now: float) -> None:
-        """Files are as old as their last use: that is what the next start knows of it."""
-        for key in keys:
-            with self._changed:
-                record = self._index.get(key)
-                is_written = record is not None and key not in self._unwritten
-            if record is not None and is_written:
-                with contextlib.suppress(OSError):
-                    os.utime(path_of(self._folder, record), (now, now))
-
-    def _unlink(self, paths: Iterable[Path]) -> None:
-        for path in paths:
-            with contextlib.suppress(OSError):
-                path.unlink()
+    def _unlink(self, records: Iterable[DiskRecord]) -> None:
+        for record in records:
+            _unlink(path_of(self._folder, record))
 
 
-def _is_whole(found: Found) -> bool:
-    return found.count == found.record.count
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _mark(paths: Iterable[Path], now: float) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.utime(path, (now, now))
 
 
 def _changed_at(folder: Path, model: str) -> int:
