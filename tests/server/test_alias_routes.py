@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx2
 import pytest
 
 from mlx_serving.core.model_profile import ModelProfile
+from mlx_serving.server.settings import ServerSettings
 
+from .conftest import in_process
 from .scripted_engine import ScriptedEngine
 
 ALIASES = "/admin/aliases"
@@ -72,6 +76,16 @@ async def test_what_cannot_be_done_is_told(admin: httpx2.AsyncClient) -> None:
     assert (await admin.post(f"{ALIASES}/configured/rollback")).status_code == 400
     removed = await admin.delete(f"{ALIASES}/configured")
     assert (removed.status_code, removed.json()["error"]["param"]) == (400, "name")
+
+
+async def test_an_alias_leads_to_no_path_that_is_not_trusted(engine: ScriptedEngine, tmp_path: Path) -> None:
+    settings = ServerSettings(admin_key="key", access_log=False, trusted_paths=(tmp_path,))
+    async with in_process(engine, settings) as http:
+        http.headers["authorization"] = "Bearer key"
+        refused = await http.put(f"{ALIASES}/chat", json={"model": "/etc/model"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
+        for model in ("tiny", "org/other", str(tmp_path / "model")):
+            assert (await http.put(f"{ALIASES}/chat", json={"model": model})).status_code == 200
 
 
 async def test_clients_may_not_move_names(http: httpx2.AsyncClient) -> None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import Field
 from starlette.requests import Request
 
+from mlx_serving.catalog.trusted_paths import require_trusted
 from mlx_serving.config.profiles import Profile
 from mlx_serving.core.alias_table import AliasView, Target
 from mlx_serving.errors import NotFound
@@ -90,6 +91,8 @@ def alias_routes(service: Service) -> APIRouter:
     )
     async def put(name: str, request: Request) -> AliasDocument:
         wanted = parse_body(AliasRequest, await read_json_object(request, service.settings))
+        if wanted.model not in {model.name for model in service.engine.served_models()}:
+            require_trusted(wanted.model, service.settings.trusted_paths, "model")
         view = await service.engine.set_alias(name, wanted.model, revision=wanted.revision, profile=wanted.profile.core)
         return _document(view)
 
