@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_serving.catalog.integrity import content_digest, matches, verify
+from mlx_serving.catalog.integrity import content_digest, look, matches, verify
 from mlx_serving.catalog.safetensors import Tensor, read_header
 
 
@@ -78,6 +78,7 @@ def test_each_damage_names_the_file(model: Path, name: str, content: bytes | Non
     [damage] = verify(model).damages
     assert damage.file == model / name
     assert told in str(damage)
+    assert look(model) == [damage]
 
 
 def test_a_directory_without_weights_lacks_them(tmp_path: Path) -> None:
@@ -116,6 +117,7 @@ def test_a_changed_byte_shows_where_the_digest_is_known(model: Path) -> None:
 def test_a_link_that_leads_nowhere_is_damage(model: Path) -> None:
     _linked(model, "config.json", "0" * 64).unlink()
     [damage] = verify(model).damages
+    assert look(model) == [damage]
     assert (damage.file.name, damage.reason) == ("config.json", "is missing: its link leads nowhere")
 
 

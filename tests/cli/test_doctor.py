@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -34,6 +35,16 @@ def test_doctor_warns_of_the_slow_blas_and_of_a_taken_port(tmp_path: Path) -> No
     assert any(line.startswith("! blas: ") for line in warnings)
     assert any(line.startswith("! port: ") and str(port) in line for line in warnings)
     assert ended.stdout.count("    fix: ") >= len(warnings)
+
+
+def test_doctor_names_the_damaged_file_of_a_model(tmp_path: Path, tiny_model: Path) -> None:
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    ended = run(tmp_path, "doctor", "--set", f"models.default={broken}")
+    assert ended.returncode == 1
+    assert "✗ model broken: model.safetensors is damaged: it is cut off" in ended.stdout
+    assert f"fix: mlx-serving pull {broken}" in ended.stdout
 
 
 def test_doctor_tells_why_the_worker_does_not_start(tmp_path: Path) -> None:

@@ -77,6 +77,14 @@ def verify(directory: Path, on_bytes: OnBytes = lambda done, total: None) -> Ver
     return Verdict(len(files), sum(sizes.values()), len(named), tuple(sorted(damages, key=lambda one: one.file)))
 
 
+def look(directory: Path) -> list[Damage]:
+    """The damages that show without reading the weights: a moment, also for a large model."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() or path.is_symlink())
+    missing = [Damage(file, "is missing: its link leads nowhere") for file in files if not file.is_file()]
+    lost = {damage.file for damage in missing}
+    return [*missing, *_form_damages(directory, [file for file in files if file not in lost], lost)]
+
+
 def content_digest(file: Path) -> str | None:
     """The digest that the content of a file of the hub's cache should have; None for files from elsewhere.
 

@@ -124,6 +124,7 @@ def _port(config: Config) -> Check:
 
 
 def _models(config: Config) -> Iterator[Check]:
+    from mlx_serving.catalog.integrity import look
     from mlx_serving.catalog.prepare import locate
     from mlx_serving.catalog.reference import parse_reference
 
@@ -136,6 +137,8 @@ def _models(config: Config) -> Iterator[Check]:
             continue
         if path is None:
             yield Check(name, "ok", "not on this machine yet; it is prepared when it is first needed")
+        elif damages := look(path):
+            yield Check(name, "error", "; ".join(map(str, damages[:3])), f"mlx-serving pull {served.model}")
         else:
             yield Check(name, "ok", str(path))
 
