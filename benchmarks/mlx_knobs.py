@@ -32,7 +32,6 @@ from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.machine import blas, page_cache
 
-STEPS = 24
 _COMMANDS: Mapping[str, Mapping[str, str]] = {
     "as it is": {},
     "8 operations": {"MLX_MAX_OPS_PER_BUFFER": "8"},
@@ -45,7 +44,7 @@ Ways = Mapping[str, Callable[[], float]]
 class Bench:
     """Times are seconds."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, steps: int) -> None:
         import mlx.core as mx
         from mlx_lm.models.cache import make_prompt_cache
         from mlx_lm.utils import load_model
@@ -54,6 +53,7 @@ class Bench:
         self._load: Any = load_model
         self._make_cache: Any = make_prompt_cache
         self.directory = directory
+        self.steps = steps
         self.files = sorted(directory.glob("*.safetensors"))
         self.model = self.loaded()
 
@@ -93,7 +93,7 @@ class Bench:
         ]
         launched: list[Any] = []
         began = time.perf_counter()
-        for step in range(STEPS + 4):
+        for step in range(self.steps + 4):
             if step == 4:
                 for token in launched:
                     mx.eval(token)
@@ -151,7 +151,9 @@ class Bench:
                     "two": lambda: self.decode_in_turns([self.model, other], two),
                 }
             case "commands" if mx.metal.is_available():
-                return {name: lambda name=name: _in_child(self.directory, _COMMANDS[name]) for name in _COMMANDS}
+                return {
+                    name: lambda name=name: _in_child(self.directory, self.steps, _COMMANDS[name]) for name in _COMMANDS
+                }
             case "wired" if mx.metal.is_available():
                 working_set = int(mx.device_info()["max_recommended_working_set_size"])
                 return {
@@ -162,10 +164,10 @@ class Bench:
                 return "skipped: needs Metal"
 
 
-def _in_child(directory: Path, variables: Mapping[str, str]) -> float:
+def _in_child(directory: Path, steps: int, variables: Mapping[str, str]) -> float:
     """MLX reads these variables once, when its first command buffer is made."""
     ended = subprocess.run(
-        [sys.executable, __file__, "--model", str(directory), "--decode-once"],
+        [sys.executable, __file__, "--model", str(directory), "--steps", str(steps), "--decode-once"],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
@@ -193,12 +195,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=24, help="tokens of a stream in a round")
     parser.add_argument("--knob", action="append", choices=knobs, default=[])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--decode-once", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     directory = prepare(parse_reference(arguments.model), lambda step: None)
-    bench = Bench(directory)
+    bench = Bench(directory, arguments.steps)
     if arguments.decode_once:
         bench.decode()
         print(bench.decode())
