@@ -33,9 +33,10 @@ WATCHFUL = {"heartbeat_interval_s": 0.2, "heartbeat_timeout_s": 1.5}
 
 
 def serving(model: Path, **sections: Any) -> Config:
-    """The configuration of an engine that serves `model` as `tiny`, loaded when it is needed."""
+    """The configuration of an engine that serves `model` as `tiny`, loaded when it is needed. What the worker does is
+    what a test asks for: it warms nothing up."""
     worker = {"backoff": {"initial_delay_s": 0.01, "max_delay_s": 0.02}, **sections.pop("worker", {})}
-    models = {"served": [{"model": str(model), "name": MODEL, "preload": False}]}
+    models = {"served": [{"model": str(model), "name": MODEL, "preload": False, "warm_up": False}]}
     return Config.model_validate({"models": models, "worker": worker, **sections})
 
 

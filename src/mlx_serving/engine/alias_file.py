@@ -35,7 +35,8 @@ def read(path: Path) -> Mapping[str, tuple[Target, ...]]:
 
 def write(path: Path, aliases: Mapping[str, tuple[Target, ...]]) -> None:
     """In one step: whoever reads finds the old content or the new one. Raises `OSError`."""
-    content = _Content(_FORMAT, {name: list(targets) for name, targets in aliases.items()})
+    told = {name: [_told(target) for target in targets] for name, targets in aliases.items()}
+    content = {"format": _FORMAT, "aliases": told}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
@@ -47,6 +48,12 @@ def write(path: Path, aliases: Mapping[str, tuple[Target, ...]]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _told(target: Target) -> dict[str, object]:
+    said: dict[str, object] = {"model": target.model, "since": target.since, "profile": target.profile.given()}
+    source = {"reference": target.reference, "revision": target.revision}
+    return said | {name: value for name, value in source.items() if value is not None}
 
 
 def _refused(path: Path, why: str) -> InvalidConfig:

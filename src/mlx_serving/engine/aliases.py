@@ -13,10 +13,11 @@ from mlx_serving.config.served_models import public_name
 from mlx_serving.core.alias_table import AliasTable, AliasView, Target
 from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.serving import ServedModel
+from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.engine import alias_file
 from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.engine.pooled_models import PooledModels
-from mlx_serving.errors import EngineError, InsufficientMemory, InvalidRequest
+from mlx_serving.errors import EngineError, InsufficientMemory, InvalidRequest, ModelNotFound
 from mlx_serving.telemetry.events import AliasMoved, EventBus
 from mlx_serving.telemetry.logger import get_logger
 
@@ -91,9 +92,11 @@ class Aliases:
             target = replace(self._target(model, revision), profile=profile, since=time.time())
             try:
                 await self._move(name, self._table.with_target(name, target), target.model)
-            except EngineError:
+            except EngineError as error:
                 if target.model not in known:
                     self._models.forget(target.model)
+                if isinstance(error, ModelNotFound):
+                    raise _not_found(model, known, error) from error
                 raise
         return self._table.view(name)
 
@@ -165,6 +168,15 @@ class Aliases:
             alias_file.write(self._path, self._table.set)
         except OSError as error:
             _log.error("the aliases could not be saved", file=str(self._path), message=str(error))
+
+
+def _not_found(model: str, served: Sequence[str], error: ModelNotFound) -> ModelNotFound:
+    hint = did_you_mean(model, served)
+    return ModelNotFound(
+        f"{model!r} is not served here" + (f" (did you mean {hint}?)" if hint else "") + f", and {error.message}",
+        model=model,
+        served=list(served),
+    )
 
 
 def _told(target: Target) -> dict[str, object]:
