@@ -95,7 +95,7 @@ class Stack:
         for model in plan.added:
             # An alias may mean it at once; one that somebody has loaded under the name is replaced later.
             if model.name not in self.core.models.names():
-                self.core.models.register(_spec(config, model))
+                self.core.models.register(_spec(model))
         _configure_names(self.core.aliases, config)
         self.core.adopt(
             backend=self._layers.outermost(config),
@@ -106,7 +106,7 @@ class Stack:
         )
         for share, worker in zip(self._shares, self.core.workers, strict=True):
             worker.streams.flow_policy = config.scheduler.flow
-            worker.models.room.policy = config.models.room
+            worker.models.room.reconfigure(config.models.room)
             worker.supervisor.reconfigure(_command(config, share), config.worker)
 
     async def carry_out(self, plan: Plan) -> dict[str, EngineError]:
@@ -119,14 +119,14 @@ class Stack:
             await self.core.restart_workers()
             self._layers.versions.settings = _told(plan.config)
         failed = await self.core.change_models(
-            added=[_spec(plan.config, model) for model in plan.added],
+            added=[_spec(model) for model in plan.added],
             removed=[model.name for model in plan.removed],
-            replaced=[_spec(plan.config, model) for model in plan.replaced],
+            replaced=[_spec(model) for model in plan.replaced],
             load=plan.to_load,
         )
         for model in plan.config.models.served:
             if model.name in self.core.models.names():
-                self.core.models.adjust(_spec(plan.config, model))
+                self.core.models.adjust(_spec(model))
         return failed
 
 
@@ -141,7 +141,7 @@ def assemble(config: Config) -> Stack:
     pool = WorkerPool(workers, inquest, PlacementPolicy())
     models = PooledModels(pool, events)
     for served in config.models.served:
-        models.register(_spec(config, served))
+        models.register(_spec(served))
 
     alias_file = config.models.alias_file
     aliases = Aliases(models, events, None if alias_file is None else Path(alias_file).expanduser())
@@ -257,7 +257,7 @@ def _command(config: Config, share: DeviceShare) -> WorkerCommand:
     return WorkerCommand(settings, config.worker.python, config.worker.blas, share.environment)
 
 
-def _spec(config: Config, model: ServedModel) -> ModelSpec:
+def _spec(model: ServedModel) -> ModelSpec:
     return ModelSpec(
         model.name,
         model.model,
@@ -267,6 +267,6 @@ def _spec(config: Config, model: ServedModel) -> ModelSpec:
         reasoning_parser=model.reasoning_parser,
         weights=model.weights,
         pinned=model.pin,
-        keep_alive_s=config.models.keep_alive_of(model),
+        keep_alive_s=model.keep_alive_s,
         warm_up=model.warm_up,
     )

@@ -79,11 +79,18 @@ def test_a_model_that_was_idle_for_as_long_as_it_may_be_is_overdue() -> None:
         idle("pinned", pinned=True, keep_alive_s=1.0),
         Resident("busy", 1, keep_alive_s=1.0),
     ]
-    assert overdue(residents, 4.9) == []
-    assert overdue(residents, 5.0) == ["soon"]
-    assert overdue(residents, 8.0) == ["soon", "later"]
-    assert next_due(residents) == 5.0
-    assert next_due(residents[2:]) is None
+    assert overdue(residents, POLICY, 4.9) == []
+    assert overdue(residents, POLICY, 5.0) == ["soon"]
+    assert overdue(residents, POLICY, 8.0) == ["soon", "later"]
+    assert next_due(residents, POLICY) == 5.0
+    assert next_due(residents[2:], POLICY) is None
+
+
+def test_the_policy_holds_for_those_of_which_nothing_else_is_said() -> None:
+    policy = RoomPolicy(keep_alive_s=2.0)
+    residents = [idle("own", keep_alive_s=5.0), idle("all"), idle("pinned", pinned=True)]
+    assert overdue(residents, policy, 3.0) == ["all"]
+    assert next_due(residents, policy) == 2.0
 
 
 def test_a_policy_out_of_its_limits_is_refused() -> None:
@@ -91,6 +98,8 @@ def test_a_policy_out_of_its_limits_is_refused() -> None:
         RoomPolicy(half_life_s=0)
     with pytest.raises(ValueError, match="drain_timeout_s must be at least 0"):
         RoomPolicy(drain_timeout_s=-1)
+    with pytest.raises(ValueError, match="keep_alive_s must be at least 0"):
+        RoomPolicy(keep_alive_s=-1)
 
 
 RESIDENTS = st.lists(

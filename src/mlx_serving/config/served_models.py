@@ -270,11 +270,7 @@ class ModelsConfig(BaseModel):
     @property
     def room(self) -> RoomPolicy:
         """How models make room for each other."""
-        return RoomPolicy(drain_timeout_s=self.drain_timeout_s)
-
-    def keep_alive_of(self, model: ServedModel) -> float | None:
-        """How long a model stays when nobody uses it, in seconds; None: as long as there is room."""
-        return self.keep_alive_s if model.keep_alive_s is None else model.keep_alive_s
+        return RoomPolicy(drain_timeout_s=self.drain_timeout_s, keep_alive_s=self.keep_alive_s)
 
     @model_validator(mode="before")
     @classmethod

@@ -18,14 +18,17 @@ from mlx_serving.core.bounds import at_least, greater_than
 @dataclass(frozen=True, slots=True)
 class RoomPolicy:
     """`drain_timeout_s` is how long a model that is in use may be waited for; then it stays, and who wanted its memory
-    is refused."""
+    is refused. `keep_alive_s` is how long models may be idle of which nothing else is said; None: for ever."""
 
     half_life_s: float = 600.0
     drain_timeout_s: float = 30.0
+    keep_alive_s: float | None = None
 
     def __post_init__(self) -> None:
         greater_than("half_life_s", self.half_life_s, 0)
         at_least("drain_timeout_s", self.drain_timeout_s, 0)
+        if self.keep_alive_s is not None:
+            at_least("keep_alive_s", self.keep_alive_s, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Use:
 @dataclass(frozen=True, slots=True)
 class Resident:
     """A model in the worker. `idle_since` is None while it is in use; `keep_alive_s` is how long it may be idle, None
-    for ever. `size` is what its weights take, in bytes."""
+    as the policy says. `size` is what its weights take, in bytes."""
 
     name: str
     size: int
@@ -79,17 +82,18 @@ def give_way(
     return [one.name for one in chosen]
 
 
-def overdue(residents: Iterable[Resident], now: float) -> Sequence[str]:
+def overdue(residents: Iterable[Resident], policy: RoomPolicy, now: float) -> Sequence[str]:
     """Those that have been idle for as long as they may be."""
-    return [one.name for one in residents if (due := _due(one)) is not None and due <= now]
+    return [one.name for one in residents if (due := _due(one, policy)) is not None and due <= now]
 
 
-def next_due(residents: Iterable[Resident]) -> float | None:
+def next_due(residents: Iterable[Resident], policy: RoomPolicy) -> float | None:
     """When the next one will have been idle for too long, in monotonic seconds, if nobody uses it."""
-    return min((due for one in residents if (due := _due(one)) is not None), default=None)
+    return min((due for one in residents if (due := _due(one, policy)) is not None), default=None)
 
 
-def _due(one: Resident) -> float | None:
-    if one.pinned or one.idle_since is None or one.keep_alive_s is None:
+def _due(one: Resident, policy: RoomPolicy) -> float | None:
+    keep_alive_s = policy.keep_alive_s if one.keep_alive_s is None else one.keep_alive_s
+    if one.pinned or one.idle_since is None or keep_alive_s is None:
         return None
-    return one.idle_since + one.keep_alive_s
+    return one.idle_since + keep_alive_s

@@ -196,7 +196,7 @@ class EngineCore:
         name that is another model's and is not to be replaced.
         """
         form = weights or AS_THEY_ARE
-        spec = ModelSpec(name or default_name(reference, form.adapter), reference, revision, weights=form)
+        spec = ModelSpec(name or default_name(reference, form.adapter), reference, revision, weights=form, warm_up=True)
         known = self._parts.models.spec(spec.name) if spec.name in self._parts.models.names() else None
         if known is not None and replace:
             version = known.with_reference(reference, revision, weights)

@@ -23,7 +23,7 @@ class ModelSpec:
     """A model that can be named: `reference` is what the worker loads, `name` what callers say.
 
     How it stays in memory makes no other model of it: a `pinned` one gives way to nobody, `keep_alive_s` is how long it
-    may be idle (None: as long as nobody needs the memory), and with `warm_up` it generates a few tokens before anybody
+    may be idle (None: as all others), and with `warm_up` it generates a few tokens before anybody
     gets it.
     """
 

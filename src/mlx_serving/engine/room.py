@@ -58,6 +58,11 @@ class Room:
                 await entry.changed.wait()
         return True
 
+    def reconfigure(self, policy: RoomPolicy) -> None:
+        """Go on with another policy."""
+        self.policy = policy
+        self.look()
+
     def look(self) -> None:
         """Somebody came or went: evict what was idle for too long, and look again when the next one will be."""
         if self._timer is not None:
@@ -65,7 +70,7 @@ class Room:
             self._timer = None
         entries = {entry.spec.name: entry for entry in self._entries()}
         residents = [resident for entry in entries.values() if (resident := entry.resident()) is not None]
-        due = model_room.next_due(residents)
+        due = model_room.next_due(residents, self.policy)
         if due is not None:
             delay = max(0.0, due - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._evict_overdue)
@@ -77,7 +82,7 @@ class Room:
     def _evict_overdue(self) -> None:
         entries = {entry.spec.name: entry for entry in self._entries()}
         residents = [resident for entry in entries.values() if (resident := entry.resident()) is not None]
-        for name in model_room.overdue(residents, time.monotonic()):
+        for name in model_room.overdue(residents, self.policy, time.monotonic()):
             self._events.publish(ModelEvicted(model_id=name, reason="idle"))
             self._dispatch(entries[name], residency.Unload())
         self.look()
