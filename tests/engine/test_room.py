@@ -25,7 +25,9 @@ NAMES = ("one", "two", "three")
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("room")
-    return {name: make_llama(home / name, layers=16, seed=seed, context_length=4096) for seed, name in enumerate(NAMES)}
+    # Caches that are small beside the weights: what is tried here is room for models.
+    shape = {"layers": 16, "head_dim": 4, "context_length": 4096}
+    return {name: make_llama(home / name, seed=seed, **shape) for seed, name in enumerate(NAMES)}
 
 
 def config_of(models: Mapping[str, Path], room_for: float, section: Any = None, **of_model: Any) -> Config:
