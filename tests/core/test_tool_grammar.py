@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import cast
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from mlx_serving.core.output_formats import HARMONY, output_format
-from mlx_serving.core.output_parser import OutputParser
+from mlx_serving.core.output_formats import HARMONY, TOOL_STYLES, output_format
+from mlx_serving.core.output_parser import OutputFormat, OutputParser
 from mlx_serving.core.thought_grammar import Lead, Thinking, thought_lead
 from mlx_serving.core.tool_arguments import Schemas
 from mlx_serving.core.tool_grammar import FORCIBLE, tool_grammar
+from mlx_serving.errors import GuidanceError
 
 from .test_output_parser import THINK
 
@@ -19,12 +22,22 @@ SCHEMAS: Schemas = {
     "f": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False},
     "g": {},
 }
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
 ANSWERS = {
     "json_tools": '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>',
     "llama": '{"name": "f", "parameters": {"x": 1}}',
     "mistral": '[TOOL_CALLS][{"name": "f", "arguments": {"x": 1}}]',
     "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
     '{"x": 1}<|tool_call_end|><|tool_calls_section_end|>',
+    "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n"
+    '{"x": 1}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    "deepseek_v32": '<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="x" string="false">1'
+    "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+    "glm47": "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+    "minimax_m2": '<minimax:tool_call>\n<invoke name="f">\n<parameter name="x">1</parameter>\n</invoke>\n'
+    "</minimax:tool_call>",
+    "pythonic": "<|tool_call_start|>[f(x=1)]<|tool_call_end|>",
+    "qwen3_coder": "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
     "harmony": '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}',
 }
 
@@ -39,10 +52,18 @@ def fits(grammar: str, text: str) -> bool:
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
 
+READ_HERE = [style for style in FORCIBLE if style == HARMONY or style in TOOL_STYLES]
+"""The others are read by mlx-lm's parsers."""
+
+
+def format_of(style: str) -> OutputFormat:
+    return output_format(style if style in READ_HERE else None, THINK.get(style, "think"))
+
+
 @pytest.mark.parametrize("style", FORCIBLE)
 @pytest.mark.parametrize("thinking", [False, True])
 def test_a_call_fits_and_is_read_again(style: str, thinking: bool) -> None:
-    output = output_format(style, THINK.get(style, "think"))
+    output = format_of(style)
     lead = thought_lead(output, Thinking.OPEN if thinking else Thinking.AHEAD, no_token)
     grammar = tool_grammar(style, SCHEMAS, no_token, parallel=True, lead=lead)
     answer = ANSWERS[style]
@@ -50,10 +71,10 @@ def test_a_call_fits_and_is_read_again(style: str, thinking: bool) -> None:
     before = ("" if thinking else start) + "hm" + end + ("<|start|>assistant" if style == HARMONY else "\n")
     assert fits(grammar, before + answer)
     assert fits(grammar, answer) is not thinking
-    assert not fits(grammar, before + answer.replace("1}", "3}"))
+    assert not fits(grammar, before + answer.replace("1", "3"))
     assert not fits(grammar, "Hello")
-    parser = OutputParser(output, "s", tools=[], thinking=thinking)
-    if style != "llama":
+    parser = OutputParser(output, "s", tools=TOOLS, thinking=thinking)
+    if style != "llama" and style in READ_HERE:
         [call] = parser.feed(before + answer).tool_calls
         assert (call.name, json.loads(call.arguments)) == ("f", {"x": 1})
 
@@ -69,3 +90,104 @@ def test_markers_that_are_tokens_are_written_as_tokens() -> None:
     grammar = tool_grammar("mistral", SCHEMAS, len, parallel=True, lead=Lead(""))
     assert LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)) == ""
     assert '<[12]> "f" <[6]> args_0' in grammar
+
+
+TAGGED = ["qwen3_coder", "glm47", "deepseek_v32", "pythonic"]
+MIXED: dict[str, object] = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "word": {"type": "string", "enum": ["a b", "c"]},
+        "short": {"type": "string", "minLength": 1, "maxLength": 3},
+        "list": {"type": "array", "items": {"$ref": "#/$defs/n"}, "maxItems": 2},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "same": {"type": "string", "const": "x"},
+        "any": True,
+    },
+    "required": ["word", "list"],
+    "$defs": {"n": {"type": "integer", "minimum": 1}},
+}
+ARGUMENTS: list[dict[str, object]] = [
+    {"word": "c", "list": []},
+    {"text": "two\nlines, <b> & 'more' </b", "word": "a b", "list": [1, 2]},
+    {"short": "ab", "word": "c", "list": [7], "maybe": None, "same": "x", "any": {"a": [True, None, "é"]}},
+    {"word": "c", "list": [], "maybe": 'a "b"'},
+]
+
+
+def written(style: str, arguments: Mapping[str, object]) -> str:
+    """A call of `f` as a model writes it."""
+
+    def value(key: str) -> str:
+        one = arguments[key]
+        is_text = key in ("text", "word", "short", "same") and style != "pythonic"
+        return str(one) if is_text else json.dumps(one, ensure_ascii=False)
+
+    keys = [key for key in cast("Mapping[str, object]", MIXED["properties"]) if key in arguments]
+    match style:
+        case "qwen3_coder":
+            inside = "".join(f"<parameter={key}>\n{value(key)}\n</parameter>\n" for key in keys)
+            return f"<tool_call>\n<function=f>\n{inside}</function>\n</tool_call>"
+        case "glm47":
+            pairs = [f"<arg_key>{key}</arg_key>\n<arg_value>{value(key)}</arg_value>\n" for key in keys]
+            return f"<tool_call>f\n{''.join(pairs)}</tool_call>"
+        case "deepseek_v32":
+            texts = [str(key in ("text", "word", "short", "same")).lower() for key in keys]
+            inside = "".join(
+                f'<｜DSML｜parameter name="{key}" string="{is_text}">{value(key)}</｜DSML｜parameter>\n'
+                for key, is_text in zip(keys, texts, strict=True)
+            )
+            section = f'<｜DSML｜invoke name="f">\n{inside}</｜DSML｜invoke>\n'
+            return f"<｜DSML｜tool_calls>\n{section}</｜DSML｜tool_calls>"
+        case _:
+            inside = ", ".join(f"{key}={value(key)}" for key in keys)
+            return f"<|tool_call_start|>[f({inside})]<|tool_call_end|>"
+
+
+@pytest.mark.parametrize("style", TAGGED)
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_arguments_between_tags_fit_their_schemas(style: str, arguments: dict[str, object]) -> None:
+    grammar = tool_grammar(style, {"f": MIXED}, no_token, parallel=True, lead=Lead(""))
+    answer = written(style, arguments)
+    assert fits(grammar, answer)
+    for mistake in ({"list": [0]}, {"list": [1, 2, 3]}, {"word": "b"}, {"short": "abcd"}, {"other": 1}):
+        if mistake.keys() <= arguments.keys():
+            assert not fits(grammar, written(style, {**arguments, **mistake}))
+    assert not fits(grammar, written(style, {key: one for key, one in arguments.items() if key != "word"}))
+    tools = [{"type": "function", "function": {"name": "f", "parameters": MIXED}}]
+    parser = OutputParser(output_format(style, None), "s", tools=tools)
+    [call] = parser.feed(answer).tool_calls
+    assert json.loads(call.arguments) == arguments
+
+
+@pytest.mark.parametrize("style", TAGGED)
+def test_a_tool_may_have_no_arguments_or_none_that_must_be(style: str) -> None:
+    grammar = tool_grammar(style, {"f": {}}, no_token, parallel=True, lead=Lead(""))
+    assert fits(grammar, written(style, {}))
+    free = {key: each for key, each in MIXED.items() if key != "required"}
+    grammar = tool_grammar(style, {"f": free}, no_token, parallel=False, lead=Lead(""))
+    for arguments in ({}, {"any": 1}, {"text": "a", "short": "b"}):
+        assert fits(grammar, written(style, arguments))
+
+
+def test_a_tag_that_is_a_token_is_one() -> None:
+    grammar = tool_grammar("deepseek_v32", {"f": MIXED}, {"｜DSML｜": 7}.get, parallel=True, lead=Lead(""))
+    assert LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)) == ""
+    assert '"<" <[7]> "parameter name=\\"text\\" string=\\"true\\">" ARGS_0_0 <[7]> "parameter>"' in grammar
+    assert r"ARGS_0_0: /(.|\n)*<\//" in grammar
+
+
+@pytest.mark.parametrize(
+    ("schema", "words", "keywords"),
+    [
+        ({"oneOf": []}, "schema of f has what", ["oneOf"]),
+        ({"required": ["a"]}, "requires a", ["required"]),
+        ({"properties": {"a": False}}, "no value", []),
+        ({"properties": {"a b": {}}}, "'a b'", []),
+        ({"properties": {"a": {"type": "string", "pattern": "x"}}}, "of a has what", ["pattern"]),
+    ],
+)
+def test_what_tags_cannot_follow_is_refused(schema: dict[str, object], words: str, keywords: list[str]) -> None:
+    with pytest.raises(GuidanceError, match=words) as refused:
+        tool_grammar("glm47", {"f": schema}, no_token, parallel=True, lead=Lead(""))
+    assert (refused.value.field, refused.value.details.get("keywords", [])) == ("tools", keywords)

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+
+from mlx_serving.core.tool_grammar import FORCIBLE
 
 from .. import tiny_models
 from .driver import WorkerProcess
@@ -31,6 +34,17 @@ TOOLS: list[dict[str, Any]] = [
         },
     }
 ]
+MIXED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "kind": {"type": "string", "enum": ["cat", "small dog"]},
+        "name": {"type": "string", "minLength": 1, "maxLength": 4},
+        "ages": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 99}, "maxItems": 2},
+    },
+    "required": ["kind", "name", "ages"],
+    "additionalProperties": False,
+}
+MIXED_TOOLS = [{"type": "function", "function": {"name": "note", "parameters": MIXED}}]
 MESSAGES = [{"role": "user", "content": "Hi"}]
 # Where the prompt has ended the reasoning already, the structure is all that is written, more reasoning included.
 ANSWER = (
@@ -132,6 +146,22 @@ def test_a_call_can_be_forced(worker: WorkerProcess, caller: Path, params: dict[
         assert name == "look_up"
         assert json.loads(arguments)["what"] in ("cats", "dogs")
         assert events[-1]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("style", [style for style in FORCIBLE if style != "harmony"])
+def test_calls_of_every_style_can_be_forced_and_are_read(worker: WorkerProcess, caller: Path, style: str) -> None:
+    worker.call("unload_model", model_id=str(caller))
+    worker.call("load_model", model_id=str(caller), tool_parser=style)
+    asked: list[dict[str, Any]] = [{"reasoning_budget": 3}, {"template_kwargs": {}}]
+    for params in asked:
+        sampling = {"temperature": 1.0, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 500}
+        events = ask(worker, caller, None, tools=MIXED_TOOLS, **sampling, **params)
+        [(_, name, arguments)] = calls(events)
+        assert name == "note"
+        jsonschema.validate(json.loads(arguments), MIXED)
+        assert events[-1]["finish_reason"] == "tool_calls"
+    worker.call("unload_model", model_id=str(caller))
+    worker.call("load_model", model_id=str(caller))
 
 
 def test_reasoning_ends_with_its_budget(worker: WorkerProcess, caller: Path) -> None:

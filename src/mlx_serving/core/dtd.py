@@ -142,11 +142,10 @@ class _Reader:
                 raise self._error(f"gives <{element}> an attribute {name} of type {kind[:40]}, which is not supported")
 
     def _content(self, name: str, text: str) -> Content:
-        match text:
-            case "EMPTY":
-                return None
-            case "ANY":
-                return Text(self._names)
+        if text == "EMPTY":
+            return None
+        if text == "ANY":
+            return Text(self._names)
         pieces = self._pieces(name, text)
         if "#PCDATA" in pieces:
             return self._mixed(name, pieces)
@@ -217,8 +216,8 @@ class _Reader:
         """Round by round, from elements that need no others to those that need what was found to end."""
         ending: frozenset[str] = frozenset()
         while True:
-            found = {name for name, each in contents.items() if not isinstance(each, Part) or each.ends(ending)}
-            if found == ending:
+            found = [name for name, each in contents.items() if not isinstance(each, Part) or each.ends(ending)]
+            if len(found) == len(ending):
                 break
             ending = frozenset(found)
         if root not in ending:

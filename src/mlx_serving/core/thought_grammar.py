@@ -15,7 +15,7 @@ from mlx_serving.core.output_parser import OutputFormat, opens_thought
 TokenOf: TypeAlias = Callable[[str], int | None]
 """The token that stands for a marker and is no text, if there is one."""
 
-_PIECE = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|[^<\[]+|[<\[]")
+_PIECE = re.compile(r"｜DSML｜|<｜[^<>]*｜>|<[^<>｜]*>|\[[^\[\]]*\]|[^<\[｜]+|[<\[｜]")
 
 
 class Thinking(Enum):
@@ -53,6 +53,17 @@ def mark(marker: str, token_of: TokenOf) -> str:
     return " ".join([*pieces, _text(text)] if text else pieces)
 
 
+def text_until(end: str, name: str, token_of: TokenOf) -> tuple[str, str]:
+    """Any text and its end, and the rule that it needs, which has this name. An end that is text is found in whatever
+    tokens it comes."""
+    ending = mark(end, token_of)
+    text, token, rest = ending.partition("<[")
+    if not token:
+        return name, f"{name}[suffix={_text(end)}]: /(.|\\n)*/"
+    before = re.sub(r"[\\/.^$|?*+()\[\]{}]", r"\\\g<0>", json.loads(text)) if text else ""
+    return f"{name.upper()} {token}{rest}", f"{name.upper()}: /(.|\\n)*{before}/"
+
+
 class Lead(NamedTuple):
     """What comes first in the rule of an answer, empty or with a space behind it, and the lines it needs besides."""
 
@@ -80,7 +91,7 @@ def form_lead(output: OutputFormat, thinking: Thinking, token_of: TokenOf) -> st
 
 def _marked(output: OutputFormat, thinking: Thinking, token_of: TokenOf) -> Lead:
     start = mark(_written(output.think_starts, token_of), token_of)
-    thought, rule = _thought(_written(output.think_ends, token_of), token_of)
+    thought, rule = text_until(_written(output.think_ends, token_of), "thought", token_of)
     answer = _answer_start(output, token_of)
     rules = [rule, "THOUGHT_SPACE: /[ \\n]{0,4}/"]
     if thinking is Thinking.OPEN:
@@ -92,19 +103,11 @@ def _harmony(thinking: Thinking, token_of: TokenOf) -> Lead:
     """What follows is a message of its own, and says on which channel."""
     if thinking is Thinking.OVER:
         return Lead("")
-    thought, rule = _thought("<|end|>", token_of)
+    thought, rule = text_until("<|end|>", "thought", token_of)
     closing = f'{thought} {mark("<|start|>", token_of)} "assistant"'
     if thinking is Thinking.OPEN:
         return Lead(f"{closing} ", [rule])
     return Lead(f'({mark("<|channel|>", token_of)} "analysis" {mark("<|message|>", token_of)} {closing})? ', [rule])
-
-
-def _thought(end: str, token_of: TokenOf) -> tuple[str, str]:
-    """Any text and its end, and the rule of that. An end that is text is found in whatever tokens it comes."""
-    ending = mark(end, token_of)
-    if ending.startswith("<["):
-        return f"THOUGHT {ending}", "THOUGHT: /(.|\\n)*/"
-    return "thought", f"thought[suffix={_text(end)}]: /(.|\\n)*/"
 
 
 def _written(markers: Sequence[str], token_of: TokenOf) -> str:

@@ -156,7 +156,7 @@ class _Writer:
     def _referred(self, reference: str, indent: int, *, at_root: bool) -> str:
         if reference in self._within:
             raise self._error(f"leads back to itself with {reference}: in YAML nothing may", ["$ref"])
-        target: object = self._root
+        target = cast("object", self._root)
         for step in reference.split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
             target = cast("Mapping[str, object]", target).get(name) if isinstance(target, Mapping) else None
