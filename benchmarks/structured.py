@@ -1,7 +1,7 @@
 """Structured answers: whether they fit, what they cost, and what they cost others.
 
     python benchmarks/structured.py                  # everything, several minutes
-    python benchmarks/structured.py --part fit       # one of: fit, throughput, first-token
+    python benchmarks/structured.py --part fit       # one of: fit, throughput, first-token, gap
     python benchmarks/structured.py --json
 
 fit:          random JSON Schemas, regular expressions and grammars (seeded), answered by a random model that left alone
@@ -11,12 +11,16 @@ throughput:   eight streams of the embedded model with a schema against eight wi
               beside four with a schema against four beside four more free ones. Ratios of tokens a
               second, the median over rounds.
 first-token:  one stream at a time, with a schema that was never seen before against none, in turns. Milliseconds.
+gap:          a free stream of the embedded model, and in the middle of it the first request with a schema since the
+              worker started, which ends with its first token. The longest time between two tokens of the free stream
+              before that request and from it on, in milliseconds, and their ratio.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -38,6 +42,7 @@ from mlx_serving.core.generation import FinishReason, GenerationRequest, Samplin
 EMBEDDED = "smollm2-135m"
 PROMPT = "A record of a person who lives in a small town by the sea, as JSON: "
 AT_ONCE = 8
+PARTS = ("gap", "fit", "throughput", "first-token")
 
 MODERATE: dict[str, Any] = {
     "type": "object",
@@ -264,11 +269,35 @@ async def first_token(engine: Engine, rounds: int) -> Any:
     }
 
 
+async def gap(engine: Engine, tokens: int) -> Any:
+    """To be measured before anything else asks for a structure."""
+    await answer(engine, EMBEDDED, None, temperature=0.0, max_tokens=4)  # it loads the model
+    sampling = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    request = GenerationRequest(str(uuid.uuid4()), EMBEDDED, TextPrompt(PROMPT), sampling)
+    times: list[float] = []
+    other: asyncio.Task[Answer] | None = None
+    async with engine.core.generate(request) as deltas:
+        async for delta in deltas:
+            if delta.token_ids:
+                times.append(time.perf_counter())
+            if len(times) == tokens // 2 and other is None:
+                form = Structure("json_schema", MODERATE)
+                other = asyncio.create_task(answer(engine, EMBEDDED, form, temperature=0.0, max_tokens=1))
+    assert other is not None
+    await other
+    gaps = [1000 * (later - earlier) for earlier, later in itertools.pairwise(times)]
+    # The other request's prompt is computed in one of these steps, as it would be without a schema.
+    before, after = max(gaps[1 : tokens // 2]), max(gaps[tokens // 2 :])
+    return {"longest_before_ms": before, "longest_from_the_request_on_ms": after, "ratio": after / before}
+
+
 async def measure(arguments: argparse.Namespace, noise: Path) -> dict[str, Any]:
     served = [{"model": EMBEDDED}, {"model": str(noise), "name": "noise"}]
     found: dict[str, Any] = {}
-    parts = (arguments.part,) if arguments.part else ("fit", "throughput", "first-token")
+    parts = (arguments.part,) if arguments.part else PARTS
     async with Engine({"models": {"served": [{**each, "preload": False} for each in served]}}) as engine:
+        if "gap" in parts:
+            found["gap"] = await gap(engine, arguments.tokens)
         if "fit" in parts:
             dice = random.Random(arguments.seed)
             found["fit, random model"] = await fit(engine, "noise", cases(dice, arguments.schemas, 50), 1500)
@@ -282,7 +311,7 @@ async def measure(arguments: argparse.Namespace, noise: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("fit", "throughput", "first-token"))
+    parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--schemas", type=int, default=300, help="for the random model (default 300)")
     parser.add_argument("--embedded", type=int, default=24, help="schemas for the embedded model (default 24)")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer, for throughput (default 64)")

@@ -98,6 +98,7 @@ async def test_bombs_and_mistakes_are_the_clients_fault_and_nobody_elses(tiny: S
             with pytest.raises(openai.BadRequestError) as refused:
                 await client.chat.completions.create(model="tiny", messages=HELLO, extra_body=form)
             assert refused.value.code == "invalid_structure"
+            assert refused.value.param in form
 
         texts, _ = await asyncio.gather(asyncio.gather(bystander(), bystander()), attack())
     assert all(re.fullmatch("[a-z]{12}", text) for text in texts)
@@ -113,3 +114,39 @@ async def test_ten_thousand_nested_arrays_are_refused(tiny: ServedProcess) -> No
             headers={"authorization": f"Bearer {KEYS['api_key']}", "content-type": "application/json"},
         )
     assert response.status_code in (400, 413)
+
+
+UNIQUE: dict[str, Any] = {"type": "array", "uniqueItems": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "field"),
+    [
+        (
+            "chat/completions",
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": UNIQUE}}},
+            "response_format.json_schema.schema",
+        ),
+        ("chat/completions", {"structured_outputs": {"json": UNIQUE}}, "structured_outputs.json"),
+        ("messages", {"output_config": {"format": {"type": "json_schema", "schema": UNIQUE}}}, "output_config.format"),
+        (
+            "responses",
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": UNIQUE}}},
+            "text.format.schema",
+        ),
+    ],
+)
+async def test_a_refusal_names_what_the_client_sent(
+    tiny: ServedProcess, path: str, asked: dict[str, Any], field: str
+) -> None:
+    body: dict[str, Any] = {"model": "tiny", **asked}
+    body |= {"input": "Hi"} if path == "responses" else {"messages": HELLO}
+    body |= {"max_tokens": 10} if path == "messages" else {}
+    async with httpx2.AsyncClient(timeout=30) as http:
+        response = await http.post(
+            f"{tiny.url}/v1/{path}", json=body, headers={"authorization": f"Bearer {KEYS['api_key']}"}
+        )
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message.startswith(field)
+    assert "uniqueItems" in message

@@ -97,6 +97,23 @@ def test_max_tokens_cuts_an_answer(worker: WorkerProcess, llama: Path) -> None:
     assert (text, reason) == ('{"name": ', "length")
 
 
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        {"mode": "regex", "schema": "(?s:.*)"},
+        {"mode": "grammar", "schema": "start: /(.|\\n)*/"},
+        {"mode": "json_schema", "schema": {"type": "string"}},
+    ],
+)
+def test_a_form_without_an_end_goes_on_to_max_tokens(
+    worker: WorkerProcess, llama: Path, guidance: Mapping[str, object]
+) -> None:
+    never_ends = {"258": -100, str(ord('"') - ord("!")): -100}
+    text, reason = answer(worker, ask(worker, llama, guidance, max_tokens=25, logit_bias=never_ends))
+    assert reason == "length"
+    assert text
+
+
 def test_an_answer_that_is_complete_with_its_last_token_ends_with_stop(worker: WorkerProcess, llama: Path) -> None:
     guidance = {"mode": "regex", "schema": "[a-c]{4}"}
     assert answer(worker, ask(worker, llama, guidance, max_tokens=4))[1] == "stop"
