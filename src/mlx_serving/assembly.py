@@ -269,4 +269,5 @@ def _spec(model: ServedModel) -> ModelSpec:
         pinned=model.pin,
         keep_alive_s=model.keep_alive_s,
         warm_up=model.warm_up,
+        pooling=model.pooling,
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlx_serving.core.fingerprint import fingerprint, is_deterministic
 from mlx_serving.core.generation import (
     ChatPrompt,
+    EmbeddingInputs,
     GenerationRequest,
     SamplingParams,
     Served,
@@ -117,3 +118,7 @@ def test_what_json_cannot_say_has_none_either(odd: object) -> None:
 
 def _chat(message: Mapping[str, object]) -> GenerationRequest:
     return replace(ASKED, prompt=ChatPrompt((message,)))
+
+
+def test_vectors_have_no_name() -> None:
+    assert fingerprint(GenerationRequest("r", "m", EmbeddingInputs(("a",)))) is None

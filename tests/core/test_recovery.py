@@ -4,6 +4,8 @@ import pytest
 
 from mlx_serving.core.generation import (
     Delta,
+    Embedding,
+    EmbeddingInputs,
     FinishReason,
     GenerationRequest,
     GenerationStats,
@@ -168,3 +170,19 @@ def test_nothing_was_cached_for_a_stream_that_goes_on_behind_what_an_earlier_ser
     one = recovery(replace(ASKED, delivered=(1, 2)))
     last = one.advance(Delta("", (), FinishReason.STOP, replace(STATS, cached_tokens=4)), 12.0)
     assert last.stats == STATS
+
+
+def test_vectors_that_were_delivered_are_not_asked_for_again() -> None:
+    inputs = EmbeddingInputs(("a", "b", "c"))
+    asked = replace(ASKED, prompt=inputs)
+    one = recovery(asked)
+    assert one.next_request().prompt == inputs
+    one.advance(Delta("", embeddings=(Embedding(2, b"", 5),)), 11.0)
+    assert one.retry_after(LOST) == 0.0
+    assert one.next_request() == replace(asked, prompt=replace(inputs, delivered=frozenset({2})), fork_of=None)
+    assert one.delivered == 1
+    last = one.advance(
+        Delta("", (), FinishReason.STOP, STATS, embeddings=(Embedding(0, b"", 1), Embedding(1, b"", 1))), 12.0
+    )
+    assert last.stats is not None
+    assert last.stats.prompt_tokens == 7

@@ -17,7 +17,7 @@ from pydantic import AliasChoices, BaseModel
 
 import mlx_serving
 from mlx_serving import errors
-from mlx_serving.facade import batches, options, shapes
+from mlx_serving.facade import batches, embeddings, options, shapes
 from mlx_serving.facade.shapes import camel
 
 SNAPSHOT = Path(__file__).with_name("surface.json")
@@ -27,6 +27,8 @@ OPTIONS: tuple[type[BaseModel], ...] = (
     options.GeneratorParams,
     options.CreateGeneratorOptions,
     options.TokenizeRequest,
+    embeddings.EmbedParams,
+    embeddings.RerankParams,
 )
 SHAPES: tuple[type[shapes.Shape], ...] = (
     shapes.ModelDescriptor,
@@ -44,6 +46,8 @@ SHAPES: tuple[type[shapes.Shape], ...] = (
     shapes.ModelCacheStats,
     batches.BatchEntry,
     batches.GenerationResult,
+    embeddings.EmbeddingResult,
+    embeddings.RankedDocument,
 )
 CLASSES = ("Engine", "MLXEngine", "SyncEngine")
 

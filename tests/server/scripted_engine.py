@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,8 @@ from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.generation import (
     ChatPrompt,
     Delta,
+    Embedding,
+    EmbeddingInputs,
     FinishReason,
     GenerationRequest,
     GenerationStats,
@@ -134,6 +137,10 @@ class ScriptedEngine:
             run.left.set()
 
     async def _deltas(self, script: Script, run: Run) -> AsyncIterator[Delta]:
+        inputs = run.request.prompt
+        if isinstance(inputs, EmbeddingInputs):
+            for place in reversed(range(len(inputs.inputs))):
+                yield Delta("", embeddings=(Embedding(place, vector_of(place), 2),))
         for index, piece in enumerate(script.pieces):
             await asyncio.sleep(0)
             run.taken = index + 1
@@ -231,6 +238,11 @@ class ScriptedEngine:
         self.restarts += 1
         if self.unstartable is not None:
             raise self.unstartable
+
+
+def vector_of(place: int) -> bytes:
+    """What the input at this place is made into."""
+    return struct.pack("<2f", place / 8, 1 - place / 8)
 
 
 def _logprobs(request: GenerationRequest, token_id: int, piece: str, logprob: float) -> tuple[Logprobs, ...]:

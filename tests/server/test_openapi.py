@@ -104,7 +104,9 @@ def test_every_endpoint_has_a_summary() -> None:
         "/v1/responses/input_tokens",
         "/v1/responses/{response_id}",
         "/v1/responses/{response_id}/input_items",
+        "/v1/rerank",
         "/v1/resumed/{completion_id}",
+        "/v1/score",
         "/version",
     }
     for path in DOCUMENT["paths"].values():
@@ -113,5 +115,8 @@ def test_every_endpoint_has_a_summary() -> None:
 
 
 def test_the_server_imports_no_mlx() -> None:
-    code = "import sys, mlx_serving.server.run; sys.exit(bool({'mlx', 'mlx_lm', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, mlx_serving.server.run;"
+        "sys.exit(bool({'mlx', 'mlx_lm', 'mlx_vlm', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

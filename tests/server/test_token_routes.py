@@ -1,13 +1,11 @@
-"""Tokens, and the embeddings that nobody here can make."""
+"""Tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import httpx2
-import openai
 import pytest
-from openai import AsyncOpenAI
 
 from mlx_serving.core.generation import ChatPrompt
 
@@ -54,11 +52,6 @@ async def test_tokens_become_text(http: httpx2.AsyncClient, engine: ScriptedEngi
         ("/detokenize", {"tokens": [2**40]}, 400, "tokens[0]"),
         ("/detokenize", {"tokens": "x"}, 400, "tokens"),
         ("/detokenize", {}, 400, "tokens"),
-        ("/v1/embeddings", {"model": "tiny"}, 400, "input"),
-        ("/v1/embeddings", {"model": "tiny", "input": []}, 400, "input"),
-        ("/v1/embeddings", {"model": "tiny", "input": ["a"] * 2049}, 400, "input"),
-        ("/v1/embeddings", {"model": "tiny", "input": "a", "dimensions": 0}, 400, "dimensions"),
-        ("/v1/embeddings", {"model": "tiny", "input": "a", "encoding_format": "hex"}, 400, "encoding_format"),
     ],
 )
 async def test_what_is_not_right_is_refused_by_name(
@@ -67,14 +60,6 @@ async def test_what_is_not_right_is_refused_by_name(
     refused = await http.post(path, json=body)
     assert refused.status_code == status
     assert refused.json()["error"]["param"] == field
-
-
-async def test_embeddings_are_refused_as_openais_client_understands(client: AsyncOpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        await client.embeddings.create(model="tiny", input=["Hello", "world"])
-    assert (caught.value.code, caught.value.param) == ("unsupported_model", "model")
-    with pytest.raises(openai.NotFoundError):
-        await client.embeddings.create(model="missing", input="Hello")
 
 
 async def test_the_version_is_told(http: httpx2.AsyncClient) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from mlx_serving.wire.notifications import (
     Stats,
     StepFrame,
     TokenLogprobs,
+    Vector,
     decode_binary,
     encode_binary,
     encode_json,
@@ -288,3 +290,9 @@ def test_what_is_not_said_stands_beside_the_text() -> None:
     called = _params(Row("s", [7], "", aside=Aside("", [CallPiece(0, "c", "f", "{}")])))[0][1]
     assert "reasoning" not in called
     assert called["tool_calls"] == [{"index": 0, "id": "c", "name": "f", "arguments": "{}"}]
+
+
+def test_a_vector_is_numbers_for_a_person() -> None:
+    vector = Vector(3, struct.pack("<2f", 0.5, -1.0), 7)
+    told = _params(Row("s", [], "", aside=Aside("", [], [vector])))[0][1]
+    assert told["embeddings"] == [{"place": 3, "embedding": [0.5, -1.0], "tokens": 7}]

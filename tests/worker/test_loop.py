@@ -10,6 +10,7 @@ from typing import cast
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.wire.notifications import Row, StepFrame
+from mlx_serving.worker.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress
@@ -38,6 +39,10 @@ class Chatter(Generation):
         return StepFrame([Row("s", [1], TEXT)])
 
 
+def idle_embeddings() -> Embeddings:
+    return Embeddings(SchedulerPolicy(), lambda: 0)
+
+
 class NoGuard:
     next_look = None
 
@@ -61,7 +66,7 @@ def test_no_step_is_made_while_the_other_end_reads_nothing() -> None:
     read_fd, write_fd = os.pipe()
     inbox, generation, progress = Inbox(), Chatter(), Progress()
     outbox = Outbox(write_fd, inbox.wake)
-    loop = Loop(inbox, outbox, generation, cast(MemoryGuard, NoGuard()), progress, linger=False)
+    loop = Loop(inbox, outbox, generation, idle_embeddings(), cast(MemoryGuard, NoGuard()), progress, linger=False)
     answers: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def steps() -> int:
@@ -91,7 +96,7 @@ def test_a_worker_that_waits_for_its_reader_is_not_busy() -> None:
     read_fd, write_fd = os.pipe()
     inbox, generation, progress = Inbox(), Chatter(), Progress()
     outbox = Outbox(write_fd, inbox.wake)
-    loop = Loop(inbox, outbox, generation, cast(MemoryGuard, NoGuard()), progress, linger=False)
+    loop = Loop(inbox, outbox, generation, idle_embeddings(), cast(MemoryGuard, NoGuard()), progress, linger=False)
     thread = threading.Thread(target=loop.run, args=(cast(Handlers, NoHandlers()),))
     thread.start()
     while not outbox.is_congested or progress.busy:

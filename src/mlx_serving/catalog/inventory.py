@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, assert_never, get_args
 
-from mlx_serving.catalog.aliases import ALIASES, find_gguf
+from mlx_serving.catalog.aliases import ALIASES, DIRECTORIES, find_directory, find_gguf
 from mlx_serving.catalog.conversion import Precision, preferred_precision
 from mlx_serving.catalog.hub import Hub
 from mlx_serving.catalog.prepare import open_store
 from mlx_serving.catalog.reference import Alias, GgufFile, HubRepository, ModelDirectory, parse_reference
-from mlx_serving.catalog.store import ConversionStore
+from mlx_serving.catalog.store import ConversionStore, size_of
 from mlx_serving.errors import InvalidRequest, ModelNotFound
 
 Kind: TypeAlias = Literal["alias", "converted", "hub", "incomplete"]
@@ -42,6 +42,11 @@ def list_models() -> list[CatalogEntry]:
                 name, "alias", made.path if made else None, made.size_bytes if made else 0, ALIASES[name].summary
             )
         )
+    for name in sorted(DIRECTORIES):
+        place = _packaged_directory(name)
+        aliases.append(
+            CatalogEntry(name, "alias", place, 0 if place is None else size_of(place), DIRECTORIES[name].summary)
+        )
     converted = [
         CatalogEntry(entry.name, "converted", entry.path, entry.size_bytes, f"{entry.precision} from {entry.source}")
         for entry in conversions.values()
@@ -69,6 +74,9 @@ def remove_model(name: str) -> int:
         return store.remove(name)
     reference = parse_reference(name)
     match reference:
+        case Alias(alias) if alias in DIRECTORIES:
+            command = f"pip uninstall {DIRECTORIES[alias].distribution}"
+            raise InvalidRequest(f"{alias} is part of a package; remove it with {command}", field="model", given=name)
         case Alias():
             return _remove_conversions(store, find_gguf(reference.name), name)
         case GgufFile(path):
@@ -87,6 +95,13 @@ def _converted_alias(store: ConversionStore, name: str) -> Path | None:
     try:
         return store.find(find_gguf(name), preferred_precision())
     except ModelNotFound:  # its package is not installed; the alias is listed all the same
+        return None
+
+
+def _packaged_directory(name: str) -> Path | None:
+    try:
+        return find_directory(name)
+    except ModelNotFound:
         return None
 
 

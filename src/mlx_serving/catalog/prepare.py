@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import assert_never
 
-from mlx_serving.catalog.aliases import find_gguf
+from mlx_serving.catalog.aliases import DIRECTORIES, find_directory, find_gguf
 from mlx_serving.catalog.conversion import Precision, convert_in_child, preferred_precision
 from mlx_serving.catalog.hub import Hub
 from mlx_serving.catalog.progress import OnProgress, Progress
@@ -30,6 +30,8 @@ def locate(reference: Reference, *, precision: Precision | None = None) -> Path 
             return path
         case GgufFile(path):
             return open_store().find(path, precision or preferred_precision())
+        case Alias(name) if name in DIRECTORIES:
+            return find_directory(name)
         case Alias(name):
             return open_store().find(find_gguf(name), precision or preferred_precision())
         case HubRepository():
@@ -51,6 +53,8 @@ def prepare(
             return path
         case GgufFile(path):
             return _converted(path, precision or preferred_precision(), on_progress, python)
+        case Alias(name) if name in DIRECTORIES:
+            return find_directory(name)
         case Alias(name):
             return _converted(find_gguf(name), precision or preferred_precision(), on_progress, python)
         case HubRepository():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from mlx_serving.catalog.aliases import ALIASES
+from mlx_serving.catalog.aliases import ALIASES, DIRECTORIES
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.errors import InvalidRequest, ModelNotFound
 
@@ -97,7 +97,7 @@ def _is_path(text: str) -> bool:
 
 
 def _parse(text: str, revision: str | None) -> Reference:
-    if text in ALIASES:
+    if text in ALIASES or text in DIRECTORIES:
         return Alias(text)
     if _is_path(text):
         return _local(text)
@@ -174,10 +174,11 @@ def _is_directory(path: Path) -> bool:
 
 
 def _unknown_name(text: str) -> ModelNotFound:
-    suggestion = did_you_mean(text, ALIASES)
+    aliases = sorted((*ALIASES, *DIRECTORIES))
+    suggestion = did_you_mean(text, aliases)
     return _not_found(
         text,
-        f"{text!r} is no alias (there is {', '.join(sorted(ALIASES))}), no directory with a config.json, and no hub "
+        f"{text!r} is no alias (there is {', '.join(aliases)}), no directory with a config.json, and no hub "
         f"id (organisation/name){f'; did you mean {suggestion!r}?' if suggestion else ''}",
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, Self, TypeGuard, cast
+from typing import Annotated, Literal, Self, TypeGuard, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -132,6 +132,11 @@ class ServedModel(BaseModel):
         default=None,
         description="How the model marks its reasoning (docs/tools.md lists the names), or none; null finds out from "
         "its vocabulary.",
+    )
+    pooling: Literal["mean", "cls", "last", "max", "mean_sqrt_len"] | None = Field(
+        default=None,
+        description="Have a model that writes text make embeddings instead, and how the vectors of an input's tokens "
+        "become one; embedding models say it themselves.",
     )
 
     @property

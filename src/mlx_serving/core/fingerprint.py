@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import cast
 
-from mlx_serving.core.generation import GenerationRequest
+from mlx_serving.core.generation import EmbeddingInputs, GenerationRequest
 
 # Who asks, how urgently and under which name changes nothing about the answer.
 _NOT_PART = frozenset({"request_id", "priority", "caller", "timeout_s", "fork_of", "delivered", "served"})
@@ -23,9 +23,10 @@ def fingerprint(request: GenerationRequest, *facts: str) -> str | None:
     """A name of 64 hexadecimal digits for all that the answer depends on: the request, and `facts` about who answers.
 
     Objects keep the order of their members, because templates and grammars see it. None for a request that goes on
-    behind `delivered` tokens, and for one that holds what JSON cannot say.
+    behind `delivered` tokens, for one that asks for vectors, which are computed as fast as they are kept, and for one
+    that holds what JSON cannot say.
     """
-    if request.delivered:
+    if request.delivered or isinstance(request.prompt, EmbeddingInputs):
         return None
     asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
     try:

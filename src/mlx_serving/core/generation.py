@@ -48,6 +48,32 @@ Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingInputs:
+    """What is to become vectors, each by itself: texts, and token ids, which are used as they are.
+
+    With `queries`, one for all inputs or one for each, the inputs are texts and a vector is one number: how well the
+    text answers its query. An input of more tokens than the model takes is refused, or, if `truncate_to` is given, cut
+    to that many; -1 is as many as the model takes. Of each vector the first `dimensions` are wanted. `delivered` are
+    the places of inputs whose vectors the reader has.
+    """
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    queries: tuple[str, ...] = ()
+    dimensions: int | None = None
+    truncate_to: int | None = None
+    delivered: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The vector of the input at `place`: little-endian 32-bit floats. `tokens` is how many the input had."""
+
+    place: int
+    values: bytes
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Structure:
     """What form an answer must have. `kind` says how `value` describes it: a JSON Schema as a mapping, any JSON object
     (no value), a regular expression, one of several texts, a grammar in Lark's notation, the DTD of an XML document, or
@@ -146,6 +172,7 @@ class GenerationRequest:
     with the same prompt, whose computation of it may be shared. `delivered` is the beginning of the answer, which its
     reader has already: generation goes on behind it, with everything as if it had just been generated.
 
+    Who asks for vectors gives `EmbeddingInputs`; what concerns text means nothing then.
     Only requests of one `cache_salt` begin with what was kept of each other's prompts and answers.
 
     `structure` is the form that the answer must have. With `parse_output` the deltas have reasoning and calls of tools
@@ -155,7 +182,7 @@ class GenerationRequest:
 
     request_id: str
     model: str
-    prompt: Prompt
+    prompt: Prompt | EmbeddingInputs
     sampling: SamplingParams = SamplingParams()
     priority: Priority = "normal"
     caller: str = ""
@@ -230,7 +257,7 @@ class Delta:
     `text` may be empty while the ids are not: an unfinished character, or text that may yet become a stop string.
     The first that a worker sends tells the `cached_tokens` of the stats, in case that it does not live to send those.
     `logprobs` has one entry for each id if they were asked for. Where a request has its output parsed, `text` is what
-    the model says, `reasoning` what it thinks before, and `tool_calls` what it calls.
+    the model says, `reasoning` what it thinks before, and `tool_calls` what it calls. `embeddings` come in any order.
     """
 
     text: str
@@ -242,6 +269,7 @@ class Delta:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     stop: str | None = None
     cached_tokens: int | None = None
+    embeddings: tuple[Embedding, ...] = ()
 
 
 class Backend(Protocol):

@@ -2,14 +2,14 @@
 
 The tokens that were delivered become part of what the next worker, or the next version of the model, is given, so it
 continues at the same place of the same random sequence; its reader sees a pause. Tokens are kept in a list that grows:
-one entry a token, once.
+one entry a token, once. Vectors are each computed by itself: what is asked next are those that were not delivered.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from mlx_serving.core.generation import Delta, GenerationRequest, GenerationStats
+from mlx_serving.core.generation import Delta, EmbeddingInputs, GenerationRequest, GenerationStats
 from mlx_serving.errors import CircuitOpen, EngineError, ModelNotLoaded, ModelReplaced, Overloaded, WorkerDied
 
 _MAX_VANISHED_MODELS = 3
@@ -24,6 +24,8 @@ class Recovery:
             request = replace(request, sampling=replace(request.sampling, seed=seed))
         self._request = request
         self._tokens: list[int] = list(request.delivered)
+        self._places: set[int] = set()  # of inputs whose vectors were delivered
+        self._input_tokens = 0
         self._opened_at = now
         self._first_token_at: float | None = None
         # Of what was delivered before, nobody knows what it cost.
@@ -35,8 +37,8 @@ class Recovery:
 
     @property
     def delivered(self) -> int:
-        """Tokens that its reader has."""
-        return len(self._tokens)
+        """Tokens, or vectors, that its reader has."""
+        return len(self._tokens) + len(self._places)
 
     @property
     def accepted(self) -> bool:
@@ -47,6 +49,10 @@ class Recovery:
         """What to ask of the worker that is there now."""
         if not self._moved:
             return self._request
+        inputs = self._request.prompt
+        if isinstance(inputs, EmbeddingInputs):
+            inputs = replace(inputs, delivered=inputs.delivered | self._places)
+            return replace(self._request, prompt=inputs, fork_of=None)
         return replace(self._request, delivered=tuple(self._tokens), fork_of=None)
 
     def admitted(self) -> None:
@@ -60,6 +66,9 @@ class Recovery:
             if self._first_token_at is None:
                 self._first_token_at = now
             self._tokens += delta.token_ids
+        for embedding in delta.embeddings:
+            self._places.add(embedding.place)
+            self._input_tokens += embedding.tokens
         if delta.cached_tokens is not None:
             # Later workers find what earlier ones have computed, which the first one found in no cache.
             if self._cached_tokens is None:
@@ -103,6 +112,7 @@ class Recovery:
         decoding = now - first
         return replace(
             reported,
+            prompt_tokens=self._input_tokens if self._places else reported.prompt_tokens,
             time_to_first_token=first - self._opened_at,
             tokens_per_second=(reported.tokens_generated - 1) / decoding if decoding > 0 else 0.0,
             total_time=now - self._opened_at,

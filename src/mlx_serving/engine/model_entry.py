@@ -15,7 +15,7 @@ from mlx_serving.core.placement import Holding
 from mlx_serving.core.serving import LoadProgress, ServedModel
 from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.errors import EngineError
-from mlx_serving.wire.methods import KnownCapabilities, LoadModelResult
+from mlx_serving.wire.methods import KnownCapabilities, LoadModelResult, Pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class ModelSpec:
     local_path: str | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    pooling: Pooling | None = None
     weights: WeightOptions = AS_THEY_ARE
     pinned: bool = field(default=False, compare=False, repr=False)
     keep_alive_s: float | None = field(default=None, compare=False, repr=False)
@@ -170,4 +171,6 @@ class Entry:
 
 
 def _abilities(facts: LoadModelResult) -> tuple[str, ...]:
+    if facts.embedding is not None:
+        return ("rerank", "score") if facts.embedding.scores else ("embeddings",)
     return ("completions", "chat") if facts.has_chat_template else ("completions",)

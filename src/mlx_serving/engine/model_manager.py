@@ -322,6 +322,7 @@ class ModelManager:
                 local_path=spec.local_path or (spec.reference if spec.reference != entry.worker_id else None),
                 tool_parser=spec.tool_parser,
                 reasoning_parser=spec.reasoning_parser,
+                pooling=spec.pooling,
                 known=entry.known,
                 quantization=spec.weights.quantization,
                 adapter_path=spec.weights.adapter,

@@ -14,6 +14,8 @@ from mlx_serving.core.flow_control import FlowControl, FlowPolicy, FlowSignal
 from mlx_serving.core.generation import (
     ChatPrompt,
     Delta,
+    Embedding,
+    EmbeddingInputs,
     FinishReason,
     GenerationRequest,
     GenerationStats,
@@ -137,9 +139,8 @@ class _Stream:
         """Submit the request; returns when the worker has accepted it. Raises what the worker answered."""
         self._client.open_stream(self.pipe_id, self._on_row)
         on_trial = self._inquest.is_on_trial(self._request.request_id)
-        params = _params(self._request, self.pipe_id, fork_of, on_trial=on_trial)
         try:
-            accepted = await self._client.call(methods.GENERATE, params)
+            accepted = await self._submit(fork_of, on_trial=on_trial)
         except EngineError as error:
             self.dispatch(stream.Errored(error))
         else:
@@ -148,6 +149,14 @@ class _Stream:
             self.dispatch(stream.Accepted())
         if self._error is not None and not self._ready:  # refused, or lost before anything was delivered
             raise self._error
+
+    async def _submit(self, fork_of: str | None, *, on_trial: bool) -> methods.GenerateResult:
+        inputs = self._request.prompt
+        if isinstance(inputs, EmbeddingInputs):
+            params = _embed_params(self._request, inputs, self.pipe_id, on_trial=on_trial)
+            return await self._client.call(methods.EMBED, params)
+        params = _params(self._request, self.pipe_id, fork_of, on_trial=on_trial)
+        return await self._client.call(methods.GENERATE, params)
 
     def leave(self) -> None:
         """The consumer is gone: abort what is not finished."""
@@ -210,7 +219,7 @@ class _Stream:
 
     def _on_row(self, row: Row) -> None:
         if row.token_ids or row.text or row.aside is not None:
-            self._clear(len(row.token_ids))
+            self._clear(len(row.token_ids) if row.aside is None else len(row.token_ids) + len(row.aside.vectors))
             self.dispatch(stream.Delivered(_delta(row)))
         match row.end:
             case None:
@@ -255,6 +264,7 @@ def _delta(row: Row) -> Delta:
         reasoning=aside.reasoning,
         tool_calls=tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in aside.tool_calls),
         cached_tokens=row.cached_tokens,
+        embeddings=tuple(Embedding(each.place, each.values, each.tokens) for each in aside.vectors),
     )
 
 
@@ -275,6 +285,26 @@ def _guidance(structure: Structure | None) -> methods.Guidance | None:
     value = structure.value
     schema = dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
     return methods.Guidance(mode=structure.kind, schema=schema, field=structure.field)
+
+
+def _embed_params(
+    request: GenerationRequest, inputs: EmbeddingInputs, pipe_id: str, *, on_trial: bool
+) -> methods.EmbedParams:
+    places = [place for place in range(len(inputs.inputs)) if place not in inputs.delivered]
+    wanted = [inputs.inputs[place] for place in places]
+    queries = inputs.queries
+    return methods.EmbedParams(
+        model_id=request.model,
+        inputs=[each if isinstance(each, str) else list(each) for each in wanted],
+        places=places,
+        queries=list(queries) if len(queries) <= 1 else [queries[place] for place in places],
+        dimensions=inputs.dimensions,
+        truncate_to=inputs.truncate_to,
+        stream_id=pipe_id,
+        priority="critical" if on_trial else request.priority,
+        caller=request.caller[:256],
+        timeout_s=request.timeout_s,
+    )
 
 
 def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on_trial: bool) -> methods.GenerateParams:
@@ -328,4 +358,6 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
             params.template_kwargs = dict(request.prompt.template_kwargs)
             params.tools = [dict(tool) for tool in request.prompt.tools]
             params.chat_template = request.prompt.chat_template
+        case EmbeddingInputs():
+            raise TypeError("vectors are asked for with another method")
     return params

@@ -25,6 +25,7 @@ from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig
 from mlx_serving.config.served_models import ServedModel as ServedModelConfig
 from mlx_serving.core.batch_queue import BatchQueueStats
+from mlx_serving.core.embeddings import Embeddings, gather
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest
 from mlx_serving.core.serving import EngineTelemetry, HealthReport
 from mlx_serving.engine.engine_core import EngineCore
@@ -32,6 +33,7 @@ from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelNotLoaded
 from mlx_serving.facade.batches import BatchEntry, GenerationResult, each_of, whole_answer
 from mlx_serving.facade.cancellation import until_set
+from mlx_serving.facade.embeddings import EmbeddingResult, EmbedParams, RankedDocument, RerankParams, ranked
 from mlx_serving.facade.emitter import Callback, Emitter
 from mlx_serving.facade.options import (
     CreateGeneratorOptions,
@@ -314,6 +316,25 @@ class Engine:
             )
             chunks.append(MetadataChunk(stats, FinishReason(delta.finish_reason)))
         return chunks
+
+    # -- vectors
+
+    async def embed(self, params: EmbedParams | Mapping[str, object]) -> EmbeddingResult:
+        """The embeddings of texts, or of token ids. Raises `InvalidRequest`, which names an input that is too long, and
+        what a generation raises."""
+        asked = parse(EmbedParams, params)
+        return EmbeddingResult.of(await self._computed(asked))
+
+    async def rerank(self, params: RerankParams | Mapping[str, object]) -> list[RankedDocument]:
+        """How well documents answer a query, by a model that is made for it: the best first. Raises the same."""
+        asked = parse(RerankParams, params)
+        return ranked(await self._computed(asked), asked.top_n)
+
+    async def _computed(self, asked: EmbedParams | RerankParams) -> Embeddings:
+        inputs = asked.to_inputs()
+        await self.start()
+        async with self._core.generate(asked.request_for(inputs)) as deltas:
+            return await gather(deltas, len(inputs.inputs))
 
     # -- tokens
 

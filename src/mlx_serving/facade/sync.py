@@ -19,6 +19,7 @@ from mlx_serving.config.served_models import EMBEDDED_MODEL
 from mlx_serving.core.serving import EngineTelemetry
 from mlx_serving.errors import EngineClosed
 from mlx_serving.facade.batches import BatchEntry, GenerationResult
+from mlx_serving.facade.embeddings import RankedDocument
 from mlx_serving.facade.engine import Engine
 from mlx_serving.facade.shapes import ErrorChunk, GeneratorChunk, ModelAlias, ModelHandle, TokenChunk, TokenizeResponse
 
@@ -104,6 +105,16 @@ class SyncEngine:
 
     def count_tokens(self, text: str, *, model: str = EMBEDDED_MODEL) -> int:
         return self._loop.run(self._engine.count_tokens(model, text))
+
+    def embed(self, inputs: str | Sequence[str], *, model: str, **params: object) -> list[list[float]]:
+        """One vector for each text, in their order."""
+        texts = inputs if isinstance(inputs, str) else list(inputs)
+        return self._loop.run(self._engine.embed({**params, "model": model, "input": texts})).embeddings
+
+    def rerank(self, query: str, documents: Sequence[str], *, model: str, **params: object) -> list[RankedDocument]:
+        """How well documents answer a query, the best first."""
+        asked = {**params, "model": model, "query": query, "documents": list(documents)}
+        return self._loop.run(self._engine.rerank(asked))
 
     def get_telemetry(self) -> EngineTelemetry:
         """Load, work, memory, of the engine and its worker."""

@@ -21,6 +21,8 @@ from mlx_serving.server.alias_routes import alias_routes
 from mlx_serving.server.anthropic_routes import anthropic_routes
 from mlx_serving.server.anthropic_schema import CountTokensRequest, MessagesRequest
 from mlx_serving.server.cross_origin import CrossOrigin
+from mlx_serving.server.embedding_routes import BODIES as EMBEDDING_BODIES
+from mlx_serving.server.embedding_routes import embedding_routes
 from mlx_serving.server.error_handlers import (
     handle_defect,
     handle_engine_error,
@@ -38,6 +40,8 @@ from mlx_serving.server.openai_schema import ChatCompletionRequest, CompletionRe
 from mlx_serving.server.openapi import describe
 from mlx_serving.server.ports import ServingEngine
 from mlx_serving.server.reload import Reloader
+from mlx_serving.server.rerank_routes import BODIES as RERANK_BODIES
+from mlx_serving.server.rerank_routes import rerank_routes
 from mlx_serving.server.responses_routes import responses_routes
 from mlx_serving.server.responses_schema import ResponsesRequest
 from mlx_serving.server.resumed_routes import resumed_routes
@@ -60,6 +64,8 @@ _OUTSIDE_FASTAPI = (
     UnloadModelRequest,
     *ALIAS_BODIES,
     *TOKEN_BODIES,
+    *EMBEDDING_BODIES,
+    *RERANK_BODIES,
 )
 
 
@@ -149,6 +155,8 @@ def create_app(engine: ServingEngine, settings: ServerSettings, handover: Handov
     api.include_router(anthropic_routes(service))
     api.include_router(websocket_routes(service))
     api.include_router(resumed_routes(service))
+    api.include_router(embedding_routes(service))
+    api.include_router(rerank_routes(service))
     api.include_router(token_routes(service))
     api.include_router(health_routes(service))
     api.include_router(admin_routes(service))

@@ -12,7 +12,16 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Self
 
-from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Priority, Prompt, TextPrompt, TokenPrompt
+from mlx_serving.core.generation import (
+    ChatPrompt,
+    Delta,
+    EmbeddingInputs,
+    GenerationRequest,
+    Priority,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 from mlx_serving.core.key_usage import KeyLimits, Refusal
 from mlx_serving.errors import Forbidden, InvalidRequest, QuotaExceeded, RateLimited
 from mlx_serving.server.access_log import AccessRecord, current_record
@@ -154,9 +163,14 @@ def granted(asked: Priority, holder: KeyHolder | None) -> Priority:
     return _RANKS[max(_RANKS.index(asked), _RANKS.index(holder.limits.priority))]
 
 
-def guess_tokens(prompt: Prompt) -> int:
+def guess_tokens(prompt: Prompt | EmbeddingInputs) -> int:
     """Tokens of the prompt, at least 1."""
     match prompt:
+        case EmbeddingInputs():
+            longer = sum(map(len, prompt.queries)) * (len(prompt.inputs) if len(prompt.queries) == 1 else 1)
+            tokens = sum(len(each) for each in prompt.inputs if not isinstance(each, str))
+            chars = sum(len(each) for each in prompt.inputs if isinstance(each, str)) + longer
+            return max(1, tokens + chars // _CHARS_PER_TOKEN)
         case TokenPrompt():
             return max(1, len(prompt.token_ids))
         case TextPrompt():

@@ -19,6 +19,7 @@ from mlx_serving.core.choices import Choices
 from mlx_serving.core.generation import (
     ChatPrompt,
     Delta,
+    EmbeddingInputs,
     GenerationRequest,
     Priority,
     Prompt,
@@ -213,8 +214,10 @@ def _saved_sequence(sequence: SequenceLog) -> _Sequence:
     )
 
 
-def _saved_prompt(prompt: Prompt) -> _Prompt:
+def _saved_prompt(prompt: Prompt | EmbeddingInputs) -> _Prompt:
     match prompt:
+        case EmbeddingInputs():
+            raise TypeError("requests for vectors are not written: whoever asks again gets the same")
         case TextPrompt():
             return _Text(prompt.text)
         case TokenPrompt():

@@ -1,9 +1,9 @@
-"""Text to tokens and back, as vLLM words it; and what answers for the embeddings that nobody here can make."""
+"""Text to tokens and back, as vLLM words it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
@@ -11,14 +11,13 @@ from starlette.requests import Request
 
 from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.core.serving import ServedModel
-from mlx_serving.errors import InvalidRequest
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_allowed, require_api_key
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.issues import Issue, refuse
 from mlx_serving.server.openai_documents import Document
 from mlx_serving.server.openai_requests import parse_chat
-from mlx_serving.server.openai_schema import Body, PromptValue
+from mlx_serving.server.openai_schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
 from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.service import Service
@@ -26,7 +25,6 @@ from mlx_serving.server.unsupported import NeutralValues
 from mlx_serving.wire.methods import MAX_TEXT_CHARS
 
 _MAX_TOKENS = 1_000_000
-_MAX_INPUTS = 2048  # OpenAI's
 _OF_CHATS: NeutralValues = {
     "add_generation_prompt": (True,),
     "chat_template": (),
@@ -68,17 +66,7 @@ class DetokenizeDocument(Document):
     prompt: str
 
 
-class EmbeddingsRequest(Body):
-    """Body of POST /v1/embeddings."""
-
-    model: str = Field(min_length=1, description="A name that GET /v1/models lists.")
-    input: PromptValue = Field(description=f"Of a list, each gets an embedding of its own; at most {_MAX_INPUTS}.")
-    dimensions: Annotated[int, Field(ge=1)] | None = None
-    encoding_format: Literal["float", "base64"] | None = None
-    user: str | None = None
-
-
-BODIES = (TokenizeRequest, DetokenizeRequest, EmbeddingsRequest)
+BODIES = (TokenizeRequest, DetokenizeRequest)
 
 
 def token_routes(service: Service) -> APIRouter:
@@ -116,26 +104,6 @@ def token_routes(service: Service) -> APIRouter:
         asked = parse_body(DetokenizeRequest, await read_json_object(request, service.settings))
         model = _model(service, request, asked.model)
         return DetokenizeDocument(prompt=await service.engine.detokenize(model.name, asked.tokens))
-
-    @router.post(
-        "/v1/embeddings",
-        summary="Refused: no model that makes embeddings is served",
-        openapi_extra=body_of(EmbeddingsRequest),
-        status_code=400,
-        response_model=None,
-        responses=error_responses(400, 401, 403, 404, 408, 413),
-    )
-    async def embeddings(request: Request) -> None:
-        asked = parse_body(EmbeddingsRequest, await read_json_object(request, service.settings))
-        if isinstance(asked.input, list) and not isinstance(asked.input[0], int) and len(asked.input) > _MAX_INPUTS:
-            message = f"input may have at most {_MAX_INPUTS} entries, got {len(asked.input)}"
-            refuse([Issue("input", message, limit=_MAX_INPUTS)])
-        model = _model(service, request, asked.model)
-        raise InvalidRequest(
-            f"The model {model.name!r} generates text; no model that makes embeddings is served here",
-            field="model",
-            issues=[{"field": "model", "message": "makes no embeddings", "code": "unsupported_model"}],
-        )
 
     return router
 

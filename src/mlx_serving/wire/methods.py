@@ -25,6 +25,9 @@ MAX_TEXT_CHARS = 1_048_576
 ModelId = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 StreamId = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+EmbedInput = (
+    Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | Annotated[list[TokenId], msgspec.Meta(min_length=1)]
+)
 
 
 class Params(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -90,7 +93,7 @@ class RuntimeInfoResult(msgspec.Struct, frozen=True):
 class LoadedModelState(msgspec.Struct, frozen=True):
     model_id: str
     state: Literal["ready"]
-    type: Literal["text", "vision"]
+    type: Literal["text", "vision", "embedding", "reranker"]
     active_streams: int = 0
 
 
@@ -129,11 +132,27 @@ class KnownCapabilities(msgspec.Struct, frozen=True):
     capabilities: ModelCapabilities
 
 
+Pooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len"]
+"""How the vectors of an input's tokens become one: their mean, the first, the last, the largest of each dimension, or
+their sum over the square root of their number."""
+
+
+class EmbeddingFacts(msgspec.Struct, frozen=True):
+    """Of a model that does not write text but makes vectors of `dimensions` numbers, or `scores` pairs of texts.
+    `normalised` vectors have the length 1."""
+
+    dimensions: int
+    pooling: Pooling | None
+    normalised: bool
+    scores: bool = False
+
+
 class LoadModelParams(Params):
     """`model_id` is a hub id, a path or a known alias. `local_path` overrides where it is read from. `tool_parser` and
     `reasoning_parser` name how the model writes calls and reasoning, or say `none`; left out, its files tell. `known`
     is what an earlier worker found out of it. `quantization` (`4bit`, `8bit-g32`, `mxfp4`, `none`) packs its weights as
-    they are read; the adapter at `adapter_path` is computed beside them, or added to them if `fuse_adapter`."""
+    they are read; the adapter at `adapter_path` is computed beside them, or added to them if `fuse_adapter`. `pooling`
+    has a model that writes text make vectors instead."""
 
     model_id: ModelId
     revision: Annotated[str, msgspec.Meta(max_length=256)] | None = None
@@ -144,6 +163,7 @@ class LoadModelParams(Params):
     trust_remote_code: bool = False
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    pooling: Pooling | None = None
     known: KnownCapabilities | None = None
     adapter_path: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
     fuse_adapter: bool = False
@@ -170,6 +190,7 @@ class LoadModelResult(msgspec.Struct, frozen=True):
     quantization: str | None
     eos_token_ids: list[int]
     adapter: str | None = None
+    embedding: EmbeddingFacts | None = None
 
 
 class UnloadModelParams(Params):
@@ -255,6 +276,22 @@ class GenerateResult(msgspec.Struct, frozen=True):
     stream_id: str
     started_at: float
     prompt_tokens: int
+
+
+class EmbedParams(Params):
+    """See `core.generation.EmbeddingInputs`. What comes back names each input by its place in `inputs`, or by what
+    `places` says in its stead, one for each. The vectors come in rows of the stream, the shortest inputs last."""
+
+    model_id: ModelId
+    inputs: Annotated[list[EmbedInput], msgspec.Meta(min_length=1)]
+    places: list[int] = []
+    queries: list[Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)]] = []
+    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    truncate_to: Annotated[int, msgspec.Meta(ge=-1)] | None = None
+    stream_id: StreamId | None = None
+    priority: Priority = "normal"
+    caller: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
 class AbortParams(Params):
@@ -350,6 +387,7 @@ SHUTDOWN = Method("shutdown", NoParams, SuccessResult)
 LOAD_MODEL = Method("load_model", LoadModelParams, LoadModelResult)
 UNLOAD_MODEL = Method("unload_model", UnloadModelParams, SuccessResult)
 GENERATE = Method("generate", GenerateParams, GenerateResult)
+EMBED = Method("embed", EmbedParams, GenerateResult)
 ABORT = Method("abort", AbortParams, AbortResult)
 PAUSE = Method("pause", StreamParams, StreamResult)
 RESUME = Method("resume", StreamParams, StreamResult)
@@ -366,6 +404,7 @@ METHODS: tuple[Method[Any, Any], ...] = (
     LOAD_MODEL,
     UNLOAD_MODEL,
     GENERATE,
+    EMBED,
     ABORT,
     PAUSE,
     RESUME,

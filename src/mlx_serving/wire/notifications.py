@@ -11,6 +11,7 @@ from typing import TypeAlias, assert_never
 
 import msgspec
 
+from mlx_serving.core.embeddings import floats
 from mlx_serving.core.generation import FinishReason
 from mlx_serving.errors import ProtocolError
 from mlx_serving.wire import jsonrpc
@@ -66,11 +67,20 @@ class CallPiece(msgspec.Struct, frozen=True, array_like=True):
     arguments: str
 
 
+class Vector(msgspec.Struct, frozen=True, array_like=True):
+    """See `core.generation.Embedding`."""
+
+    place: int
+    values: bytes
+    tokens: int
+
+
 class Aside(msgspec.Struct, frozen=True, array_like=True):
-    """What is thought and what is called."""
+    """What is thought, what is called, and vectors, where those were asked for."""
 
     reasoning: str
     tool_calls: list[CallPiece]
+    vectors: list[Vector] = []
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -224,6 +234,10 @@ def _parts_as_json(row: Row) -> dict[str, object]:
         parts["tool_calls"] = [
             {"index": call.index, "id": call.id, "name": call.name, "arguments": call.arguments}
             for call in row.aside.tool_calls
+        ]
+    if row.aside.vectors:
+        parts["embeddings"] = [
+            {"place": each.place, "embedding": floats(each.values), "tokens": each.tokens} for each in row.aside.vectors
         ]
     return parts
 

@@ -9,6 +9,7 @@ from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire.notifications import Notice
 from mlx_serving.wire.settings import WorkerSettings
+from mlx_serving.worker.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress, Pulse
@@ -44,13 +45,15 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
     generation = Generation(scheduler, prefixes)
     disk = _disk(settings, prefixes, scheduler, inbox, outbox)
     memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read, prefixes)
+    embeddings = Embeddings(settings.scheduler, lambda: memory.plan.prefill)
     tokenizers = TokenizerThread(inbox.put)
     grammars = TokenizerThread(inbox.put, "grammar")
     loads = TokenizerThread(inbox.put, "loader")
-    loop = Loop(inbox, outbox, generation, memory, progress, linger=linger)
+    loop = Loop(inbox, outbox, generation, embeddings, memory, progress, linger=linger)
     handlers = Handlers(
         outbox,
         generation,
+        embeddings,
         memory,
         tokenizers,
         grammars,

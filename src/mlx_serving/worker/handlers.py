@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire.methods import LOAD_MODEL, METHODS
+from mlx_serving.worker.embed_handlers import EmbedHandlers
+from mlx_serving.worker.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress, Pulse
 from mlx_serving.worker.loaded_models import LoadedModels
@@ -48,6 +50,7 @@ class Handlers:
         self,
         outbox: Outbox,
         generation: Generation,
+        embeddings: Embeddings,
         memory: MemoryGuard,
         tokenizers: TokenizerThread,
         grammars: TokenizerThread,
@@ -67,10 +70,22 @@ class Handlers:
         self._tokenizers = tokenizers
         self._grammars = grammars
         models = LoadedModels()
-        streams = StreamHandlers(outbox, models, generation, tokenizers, grammars, defaults, disk)
+        embeds = EmbedHandlers(outbox, models, embeddings, tokenizers)
+        streams = StreamHandlers(outbox, models, generation, tokenizers, grammars, defaults, embeds, disk)
         self._streams = streams
         self._models = ModelHandlers(
-            outbox, models, generation, memory, streams, progress, make_runner, loads, load_slice_s, disk
+            outbox,
+            models,
+            generation,
+            memory,
+            streams,
+            embeddings,
+            embeds,
+            progress,
+            make_runner,
+            loads,
+            load_slice_s,
+            disk,
         )
         self.chores: Sequence[Chore] = (self._models,) if disk is None else (self._models, disk)
         tokens = TokenHandlers(models, tokenizers)
@@ -78,6 +93,7 @@ class Handlers:
             outbox,
             models,
             streams,
+            embeds,
             self._models,
             generation,
             memory,
@@ -87,7 +103,7 @@ class Handlers:
             restart_count=restart_count,
             stop=stop,
         )
-        groups = (runtime, self._models, streams, tokens)
+        groups = (runtime, self._models, streams, embeds, tokens)
         self.routes: dict[str, Route[Any, Any]] = {
             route.method.name: self._in_order(route) for group in groups for route in group.routes()
         }

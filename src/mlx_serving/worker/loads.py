@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from mlx_serving.errors import EngineError, ProtocolError
 from mlx_serving.wire import methods
+from mlx_serving.worker.embedding_loader import AnyLoading
+from mlx_serving.worker.embedding_model import EmbeddingModel
 from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.loader import Aside, Loading
+from mlx_serving.worker.loader import Aside
 from mlx_serving.worker.routes import Reply
 from mlx_serving.worker.tokenizing import TokenizerThread
 
@@ -21,7 +23,7 @@ class _Load:
     params: methods.LoadModelParams
     replies: list[LoadReply]
     afterwards: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
-    slices: Loading | None = None
+    slices: AnyLoading | None = None
     is_aside: bool = False
 
 
@@ -32,8 +34,8 @@ class Loads:
     def __init__(
         self,
         thread: TokenizerThread,
-        begin: Callable[[methods.LoadModelParams], Loading],
-        done: Callable[[LoadedModel], None],
+        begin: Callable[[methods.LoadModelParams], AnyLoading],
+        done: Callable[[LoadedModel | EmbeddingModel], None],
         gave_up: Callable[[str], None],
     ) -> None:
         self._thread = thread
@@ -100,7 +102,7 @@ class Loads:
 
         self._thread.submit(aside.work, done, failed)
 
-    def _end(self, load: _Load, outcome: LoadedModel | EngineError) -> None:
+    def _end(self, load: _Load, outcome: LoadedModel | EmbeddingModel | EngineError) -> None:
         self._loads.remove(load)
         if load.slices is not None:
             load.slices.close()

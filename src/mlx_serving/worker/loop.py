@@ -12,6 +12,7 @@ from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.errors import EngineError, InvalidEnvelope, MessageTooLarge, UnknownMethod
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, Line, Message, Oversized
+from mlx_serving.worker.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress
@@ -57,6 +58,7 @@ class Loop:
         inbox: Inbox,
         outbox: Outbox,
         generation: Generation,
+        embeddings: Embeddings,
         memory: MemoryGuard,
         progress: Progress,
         *,
@@ -65,6 +67,7 @@ class Loop:
         self._inbox = inbox
         self._outbox = outbox
         self._generation = generation
+        self._embeddings = embeddings
         self._memory = memory
         self._progress = progress
         self._linger = linger
@@ -76,7 +79,7 @@ class Loop:
 
     def run(self, handlers: Handlers) -> None:
         while not self._stopping:
-            if self._ended and len(self._generation) == 0 and not handlers.owes_answers:
+            if self._ended and self._is_done and not handlers.owes_answers:
                 return
             patience_s = self._patience_s(handlers)
             self._progress.busy = patience_s == 0 or handlers.is_loading
@@ -89,20 +92,35 @@ class Loop:
             if self._outbox.is_congested:
                 continue
             self._memory.refresh()
+            began = time.monotonic()
             frame = self._generation.step()
             self._progress.advance()
             if frame is not None:
                 self._outbox.notify(frame)
+            if not self._embeddings.is_idle:
+                self._embed(0.0 if self._generation.is_idle else time.monotonic() - began)
             # A stream may have ended in the step, by an abort or by a refusal: a model may wait for that.
             for chore in handlers.chores:
                 chore.work()
+
+    def _embed(self, stream_step_s: float) -> None:
+        """One pass between two steps of the streams."""
+        frame = self._embeddings.step(stream_step_s)
+        self._progress.advance()
+        if frame is not None:
+            self._outbox.notify(frame)
+
+    @property
+    def _is_done(self) -> bool:
+        return len(self._generation) == 0 and self._embeddings.is_idle
 
     def _patience_s(self, handlers: Handlers) -> float | None:
         """How long to wait for a command: not at all while there is work that can be done, for ever if there is none
         before one comes."""
         if self._outbox.is_congested:
             return None
-        if not self._generation.is_idle or any(chore.is_due for chore in handlers.chores):
+        is_idle = self._generation.is_idle and self._embeddings.is_idle
+        if not is_idle or any(chore.is_due for chore in handlers.chores):
             return 0
         now = time.monotonic()
         due = [time for time in (self._generation.next_deadline, self._memory.next_look) if time is not None]

@@ -12,6 +12,10 @@ from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import ModelProgress
 from mlx_serving.worker import loader
+from mlx_serving.worker.embed_handlers import EmbedHandlers
+from mlx_serving.worker.embedding_loader import AnyLoading, embedder_loading
+from mlx_serving.worker.embedding_model import EmbeddingModel
+from mlx_serving.worker.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress
 from mlx_serving.worker.loaded_model import LoadedModel
@@ -36,6 +40,8 @@ class ModelHandlers:
         generation: Generation,
         memory: MemoryGuard,
         streams: StreamHandlers,
+        embeddings: Embeddings,
+        embeds: EmbedHandlers,
         progress: Progress,
         make_runner: RunnerFactory,
         loads: TokenizerThread,
@@ -47,6 +53,8 @@ class ModelHandlers:
         self._generation = generation
         self._memory = memory
         self._streams = streams
+        self._embeddings = embeddings
+        self._embeds = embeds
         self._progress = progress
         self._make_runner = make_runner
         self._disk = disk
@@ -66,7 +74,13 @@ class ModelHandlers:
         loaded = self._models.find(params.model_id)
         under_way = self.loads.find(params.model_id)
         wanted = loader.options_of(params)
-        given = loaded.options if loaded is not None else wanted if under_way is None else loader.options_of(under_way)
+        given = (
+            loaded.options
+            if isinstance(loaded, LoadedModel)
+            else wanted
+            if under_way is None
+            else loader.options_of(under_way)
+        )
         if given != wanted:
             raise InvalidRequest(
                 f"{params.model_id} is loaded already, as {given} and not as {wanted}: unload it first",
@@ -78,7 +92,7 @@ class ModelHandlers:
         else:
             reply.send(loaded.facts)
 
-    def _begin(self, params: methods.LoadModelParams) -> loader.Loading:
+    def _begin(self, params: methods.LoadModelParams) -> AnyLoading:
         model_id = params.model_id
 
         def require(weights: int) -> None:
@@ -89,17 +103,27 @@ class ModelHandlers:
             self._progress.advance()
             self._outbox.notify(ModelProgress(model_id, stage, done, total))
 
-        return loader.loading(
-            params,
-            self._make_runner,
-            report,
-            require,
-            self._models.find_base,
-            self._pace,
-            read_ahead=lambda: not self._generation.is_idle,
+        embedder = yield from embedder_loading(params, report, require)
+        if embedder is not None:
+            return embedder
+        return (
+            yield from loader.loading(
+                params,
+                self._make_runner,
+                report,
+                require,
+                self._models.find_base,
+                self._pace,
+                read_ahead=lambda: not self._generation.is_idle,
+            )
         )
 
-    def _loaded(self, model: LoadedModel) -> None:
+    def _loaded(self, model: LoadedModel | EmbeddingModel) -> None:
+        if isinstance(model, EmbeddingModel):
+            self._models.add_embedder(model)
+            self._embeddings.add_model(model)
+            self._memory.add_model(model.model_id, model.facts.memory_bytes)
+            return
         self._models.add(model)
         self._generation.add_model(model)
         shared = () if model.base is None else ((model.base.key, model.base.size_bytes),)
@@ -122,6 +146,7 @@ class ModelHandlers:
         model_id = params.model_id
         if params.force:
             self._streams.abort_all(model_id)
+            self._embeds.abort_all(model_id)
         if model_id not in self._models:
             reply.send(methods.SuccessResult())
             return
@@ -131,14 +156,20 @@ class ModelHandlers:
 
     def finish_unloading(self) -> None:
         """Drop the models that are to go and that nobody uses any more."""
-        for model_id in [model_id for model_id in self._unloading if self._streams.count(model_id) == 0]:
+        for model_id in [model_id for model_id in self._unloading if not self._users(model_id)]:
+            if isinstance(self._models.find(model_id), EmbeddingModel):
+                self._embeddings.remove_model(model_id)
+            else:
+                self._generation.remove_model(model_id)
+                if self._disk is not None:
+                    self._disk.remove_model(model_id)
             self._models.remove(model_id)
-            self._generation.remove_model(model_id)
-            if self._disk is not None:
-                self._disk.remove_model(model_id)
             gc.collect()
             mx.synchronize()  # buffers in flight must not be freed
             mx.clear_cache()
             self._memory.remove_model(model_id)
             for reply in self._unloading.pop(model_id):
                 reply.send(methods.SuccessResult())
+
+    def _users(self, model_id: str) -> int:
+        return self._streams.count(model_id) + self._embeds.count(model_id)

@@ -17,6 +17,7 @@ from mlx_serving.core.tool_arguments import schemas_of
 from mlx_serving.core.tool_grammar import FORCIBLE, tool_grammar
 from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from mlx_serving.wire.methods import GenerateParams
+from mlx_serving.worker.embedding_model import EmbeddingModel
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.sampling_row import TokenRules
 from mlx_serving.worker.structure import Form
@@ -211,7 +212,7 @@ def check_ids(params: GenerateParams, model: LoadedModel) -> None:
     check_token_ids("allowed_token_ids", params.allowed_token_ids or [], model)
 
 
-def check_token_ids(field: str, token_ids: list[int], model: LoadedModel) -> None:
+def check_token_ids(field: str, token_ids: list[int], model: LoadedModel | EmbeddingModel) -> None:
     """An id outside the vocabulary would read memory that is not the model's."""
     highest = max(token_ids, default=0)
     if highest >= model.facts.vocab_size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import psutil
@@ -13,8 +13,11 @@ import psutil
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire import methods
+from mlx_serving.worker.embed_handlers import EmbedHandlers
+from mlx_serving.worker.embedding_model import EmbeddingModel
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Pulse
+from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
 from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.memory_bounds import working_set_bytes
@@ -33,6 +36,7 @@ class RuntimeHandlers:
         outbox: Outbox,
         models: LoadedModels,
         streams: StreamHandlers,
+        embeds: EmbedHandlers,
         model_handlers: ModelHandlers,
         generation: Generation,
         memory: MemoryGuard,
@@ -46,6 +50,7 @@ class RuntimeHandlers:
         self._outbox = outbox
         self._models = models
         self._streams = streams
+        self._embeds = embeds
         self._model_handlers = model_handlers
         self._generation = generation
         self._memory = memory
@@ -104,21 +109,33 @@ class RuntimeHandlers:
         reply.send(
             methods.RuntimeStateResult(
                 loaded_models=[
-                    methods.LoadedModelState(model_id, "ready", "text", self._streams.count(model_id))
+                    methods.LoadedModelState(
+                        model_id,
+                        "ready",
+                        _type_of(self._models.find(model_id)),
+                        self._streams.count(model_id) + self._embeds.count(model_id),
+                    )
                     for model_id in self._models
                 ],
-                active_streams=len(self._streams),
+                active_streams=len(self._streams) + len(self._embeds),
                 paused_streams=self._generation.paused,
                 restart_count=self._restart_count,
             )
         )
 
     def runtime_telemetry(self, params: methods.NoParams, reply: Reply[RuntimeTelemetry]) -> None:
-        reply.send(self._telemetry.read(opening=self._streams.opening))
+        reply.send(self._telemetry.read(opening=self._streams.opening + self._embeds.opening))
 
     def shutdown(self, params: methods.NoParams, reply: Reply[methods.SuccessResult]) -> None:
         for model_id in self._models:
             self._streams.abort_all(model_id)
+            self._embeds.abort_all(model_id)
         self._model_handlers.finish_unloading()
         reply.send(methods.SuccessResult())
         self._stop()
+
+
+def _type_of(model: LoadedModel | EmbeddingModel | None) -> Literal["text", "embedding", "reranker"]:
+    if isinstance(model, EmbeddingModel):
+        return "reranker" if model.plan.pooling is None else "embedding"
+    return "text"

@@ -19,6 +19,7 @@ from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefault
 from mlx_serving.errors import Aborted, EngineError, InvalidRequest
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import Row, StepFrame
+from mlx_serving.worker.embed_handlers import EmbedHandlers
 from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.grammar_checker import GrammarChecker
 from mlx_serving.worker.loaded_model import LoadedModel
@@ -70,6 +71,7 @@ class StreamHandlers:
         tokenizers: TokenizerThread,
         grammars: TokenizerThread,
         defaults: SamplingDefaults,
+        embeds: EmbedHandlers,
         disk: PrefixDisk | None = None,
     ) -> None:
         self._outbox = outbox
@@ -80,6 +82,7 @@ class StreamHandlers:
         self._checker = GrammarChecker()
         self._defaults = defaults
         self._disk = disk
+        self._embeds = embeds
         # Stream id -> model id, while the prompt is tokenized, or the beginning of it read.
         self._opening: dict[str, str] = {}
 
@@ -116,7 +119,7 @@ class StreamHandlers:
     def generate(self, params: methods.GenerateParams, reply: Reply[methods.GenerateResult]) -> None:
         model = self._models.get(params.model_id)
         stream_id = params.stream_id or str(uuid.uuid4())
-        if stream_id in self._opening or stream_id in self._generation:
+        if stream_id in self._opening or stream_id in self._generation or stream_id in self._embeds:
             raise InvalidRequest(f"A stream with the id {stream_id} is active", field="stream_id", given=stream_id)
         prompt = prompt_of(params)
         sampling_params = sampling_of(params)
@@ -222,7 +225,8 @@ class StreamHandlers:
         row = self._generation.abort(params.stream_id)
         was_opening = self._opening.pop(params.stream_id, None) is not None
         self._emit([row] if row is not None else [])
-        reply.send(methods.AbortResult(row is not None or was_opening))
+        found = row is not None or was_opening or self._embeds.abort(params.stream_id)
+        reply.send(methods.AbortResult(found))
 
     def pause(self, params: methods.StreamParams, reply: Reply[methods.StreamResult]) -> None:
         found = params.stream_id in self._generation

@@ -9,6 +9,7 @@ import msgspec
 from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.errors import EngineError
 from mlx_serving.wire import jsonrpc, methods
+from mlx_serving.worker.embedding_model import EmbeddingModel
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
 from mlx_serving.worker.requests import check_token_ids
@@ -30,7 +31,7 @@ class TokenHandlers:
         )
 
     def tokenize(self, params: methods.TokenizeParams, reply: Reply[methods.TokenizeResult]) -> None:
-        model = self._models.get(params.model_id)
+        model = self._models.tokenizing(params.model_id)
         self._tokenizers.submit(lambda: _tokenize(model, params), reply.send, reply.fail)
 
     def tokenize_chat(self, params: methods.TokenizeChatParams, reply: Reply[methods.TokenizeResult]) -> None:
@@ -44,7 +45,7 @@ class TokenHandlers:
         self._tokenizers.submit(work, reply.send, reply.fail)
 
     def detokenize(self, params: methods.DetokenizeParams, reply: Reply[methods.DetokenizeResult]) -> None:
-        model = self._models.get(params.model_id)
+        model = self._models.tokenizing(params.model_id)
         check_token_ids("tokens", params.tokens, model)
 
         def work() -> methods.DetokenizeResult:
@@ -60,7 +61,9 @@ class TokenHandlers:
             try:
                 with tokenizer_errors():
                     entry = jsonrpc.parse_params(raw, methods.TokenizeParams)
-                    return methods.BatchTokenizeItem(success=True, result=_tokenize(models.get(entry.model_id), entry))
+                    return methods.BatchTokenizeItem(
+                        success=True, result=_tokenize(models.tokenizing(entry.model_id), entry)
+                    )
             except EngineError as error:
                 return methods.BatchTokenizeItem(success=False, error=_batch_error(error))
 
@@ -70,7 +73,7 @@ class TokenHandlers:
         self._tokenizers.submit(work, reply.send, reply.fail)
 
 
-def _tokenize(model: LoadedModel, params: methods.TokenizeParams) -> methods.TokenizeResult:
+def _tokenize(model: LoadedModel | EmbeddingModel, params: methods.TokenizeParams) -> methods.TokenizeResult:
     token_ids = model.tokenizer.encode(params.text, add_special_tokens=params.add_special_tokens)
     return methods.TokenizeResult(token_ids, model.tokenizer.token_strings(token_ids))
 

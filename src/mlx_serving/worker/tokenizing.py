@@ -88,6 +88,15 @@ class PromptTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
+    def encode_input(
+        self, first: str, second: str | None, max_tokens: int | None
+    ) -> tuple[list[int], list[int] | None]:
+        """One text, or two as one input, and to which of them each token belongs if the model is told that. What is
+        cut leaves the special tokens."""
+        encoded = self._tokenizer(first, second, truncation=max_tokens is not None, max_length=max_tokens)
+        types = encoded.get("token_type_ids")
+        return list(encoded["input_ids"]), None if types is None else list(types)
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return cast(str, self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 

@@ -1,0 +1,5 @@
+from pathlib import Path
+
+import mlx.nn as nn
+
+def load_embedding_model(model_path: Path, lazy: bool = False) -> nn.Module: ...
