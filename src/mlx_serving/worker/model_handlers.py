@@ -74,13 +74,9 @@ class ModelHandlers:
         loaded = self._models.find(params.model_id)
         under_way = self.loads.find(params.model_id)
         wanted = loader.options_of(params)
-        given = (
-            loaded.options
-            if isinstance(loaded, LoadedModel)
-            else wanted
-            if under_way is None
-            else loader.options_of(under_way)
-        )
+        given = wanted if under_way is None else loader.options_of(under_way)
+        if isinstance(loaded, LoadedModel):
+            given = loaded.options
         if given != wanted:
             raise InvalidRequest(
                 f"{params.model_id} is loaded already, as {given} and not as {wanted}: unload it first",
