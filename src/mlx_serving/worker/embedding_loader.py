@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
 from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
