@@ -119,6 +119,7 @@ FULL: dict[str, dict[str, object]] = {
         "prompt_tokens": [0, 2**31 - 1],
         "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
         "template_kwargs": {"thinking": False},
+        "chat_template": "{{ messages[0].content }}",
         "stream_id": "s",
         "max_tokens": 5,
         "temperature": 0.5,
@@ -175,6 +176,7 @@ FULL: dict[str, dict[str, object]] = {
         "model_id": "m",
         "messages": [{"role": "user", "content": "hi"}],
         "template_kwargs": {"thinking": False},
+        "chat_template": "{{ messages[0].content }}",
         "tools": [{"type": "function"}],
     },
 }
