@@ -120,6 +120,7 @@ FULL: dict[str, dict[str, object]] = {
         "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
         "template_kwargs": {"thinking": False},
         "chat_template": "{{ messages[0].content }}",
+        "cut_to_fit": True,
         "stream_id": "s",
         "max_tokens": 5,
         "temperature": 0.5,
