@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -367,8 +368,8 @@ if __name__ == "__main__":
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=64, help="of a printable one")
     arguments = parser.parse_args()
-    shape = {"context_length": 4096, "seed": arguments.seed, "layers": arguments.layers}
     if arguments.printable:
-        make_printable_llama(arguments.directory, **shape, width=arguments.width)
+        make = partial(make_printable_llama, width=arguments.width)
     else:
-        make_llama(arguments.directory, **shape)
+        make = make_llama
+    make(arguments.directory, context_length=4096, seed=arguments.seed, layers=arguments.layers)

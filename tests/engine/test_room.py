@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ NAMES = ("one", "two", "three")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("room")
     # Caches that are small beside the weights: what is tried here is room for models.
-    shape = {"layers": 16, "head_dim": 4, "context_length": 4096}
-    return {name: make_llama(home / name, seed=seed, **shape) for seed, name in enumerate(NAMES)}
+    make = partial(make_llama, layers=16, head_dim=4, context_length=4096)
+    return {name: make(home / name, seed=seed) for seed, name in enumerate(NAMES)}
 
 
 def config_of(models: Mapping[str, Path], room_for: float, section: Any = None, **of_model: Any) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
-from mlx_serving.core.generation import ChatPrompt, GenerationRequest, Priority, Prompt, SamplingParams
+from mlx_serving.core.generation import ChatPrompt, EmbeddingInputs, GenerationRequest, Priority, Prompt, SamplingParams
 from mlx_serving.errors import InvalidRequest
 
 _SAMPLING = (
@@ -74,7 +74,7 @@ class ModelProfile:
         times = [time for time in (request.timeout_s, self.timeout_s) if time is not None]
         return replace(
             request,
-            prompt=self.prompt(request.prompt),
+            prompt=prompt if isinstance(prompt := request.prompt, EmbeddingInputs) else self.prompt(prompt),
             sampling=self._sampling(sampling, default_max_tokens),
             priority=self.priority if self.priority and request.priority == "normal" else request.priority,
             timeout_s=min(times, default=None),
