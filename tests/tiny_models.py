@@ -368,8 +368,5 @@ if __name__ == "__main__":
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=64, help="of a printable one")
     arguments = parser.parse_args()
-    if arguments.printable:
-        make = partial(make_printable_llama, width=arguments.width)
-    else:
-        make = make_llama
+    make = partial(make_printable_llama, width=arguments.width) if arguments.printable else make_llama
     make(arguments.directory, context_length=4096, seed=arguments.seed, layers=arguments.layers)
