@@ -101,7 +101,6 @@ class PrefixCounts:
     misses: int = 0
     hit_tokens: int = 0
     missed_tokens: int = 0
-    insertions: int = 0
     evictions: int = 0
 
 
@@ -303,7 +302,6 @@ class PrefixIndex:
         kept[entry.key] = entry
         at.setdefault(entry.place, []).append(entry)
         self.size += entry.size
-        self.counts.insertions += 1
         self._evicted.pop(entry.key, None)
         if entry.parent is not None:
             entry.parent.children += 1

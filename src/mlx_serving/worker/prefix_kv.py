@@ -27,11 +27,6 @@ class KvBlock:
     def nbytes(self) -> int:
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
 
-    def arrays(self) -> dict[str, mx.array]:
-        """By names that say where they belong."""
-        named = {f"{layer}.keys": keys for layer, (keys, _) in enumerate(self.layers)}
-        return named | {f"{layer}.values": values for layer, (_, values) in enumerate(self.layers)}
-
 
 @dataclass(frozen=True, slots=True)
 class CacheState:
