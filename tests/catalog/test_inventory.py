@@ -84,7 +84,7 @@ def test_converted_files_and_cached_repositories_are_listed(other: Path, monkeyp
     monkeypatch.setattr(Hub, "cached", cached)
     place = _convert(other)
     entries = _entries()
-    assert list(entries) == [ALIAS, place.name, "org/model", "org/old"]
+    assert list(entries) == [ALIAS, PACKAGED_DIRECTORY, place.name, "org/model", "org/old"]
     assert entries[place.name].kind == "converted"
     assert entries["org/model"] == CatalogEntry("org/model", "hub", Path("/snapshot"), 5, "main, v1")
     assert entries["org/old"].summary == "d" * 12

@@ -74,7 +74,9 @@ async def test_a_batch_is_what_its_texts_are_alone(vectors_of: AsyncOpenAI) -> N
 async def test_base64_is_float(vectors_of: AsyncOpenAI) -> None:
     as_float = await vectors_of.embeddings.create(model=MINILM, input="Hello", encoding_format="float")
     as_base64 = await vectors_of.embeddings.create(model=MINILM, input="Hello")
-    assert np.array_equal(np.float32(as_float.data[0].embedding), np.float32(as_base64.data[0].embedding))
+    assert np.array_equal(
+        np.array(as_float.data[0].embedding, np.float32), np.array(as_base64.data[0].embedding, np.float32)
+    )
 
 
 async def test_mistakes_are_told(vectors_of: AsyncOpenAI) -> None:

@@ -53,13 +53,10 @@ class NoGuard:
 class NoHandlers:
     owes_answers = False
     is_loading = False
-    is_due = False
+    chores = ()
 
     def routes(self) -> tuple[()]:
         return ()
-
-    def advance(self) -> None:
-        pass
 
 
 def test_no_step_is_made_while_the_other_end_reads_nothing() -> None:
