@@ -6,6 +6,7 @@ from typing import Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from mlx_serving.catalog.trusted_paths import require_trusted
@@ -75,6 +76,11 @@ def alias_routes(service: Service) -> APIRouter:
     @router.get("", summary="The aliases, and what they meant before", responses=error_responses(401, 403))
     async def aliases() -> AliasList:
         return AliasList(data=[_document(view) for view in service.engine.list_aliases()])
+
+    # Names may have slashes, but this path is not one of an alias.
+    @router.api_route("/{name:path}/rollback", methods=["GET", "PUT", "DELETE"], include_in_schema=False)
+    async def only_posted(name: str) -> None:
+        raise HTTPException(405)
 
     @router.get("/{name:path}", summary="One alias", responses=error_responses(401, 403, 404))
     async def alias(name: str) -> AliasDocument:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
+import msgspec
 from pydantic import ValidationError
 
 from mlx_serving.server.issues import from_validation_error, refuse, screen
@@ -19,7 +20,8 @@ def parse_body(model: type[_B], body: Mapping[str, object], unsupported: Neutral
     given, issues = screen(body, model.model_fields, unsupported or {})
     parsed = None
     try:
-        parsed = model.model_validate(given)
+        # Strictly in all that it is made of: records of the configuration are not strict by themselves.
+        parsed = model.model_validate_json(msgspec.json.encode(given), strict=True)
     except ValidationError as error:
         issues += from_validation_error(error)
     refuse(issues)
