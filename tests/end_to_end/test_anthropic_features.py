@@ -45,6 +45,11 @@ async def _message(claude: AsyncAnthropic, **params: Any) -> Message:
     return cast("Message", await claude.messages.create(**params))
 
 
+def _prompt_tokens(message: Message) -> int:
+    """What is read from the prefix cache does not count as input."""
+    return message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
+
+
 # -- streaming helpers
 
 
@@ -54,7 +59,7 @@ async def test_the_stream_helper_tells_of_text_and_the_prompt_first(claude: Asyn
         done = await stream.get_final_message()
     counted = await claude.messages.count_tokens(model="actor", messages=HELLO)
     assert events[0].type == "message_start"
-    assert events[0].message.usage.input_tokens == counted.input_tokens == done.usage.input_tokens > 0
+    assert events[0].message.usage.input_tokens == counted.input_tokens == _prompt_tokens(done) > 0
     assert [event.text for event in events if event.type == "text"][-1] == "friend."
     assert "".join(block.text for block in done.content if block.type == "text") == TALK
     assert done.stop_reason == "end_turn"
@@ -145,14 +150,14 @@ async def test_parsed_output(claude: AsyncAnthropic) -> None:
 async def test_counted_tokens_are_those_that_a_message_costs(claude: AsyncAnthropic, extra: dict[str, Any]) -> None:
     counted = await claude.messages.count_tokens(model="actor", messages=HELLO, **extra)
     done = await _message(claude, **ASKED, **extra)
-    assert counted.input_tokens == done.usage.input_tokens
+    assert counted.input_tokens == _prompt_tokens(done)
 
 
 async def test_max_tokens_is_cut_to_what_the_context_leaves(claude: AsyncAnthropic) -> None:
     claude = claude.with_options(timeout=60)  # without one, the client wants so long an answer streamed
     asked: Any = {"model": "short", "max_tokens": 32_000, "messages": HELLO, "extra_body": {"temperature": 0}}
     done = await _message(claude, **asked)
-    assert done.usage.input_tokens + done.usage.output_tokens == SHORT_CONTEXT
+    assert _prompt_tokens(done) + done.usage.output_tokens == SHORT_CONTEXT
     assert done.stop_reason == "model_context_window_exceeded"
     fits = await _message(claude, **asked | {"max_tokens": done.usage.output_tokens})
     assert (fits.stop_reason, fits.content) == ("max_tokens", done.content)
