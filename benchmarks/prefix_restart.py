@@ -73,7 +73,7 @@ def ask(url: str, prompt: Sequence[int], tokens: int) -> tuple[float, str, int]:
                 first = first or time.perf_counter() - began
                 text += chunk["choices"][0]["text"]
             if chunk.get("usage"):
-                cached = (chunk["usage"].get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+                cached = chunk["usage"]["prompt_tokens_details"]["cached_tokens"]
     return first, text, cached
 
 
