@@ -28,6 +28,7 @@ VERBS = [
     ("bench",),
     ("bench", "throughput"),
     ("bench", "latency"),
+    ("cache",),
     ("doctor",),
     ("config",),
     ("config", "show"),
