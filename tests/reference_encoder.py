@@ -101,7 +101,8 @@ class ReferenceEncoder:
         count, width = states.shape
         size = width // self.config["num_attention_heads"]
         heads = states.reshape(count, -1, size)
-        angles: Array = np.arange(count)[:, None] / np.power(base, np.arange(0, size, 2) / size)
+        slowing: Array = np.exp(np.arange(0, size, 2, dtype=np.float64) * (-math.log(base) / size))
+        angles: Array = np.arange(count, dtype=np.float64)[:, None] * slowing
         cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
         first, second = heads[..., : size // 2], heads[..., size // 2 :]
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1).reshape(count, width)
