@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -140,3 +141,13 @@ def test_what_cannot_be_made_is_not_written(
         bench.settle()
         assert {reason for _, reason in bench.reports} == {"RuntimeError: no memory for it"}
         assert (bench.counts.pending, bench.counts.records) == (0, 0)
+
+
+def test_a_model_that_was_moved_is_the_same(llama: Path, tmp_path: Path) -> None:
+    with on_disk(load(llama), tmp_path / "cache") as bench:
+        bench.ask(PROMPT, ENDLESS)
+    moved = load(shutil.copytree(llama, tmp_path / "moved", copy_function=shutil.copyfile))
+    with on_disk(moved, tmp_path / "cache") as bench:
+        stream = bench.ask(PROMPT, ENDLESS)
+        assert stream.tokens == alone(moved, PROMPT)
+        assert cached(stream) > 0

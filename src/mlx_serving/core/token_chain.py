@@ -34,10 +34,12 @@ def next_key(parent: bytes, token_ids: Sequence[int], extra: bytes = b"") -> byt
 
 
 class TokenChain:
-    """The tokens of one sequence, which may grow, and the keys of their blocks. `owner` names the model."""
+    """The tokens of one sequence, which may grow, and the keys of their blocks. `owner` names the model, `salt` is what
+    the root was made with."""
 
-    def __init__(self, owner: str, root: bytes, token_ids: Sequence[int], block_tokens: int) -> None:
+    def __init__(self, owner: str, root: bytes, token_ids: Sequence[int], block_tokens: int, salt: str = "") -> None:
         self.owner = owner
+        self.salt = salt
         self.block_tokens = block_tokens
         self.token_ids = list[int]()
         self.keys = [root]

@@ -123,7 +123,7 @@ class PrefixCache:
             return None
         salt = f"{salt}\0{caller}" if self._policy.per_caller else salt
         root = root_key(self._fingerprints[model_id], salt)
-        return TokenChain(model_id, root, token_ids, self._policy.block_tokens)
+        return TokenChain(model_id, root, token_ids, self._policy.block_tokens, salt)
 
     def grow(self, id: str, token_ids: Sequence[int]) -> None:  # noqa: A002
         """What is to be computed of it are all these tokens now."""

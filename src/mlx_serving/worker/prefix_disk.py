@@ -299,8 +299,8 @@ def _useful(chain: TokenChain) -> bytes:
 
 
 def _root(model: _Model, chain: TokenChain, kind: RecordKind) -> Key:
-    # The chain's root names the tenant; that it names the model by the times of its files does not suffice on disk.
-    return root_key(model.fingerprint, chain.keys[0].hex(), kind)
+    # In memory a model is known by the times of its files: here that would not suffice, nor outlive a move of them.
+    return root_key(model.fingerprint, chain.salt, kind)
 
 
 def _fingerprint(facts: str, digests: Sequence[str]) -> str:
