@@ -49,6 +49,9 @@ class ResponseStore(Generic[T]):
     def put(self, key: str, owner: str, value: T, size: int, now: float) -> None:
         """Keep a value of `size` bytes under a new id. One that is larger than all may be is not kept."""
         assert key not in self._entries
+        if size > self._policy.max_bytes:  # else all others would go before it
+            self._gone.append(key)
+            return
         self._entries[key] = _Entry(owner, value, size, now)
         self._bytes += size
         while len(self._entries) > self._policy.max_entries or self._bytes > self._policy.max_bytes:
@@ -85,7 +88,5 @@ class ResponseStore(Generic[T]):
             self._drop(key)
 
     def _drop(self, key: str) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._bytes -= entry.size
-            self._gone.append(key)
+        self._bytes -= self._entries.pop(key).size
+        self._gone.append(key)
