@@ -88,7 +88,7 @@ async def test_killed_while_idle_the_next_request_succeeds_and_health_tells(
     assert after["pid"] != before["pid"]
     assert after["restarts"] == before["restarts"] + 1
     assert (after["last_crash"]["signal"], after["last_crash"]["cause"]) == ("SIGKILL", "exited")
-    assert health["loaded_models"] == ["tiny"] or set(health["loaded_models"]) == {"tiny", "short"}
+    assert "tiny" in health["loaded_models"]
 
 
 @pytest.mark.parametrize(("number", "cause"), [(signal.SIGKILL, "exited"), (signal.SIGSTOP, "no heartbeat")])

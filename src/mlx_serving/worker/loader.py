@@ -96,6 +96,8 @@ def loading(
     directory = files.directory
     options = options_of(params)
     with _blaming("its weights", params.model_id, directory):
+        if not any(directory.glob("*.safetensors")):
+            raise FileNotFoundError(f"there is no *.safetensors file in {directory}")
         plan = WeightPlan(params.model_id, directory, files.config, options, find_base)
         digest = plan.identity(files.digest)
         needed = plan.needed_bytes
@@ -250,8 +252,9 @@ def _blaming(part: str, model_id: str, directory: Path) -> Generator[None]:
     except EngineError:
         raise
     except Exception as error:
+        reason = " ".join(str(error).split())  # transformers' have several lines
         raise ModelLoadError(
-            f"{model_id} cannot be loaded, because of {part}: {type(error).__name__}: {error}",
+            f"{model_id} cannot be loaded, because of {part}: {type(error).__name__}: {reason}",
             model=model_id,
             path=str(directory),
         ) from error

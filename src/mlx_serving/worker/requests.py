@@ -85,13 +85,13 @@ def form_of(
 ) -> Form | None:
     """The form of the answer to this prompt, if it must have one: of what is said behind the reasoning, where that is
     told apart, else of all; or a call of a tool. Runs on the tokenizer thread."""
-    token_of = model.structures.token_of
     if is_forced(params):
         return Form(Structure("grammar", _forced_call(params, model, token_ids), "tool_choice"))
     if structure is None or not params.parse_output:
         return None if structure is None else Form(structure)
     output = model.output.format(tools=False)
-    return Form(structure, form_lead(output, _thinking(model, token_ids, output), token_of))
+    lead = form_lead(output, _thinking(model, token_ids, output), model.structures.token_of)
+    return Form(structure, lead)
 
 
 def _forced_call(params: GenerateParams, model: LoadedModel, token_ids: Sequence[int]) -> str:
