@@ -91,7 +91,7 @@ def _remove_tokenizer(directory: Path) -> None:
     [
         pytest.param(_truncate_weights, "exceeding the size of the file", id="truncated weights"),
         pytest.param(_cut_header, "its architecture or weights", id="truncated header"),
-        pytest.param(_remove_weights, "No safetensors found", id="no weights"),
+        pytest.param(_remove_weights, "no *.safetensors file", id="no weights"),
         pytest.param(_break_config, "its config.json", id="broken config"),
         pytest.param(_config_is_a_list, "its config.json", id="config of another kind"),
         pytest.param(_other_architecture, "no_such_architecture", id="unsupported model type"),

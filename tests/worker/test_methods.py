@@ -60,6 +60,7 @@ def test_loading_a_model_answers_with_its_facts(worker: WorkerProcess, speller: 
         "quantization": None,
         "eos_token_ids": [258],
         "adapter": None,
+        "embedding": None,
     }
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -21,11 +20,12 @@ from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.core.embedding_plan import EmbeddingFiles, EmbeddingPlan, plan
-from mlx_serving.errors import EngineError, ModelLoadError
+from mlx_serving.errors import ModelLoadError
 from mlx_serving.wire.methods import EmbeddingFacts, LoadModelParams, LoadModelResult, ModelCapabilities
 from mlx_serving.worker.embedding_model import EmbeddingModel, EncodedInput, Forward
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loader import DEFAULT_CONTEXT_LENGTH, Aside, OnProgress, RequireMemory
+from mlx_serving.worker.model_files import blaming, read_object
 from mlx_serving.worker.model_shape import prefill_memory_of
 from mlx_serving.worker.tokenizing import PromptTokenizer
 from mlx_serving.worker.weights import parameters
@@ -52,7 +52,7 @@ def embedder_loading(
     how, directory = found.how, found.directory
     if how is None:
         return None
-    with _blaming(params.model_id, directory):
+    with blaming("its architecture or weights", params.model_id, directory):
         if params.quantization not in (None, "none") or params.adapter_path is not None:
             raise ModelLoadError(
                 f"{params.model_id} makes embeddings: it is neither quantised on load nor given an adapter",
@@ -77,24 +77,15 @@ class _Found:
         params = self._params
         reference = parse_reference(params.local_path or params.model_id, params.revision)
         self.directory = prepare(reference, lambda step: self._on_progress(step.stage, step.done, step.total))
-        with _blaming(params.model_id, self.directory):
-            self.how = plan(params.model_id, _files(self.directory), params.pooling, DEFAULT_CONTEXT_LENGTH)
-
-
-@contextmanager
-def _blaming(model_id: str, directory: Path) -> Generator[None]:
-    try:
-        yield
-    except EngineError:
-        raise
-    except Exception as error:
-        raise ModelLoadError(
-            f"{model_id} cannot be loaded: {type(error).__name__}: {error}", model=model_id, path=str(directory)
-        ) from error
+        with blaming("its config.json", params.model_id, self.directory):
+            config = read_object(self.directory / "config.json")
+        with blaming("the files that say how it makes embeddings", params.model_id, self.directory):
+            files = _files(self.directory, config)
+            self.how = plan(params.model_id, files, params.pooling, DEFAULT_CONTEXT_LENGTH)
 
 
 def _load(params: LoadModelParams, how: EmbeddingPlan, directory: Path, on_progress: OnProgress) -> EmbeddingModel:
-    config = _read_object(directory / "config.json")
+    config = read_object(directory / "config.json")
     model, forward = _architecture(params.model_id, how, directory)
     weights = parameters(model)
     mx.eval(weights)  # pyright: ignore[reportUnknownMemberType]  MLX's stub leaves its arguments untyped
@@ -198,8 +189,7 @@ def _as_it_is(pooled: mx.array) -> mx.array:
     return pooled
 
 
-def _files(directory: Path) -> EmbeddingFiles:
-    config = _read_object(directory / "config.json")
+def _files(directory: Path, config: Mapping[str, object]) -> EmbeddingFiles:
     if not (directory / "modules.json").is_file():
         return EmbeddingFiles(config)
     modules = cast("list[Mapping[str, object]]", json.loads((directory / "modules.json").read_text(encoding="utf-8")))
@@ -209,21 +199,14 @@ def _files(directory: Path) -> EmbeddingFiles:
     return EmbeddingFiles(
         config,
         modules,
-        pooling=_read_object(directory / pooling / "config.json") if pooling else {},
+        pooling=read_object(directory / pooling / "config.json") if pooling else {},
         transformer=_optional(directory / "sentence_bert_config.json"),
         prompts=_optional(directory / "config_sentence_transformers.json"),
     )
 
 
 def _optional(path: Path) -> Mapping[str, object]:
-    return _read_object(path) if path.is_file() else {}
-
-
-def _read_object(path: Path) -> Mapping[str, object]:
-    loaded: object = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path.name} must hold an object, not a {type(loaded).__name__}")
-    return cast("Mapping[str, object]", loaded)
+    return read_object(path) if path.is_file() else {}
 
 
 def _vocabulary(config: Mapping[str, object], default: int) -> int:

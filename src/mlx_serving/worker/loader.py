@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +18,11 @@ from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.core.load_pace import LoadPace
 from mlx_serving.core.output_formats import MARKERS
 from mlx_serving.core.weight_options import WeightOptions
-from mlx_serving.errors import EngineError, ModelLoadError
 from mlx_serving.machine import page_cache
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
 from mlx_serving.worker.capabilities import kv_bytes_and_logits, probing
 from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.model_files import blaming, read_object
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.model_shape import prefill_memory_of
 from mlx_serving.worker.output_style import find_style, knows_tools
@@ -95,7 +93,7 @@ def loading(
     yield Aside(files.find)
     directory = files.directory
     options = options_of(params)
-    with _blaming("its weights", params.model_id, directory):
+    with blaming("its weights", params.model_id, directory):
         if not any(directory.glob("*.safetensors")):
             raise FileNotFoundError(f"there is no *.safetensors file in {directory}")
         plan = WeightPlan(params.model_id, directory, files.config, options, find_base)
@@ -107,7 +105,7 @@ def loading(
     if needed and read_ahead():
         yield Aside(lambda: _read_ahead(directory, on_progress))
     words = files.words
-    with _blaming("its architecture or weights", params.model_id, directory):
+    with blaming("its architecture or weights", params.model_id, directory):
         model, config = plan.open()
         yield None
         for done, total in plan.evaluate(model, pace):
@@ -195,16 +193,16 @@ class _Files:
 
     def find(self) -> None:
         directory = self.directory = _directory(self._params, self._on_progress)
-        with _blaming("its config.json", self._params.model_id, directory):
-            self.config = _read_object(directory / "config.json")
+        with blaming("its config.json", self._params.model_id, directory):
+            self.config = read_object(directory / "config.json")
             self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
 
     def read(self) -> None:
         directory, model_id = self.directory, self._params.model_id
-        with _blaming("its generation_config.json", model_id, directory):
+        with blaming("its generation_config.json", model_id, directory):
             path = directory / "generation_config.json"
-            self.generation_config = _read_object(path) if path.exists() else {}
-        with _blaming("its tokenizer", model_id, directory):
+            self.generation_config = read_object(path) if path.exists() else {}
+        with blaming("its tokenizer", model_id, directory):
             self.words = _Words(directory, self.config)
 
 
@@ -242,29 +240,6 @@ def _read_ahead(directory: Path, on_progress: OnProgress) -> None:
 def _directory(params: LoadModelParams, on_progress: OnProgress) -> Path:
     reference = parse_reference(params.local_path or params.model_id, params.revision)
     return prepare(reference, lambda step: on_progress(step.stage, step.done, step.total))
-
-
-@contextmanager
-def _blaming(part: str, model_id: str, directory: Path) -> Generator[None]:
-    """What goes wrong inside becomes a `ModelLoadError` that names the part of the model that is at fault."""
-    try:
-        yield
-    except EngineError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())  # transformers' have several lines
-        raise ModelLoadError(
-            f"{model_id} cannot be loaded, because of {part}: {type(error).__name__}: {reason}",
-            model=model_id,
-            path=str(directory),
-        ) from error
-
-
-def _read_object(path: Path) -> Mapping[str, object]:
-    loaded: object = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(loaded, dict):
-        raise ValueError(f"an object is expected, not a {type(loaded).__name__}")
-    return cast(Mapping[str, object], loaded)
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
