@@ -15,7 +15,7 @@ step "types"
 [ "${1:-}" = "--checks-only" ] && exit 0
 
 step "core and wire: full branch coverage from their own tests"
-"$BIN/python" -m pytest -q tests/core tests/wire \
+"$BIN/python" -m pytest -q -n 2 tests/core tests/wire \
     --cov=mlx_serving.core --cov=mlx_serving.wire --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
 step "everything else"
 "$BIN/python" -m pytest -q -n 2 --dist worksteal --ignore=tests/core --ignore=tests/wire
