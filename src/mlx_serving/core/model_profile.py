@@ -57,7 +57,7 @@ class ModelProfile:
     def over(self, base: ModelProfile) -> ModelProfile:
         """Both, and this one where they differ."""
         kwargs = {**base.template_kwargs, **self.template_kwargs}
-        return ModelProfile(**{**base.given(), **self.given(), "template_kwargs": kwargs})  # type: ignore[arg-type]
+        return replace(base, **{**self.given(), "template_kwargs": kwargs})
 
     def applied_to(self, request: GenerationRequest, default_max_tokens: int) -> GenerationRequest:
         """`default_max_tokens` is what a request gets of which nobody says anything. Raises `InvalidRequest` for a
