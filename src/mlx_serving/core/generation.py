@@ -33,15 +33,32 @@ class TokenPrompt:
     token_ids: tuple[int, ...]
 
 
+ImageDetail = Literal["auto", "low", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture that was checked: `data` is a PNG or JPEG file of one upright RGB frame of `width` by `height` pixels.
+    Pictures of one `digest` are the same to a model: the SHA-256, in hexadecimal, of size, pixels and `detail`."""
+
+    data: bytes = field(repr=False)
+    digest: str
+    width: int
+    height: int
+    detail: ImageDetail = "auto"
+
+
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
     """Messages for the model's own chat template, or for `chat_template` in Jinja; `template_kwargs` are handed to it,
-    and `tools`, which are `{"type": "function", "function": {"name": …, "parameters": …}}` each."""
+    and `tools`, which are `{"type": "function", "function": {"name": …, "parameters": …}}` each. The parts
+    `{"type": "image"}` of the messages' contents stand for `images`, in their order."""
 
     messages: tuple[Mapping[str, object], ...]
     template_kwargs: Mapping[str, object] = field(default_factory=dict[str, object])
     tools: tuple[Mapping[str, object], ...] = ()
     chat_template: str | None = None
+    images: tuple[Image, ...] = ()
 
 
 Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt

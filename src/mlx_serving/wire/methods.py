@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from mlx_serving.core.generation import Priority
+from mlx_serving.core.generation import ImageDetail, Priority
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 
 P = TypeVar("P")
@@ -212,9 +212,19 @@ class Guidance(Params):
     field: str = "guidance.schema"
 
 
+class ImageParam(Params):
+    """See `core.generation.Image`."""
+
+    data: bytes
+    digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    width: Annotated[int, msgspec.Meta(ge=1)]
+    height: Annotated[int, msgspec.Meta(ge=1)]
+    detail: ImageDetail = "auto"
+
+
 class GenerateParams(Params):
     """One of `prompt`, `prompt_tokens` and `messages` is required. `messages` go through the model's chat template, or
-    the one that is given.
+    the one that is given; their parts `{"type": "image"}` stand for `images`, in their order.
     Higher priorities go first; requests of one priority take fair turns by `caller`. `fork_of` is a stream with the
     same prompt, whose computation of it may be shared. `delivered` are the first tokens of the answer, which the caller
     has: the stream goes on behind them, and counts them in `max_tokens`. A stream that has not ended after `timeout_s`
@@ -230,6 +240,7 @@ class GenerateParams(Params):
     messages: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] = {}
     chat_template: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
+    images: list[ImageParam] = []
     tools: list[dict[str, Any]] = []
     tool_choice: Literal["auto", "none", "required"] = "auto"
     named_tool: str | None = None
@@ -336,6 +347,7 @@ class TokenizeChatParams(Params):
     template_kwargs: dict[str, Any] = {}
     tools: list[dict[str, Any]] = []
     chat_template: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
+    images: list[ImageParam] = []
 
 
 class DetokenizeParams(Params):

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
+from mlx_serving.core.generation import ChatPrompt, Image, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
 from mlx_serving.core.output_parser import FormFormat, MarkedFormat, OutputFormat, OutputParser
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
@@ -37,7 +37,8 @@ def prompt_of(params: GenerateParams) -> Prompt:
         )
     if params.messages:
         tools = () if params.tool_choice == "none" else tuple(params.tools)
-        return ChatPrompt(tuple(params.messages), params.template_kwargs, tools, params.chat_template)
+        images = tuple(Image(one.data, one.digest, one.width, one.height, one.detail) for one in params.images)
+        return ChatPrompt(tuple(params.messages), params.template_kwargs, tools, params.chat_template, images)
     return TokenPrompt(tuple(params.prompt_tokens)) if params.prompt_tokens else TextPrompt(params.prompt or "")
 
 
