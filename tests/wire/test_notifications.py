@@ -221,6 +221,9 @@ def test_a_completed_stream_ends_with_its_stats_and_its_event(reason: FinishReas
                 "time_to_first_token": 0.5,
                 "total_time": 0.75,
                 "cached_tokens": 3,
+                "drafted_tokens": 0,
+                "accepted_tokens": 0,
+                "speculation": None,
             },
         ),
         (

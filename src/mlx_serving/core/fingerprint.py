@@ -10,8 +10,10 @@ from typing import cast
 
 from mlx_serving.core.generation import EmbeddingInputs, GenerationRequest
 
-# Who asks, how urgently and under which name changes nothing about the answer.
-_NOT_PART = frozenset({"request_id", "priority", "caller", "timeout_s", "fork_of", "delivered", "served"})
+# Who asks, how urgently, under which name and whether it is drafted changes nothing about the answer.
+_NOT_PART = frozenset(
+    {"request_id", "priority", "caller", "timeout_s", "fork_of", "delivered", "speculation", "served"}
+)
 
 
 def is_deterministic(request: GenerationRequest) -> bool:

@@ -158,6 +158,26 @@ class SamplingParams:
     logprobs: int | None = None
 
 
+SpeculationMethod = Literal["auto", "off", "ngram", "draft"]
+MAX_DRAFT_TOKENS = 32
+"""Most tokens that a request may have drafted at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Whether tokens are drafted, so that the model checks several in one pass. No answer depends on it: what is kept
+    of a draft is what the model itself would have drawn.
+
+    `ngram` drafts what followed the last time that the text ended like this, `draft` has the model `draft_model`, the
+    served name of another one, go ahead; `auto` is `draft` where a `draft_model` is named, else what is configured.
+    At most `num_draft_tokens` are drafted at a time, or as many as have proved worth it.
+    """
+
+    method: SpeculationMethod = "auto"
+    draft_model: str | None = None
+    num_draft_tokens: int | None = None
+
+
 CacheOutcome = Literal["hit", "shared", "miss"]
 
 
@@ -195,7 +215,7 @@ class GenerationRequest:
     `structure` is the form that the answer must have. With `parse_output` the deltas have reasoning and calls of tools
     apart from the text. After `reasoning_budget` tokens of reasoning the model is made to answer. With `cut_to_fit` a
     `max_tokens` that is more than the context leaves, or the operator allows, is cut to that; else it is refused.
-    Layers write into `served`, if it is there, how they serve it."""
+    `speculation` says whether tokens are drafted. Layers write into `served`, if it is there, how they serve it."""
 
     request_id: str
     model: str
@@ -212,13 +232,16 @@ class GenerationRequest:
     reasoning_budget: int | None = None
     cut_to_fit: bool = False
     cache_salt: str = ""
+    speculation: Speculation = Speculation()
     served: Served | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
     """Counts and times of one finished sequence, in seconds; `tokens_per_second` counts from the first token.
-    `cached_tokens` of the prompt were not computed, because what the model makes of them was kept."""
+    `cached_tokens` of the prompt were not computed, because what the model makes of them was kept. Of the answer
+    `accepted_tokens` were drafted before they came, out of `drafted_tokens`; a worker counts its own. `speculation`
+    says how (`ngram`, `draft`), or why nobody drafted (see `core.speculation.Outcome`); None where it was off."""
 
     prompt_tokens: int
     tokens_generated: int
@@ -226,6 +249,9 @@ class GenerationStats:
     tokens_per_second: float
     total_time: float
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    speculation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,6 +233,9 @@ class _Stream:
                     tokens_per_second=measured.tokens_per_second,
                     total_time=measured.total_time,
                     cached_tokens=measured.cached_tokens,
+                    drafted_tokens=measured.drafted_tokens,
+                    accepted_tokens=measured.accepted_tokens,
+                    speculation=measured.speculation,
                 )
                 self.dispatch(stream.Completed(row.end.finish_reason, stats, row.end.stop))
             case _:
@@ -346,6 +349,9 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
         reasoning_budget=request.reasoning_budget,
         timeout_s=request.timeout_s,
         cache_salt=request.cache_salt,
+        speculation=request.speculation.method,
+        draft_model_id=request.speculation.draft_model,
+        num_draft_tokens=request.speculation.num_draft_tokens,
         guidance=_guidance(request.structure),
     )
     match request.prompt:

@@ -24,6 +24,7 @@ from mlx_serving.core.generation import (
     Priority,
     Prompt,
     SamplingParams,
+    Speculation,
     Structure,
     TextPrompt,
     TokenPrompt,
@@ -72,6 +73,7 @@ class _Sequence(msgspec.Struct):
     unsent: Delta
     cut_to_fit: bool = False
     cache_salt: str = ""
+    speculation: Speculation = Speculation()
 
 
 class _Request(msgspec.Struct):
@@ -209,6 +211,7 @@ def _saved_sequence(sequence: SequenceLog) -> _Sequence:
         reasoning_budget=request.reasoning_budget,
         cut_to_fit=request.cut_to_fit,
         cache_salt=request.cache_salt,
+        speculation=request.speculation,
         sent=sent,
         unsent=unsent,
     )
@@ -267,6 +270,7 @@ def _restored_sequence(saved: _Sequence, model: str) -> SequenceLog:
         reasoning_budget=saved.reasoning_budget,
         cut_to_fit=saved.cut_to_fit,
         cache_salt=saved.cache_salt,
+        speculation=saved.speculation,
     )
     return SequenceLog.of_parts(request, saved.sent, saved.unsent)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from mlx_serving.core.generation import ImageDetail, Priority
+from mlx_serving.core.generation import MAX_DRAFT_TOKENS, ImageDetail, Priority, SpeculationMethod
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 
 P = TypeVar("P")
@@ -231,7 +231,9 @@ class GenerateParams(Params):
     fails with a timeout, whether it waits, runs or is paused. With `parse_output` rows tell reasoning and calls of
     `tools` apart from the text. `named_tool` must be called; after `reasoning_budget` tokens of reasoning the model
     must answer. With `cut_to_fit` a `max_tokens` that is more than the context leaves is cut to that. Prompts of
-    another `cache_salt` share nothing with this one. `streaming` is accepted for the ancestor's sake: the worker always
+    another `cache_salt` share nothing with this one. `speculation`, `draft_model_id`, which must be loaded, and
+    `num_draft_tokens` are those of `core.generation.Speculation`; to the worker `auto` without a draft model is
+    `ngram`. `streaming` is accepted for the ancestor's sake: the worker always
     streams."""
 
     model_id: ModelId
@@ -277,6 +279,9 @@ class GenerateParams(Params):
     delivered: Annotated[list[TokenId], msgspec.Meta(max_length=1_000_000)] = []
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
     cache_salt: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    speculation: SpeculationMethod = "auto"
+    draft_model_id: ModelId | None = None
+    num_draft_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_DRAFT_TOKENS)] | None = None
     streaming: bool = True
     guidance: Guidance | None = None
 

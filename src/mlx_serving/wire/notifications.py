@@ -20,7 +20,7 @@ from mlx_serving.wire.framing import encode_frame
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
     """Times in seconds; `tokens_per_second` counts from the first token. `cached_tokens` of the prompt were not
-    computed when it began: their KV was kept from others."""
+    computed when it began: their KV was kept from others. For the last three see `core.generation.GenerationStats`."""
 
     prompt_tokens: int
     tokens_generated: int
@@ -28,6 +28,9 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
     time_to_first_token: float
     total_time: float
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    speculation: str | None = None
 
 
 class Completed(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -195,6 +198,9 @@ def _row_as_json(row: Row) -> Iterator[tuple[str, dict[str, object]]]:
                     "time_to_first_token": stats.time_to_first_token,
                     "total_time": stats.total_time,
                     "cached_tokens": stats.cached_tokens,
+                    "drafted_tokens": stats.drafted_tokens,
+                    "accepted_tokens": stats.accepted_tokens,
+                    "speculation": stats.speculation,
                 },
             )
             yield (
