@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from mlx_serving.core.encodings import ImageSpan
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.kv_budget import ReplyLength
 from mlx_serving.core.prefill_memory import PrefillMemory
@@ -52,7 +53,8 @@ class Lane:
 
     `batch` names those who run, None when somebody joined or left. `steady` is the step that repeats, `steady_left`
     more times at most, while nobody joins, leaves or prefills. `virtual_s` is device time by weight. With
-    `exact_prefixes` others can begin with the KV of a sequence only where a chunk of it has ended.
+    `exact_prefixes` others can begin with the KV of a sequence only where a chunk of it has ended. `has_encoded`: its
+    last step encoded an image.
     """
 
     model: str
@@ -72,6 +74,7 @@ class Lane:
     virtual_s: float = 0.0
     prefill_turns: int = 0
     decodes_since_prefill: int = 0
+    has_encoded: bool = False
     work: WorkMeter = field(default_factory=WorkMeter)
 
     def enter(self, sequence: Sequence) -> None:
@@ -105,7 +108,7 @@ class Sequence:
     it was preempted, `billed` the computed tokens its caller has paid for, `generated` the tokens it had at `target`.
     `forks` wait for its prompt; `heirs` are those of them that have waited until it was computed, and not begun yet.
     `followers` wait until as many of its tokens are computed as each `awaits`; `leader` is whom it waits for itself. At
-    each of `stops`, in ascending order, a chunk ends.
+    each of `stops`, in ascending order, a chunk ends. The first `encoded` of its `images` are encoded, or need not be.
     """
 
     id: str
@@ -133,6 +136,8 @@ class Sequence:
     awaits: int = 0
     followers: list[Sequence] = field(default_factory=list["Sequence"])
     stops: tuple[int, ...] = ()
+    images: tuple[ImageSpan, ...] = ()
+    encoded: int = 0
 
     @property
     def target(self) -> int:
@@ -163,7 +168,19 @@ class Sequence:
         stops = [stop for stop in self.stops if self.computed < stop < self.target]
         if self.lane.exact_prefixes:
             stops += [one.awaits for one in self.followers]
+        if self.encoded < len(self.images):
+            stops.append(max(self.images[self.encoded].start, self.computed))
         return min(stops, default=self.target)
+
+    @property
+    def awaits_image(self) -> bool:
+        """Whether no more of its prompt can be computed before an image of it is encoded."""
+        return self.encoded < len(self.images) and self.next_stop <= self.computed
+
+    def skip_images(self) -> None:
+        """Pass over those of whose tokens none is to be computed."""
+        while self.encoded < len(self.images) and self.images[self.encoded].end <= self.computed:
+            self.encoded += 1
 
     @property
     def rest(self) -> int:

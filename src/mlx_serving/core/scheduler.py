@@ -8,7 +8,8 @@
     scheduler.update(step, duration_s, finished)    what came of it
 
 Every step decodes one token for each running sequence of its model and computes a bounded piece of prompts beside it; a
-model that cannot be batched computes one sequence a step, in turns. New work is looked at on every call. Every accepted
+model that cannot be batched computes one sequence a step, in turns. Or it encodes one image; if anybody else can go on,
+the next step of the model is theirs. New work is looked at on every call. Every accepted
 sequence ends exactly once: it was named as finished, or a step in whose `ending` it stands was updated, or `abort` said
 true, or `expire`, `refuse_oversized` or `remove_model` returned it. Later mentions of it are ignored.
 
@@ -32,6 +33,7 @@ from collections.abc import Collection
 from mlx_serving.core.admission import ArrivalWindow, admit, make_room
 from mlx_serving.core.bounds import at_least, greater_than
 from mlx_serving.core.deadlines import Deadlines
+from mlx_serving.core.encodings import NO_ENCODINGS, Encodings, ImageSpan
 from mlx_serving.core.fair_turns import Callers
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.prefill_memory import PrefillMemory
@@ -47,13 +49,16 @@ from mlx_serving.errors import ModelNotLoaded
 
 
 class Scheduler:
-    """`prefixes` tells what need not be computed because it is kept, or will be by the time it is needed."""
+    """`prefixes` tells what need not be computed because it is kept, or will be by the time it is needed, `encodings`
+    which images need not be encoded."""
 
-    def __init__(self, policy: SchedulerPolicy, prefixes: Prefixes = NO_PREFIXES) -> None:
+    def __init__(
+        self, policy: SchedulerPolicy, prefixes: Prefixes = NO_PREFIXES, encodings: Encodings = NO_ENCODINGS
+    ) -> None:
         self.policy = policy
         self._lanes: dict[str, Lane] = {}
         self._sequences: dict[str, Sequence] = {}
-        self._pool = SequencePool(policy, prefixes)
+        self._pool = SequencePool(policy, prefixes, encodings)
         self._callers = Callers()
         self._deadlines = Deadlines(self._is_current)
         self._arrivals = ArrivalWindow(policy.admission_window_s)
@@ -137,9 +142,11 @@ class Scheduler:
         deadline: float | None = None,
         fork_of: str | None = None,
         stops: tuple[int, ...] = (),
+        images: tuple[ImageSpan, ...] = (),
     ) -> None:
         """Accept a sequence. `caller` is who takes fair turns with other callers. At each of `stops`, counts of tokens,
-        a chunk ends that is `shared`.
+        a chunk ends that is `shared`. The tokens of each of `images`, in ascending order and in the prompt, can be
+        computed when it is encoded.
 
         `fork_of` names a sequence with the same prompt: this one waits until that prompt was computed and then starts
         with a copy of its KV, or computes the prompt itself if the other one is gone by then. So does it if the model
@@ -170,6 +177,7 @@ class Scheduler:
             arrived=now,
             fork_of=parent,
             stops=stops,
+            images=images,
         )
         self._sequences[id] = sequence
         if deadline is not None:
@@ -325,6 +333,12 @@ class Scheduler:
         # step it may plan.
         charged = min(duration_s, max(self.policy.max_step_s, step.expected_s))
         lane.virtual_s += (charged - step.expected_s) / lane.weight
+        if step.encode is not None:
+            for meter in (lane.work, self._work):
+                meter.add(step, duration_s, 0.0)
+            lane.cost.learn_encode(step.encode.tokens, duration_s)
+            self._throughput.learn(0, duration_s)
+            return
         rows = len(step.decode)
         tokens = 0
         decode_s = lane.cost.decode_s(rows)

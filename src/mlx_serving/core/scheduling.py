@@ -115,6 +115,15 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Encode:
+    """Encode an image of the sequence, the one with this `index` among its own, which stands for so many `tokens`."""
+
+    id: str
+    index: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One step of one model. Carry it out in the order of the fields.
 
@@ -125,6 +134,7 @@ class Step:
     prefill:   chunks beside the decode, several when prompts share the step.
     ending:    those of `decode` and `prefill` that yield the last of their max_tokens in this step.
     expected_s: how long the step is thought to take.
+    encode:    nobody decodes or prefills beside it: between two of them others have a step.
 
     Who has been admitted and appears in neither `decode` nor `prefill` is paused or waits for its turn: its KV stays.
     """
@@ -136,6 +146,7 @@ class Step:
     prefill: tuple[PrefillChunk, ...]
     ending: tuple[str, ...]
     expected_s: float
+    encode: Encode | None = None
 
     @property
     def prefill_tokens(self) -> int:
@@ -146,7 +157,8 @@ class Step:
 class WorkDone:
     """What steps have done since the start. A batch is the sequences that a step computes something for. `prefill_s`
     and `decode_s` are seconds of the device; a step that does both is split by what decoding alone is thought to take.
-    The first token of a reply comes of its prompt: it is not among `decoded_tokens`."""
+    The first token of a reply comes of its prompt: it is not among `decoded_tokens`. `encode_s` went into
+    `encoded_images`."""
 
     steps: int
     last_batch: int
@@ -155,6 +167,8 @@ class WorkDone:
     prefill_s: float
     decoded_tokens: int
     decode_s: float
+    encoded_images: int = 0
+    encode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

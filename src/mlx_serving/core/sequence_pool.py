@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from mlx_serving.core.encodings import Encodings
 from mlx_serving.core.fair_turns import FairTurns
 from mlx_serving.core.kv_budget import KvBudget, extension
 from mlx_serving.core.prefixes import Prefixes
@@ -19,8 +20,9 @@ class SequencePool:
     have become free, since admission was last tried. `admitted` and `preempted` are to be told with the next step.
     """
 
-    def __init__(self, policy: SchedulerPolicy, prefixes: Prefixes) -> None:
+    def __init__(self, policy: SchedulerPolicy, prefixes: Prefixes, encodings: Encodings) -> None:
         self.prefixes = prefixes
+        self.encodings = encodings
         self.queue = RequestQueue(policy.ageing_s)
         self.turns = FairTurns()
         self.kv = KvBudget(policy.kv_budget_bytes)
@@ -210,7 +212,7 @@ class SequencePool:
         size = sequence.lane.kv_bytes_per_token
         self.kv.held -= sequence.computed * size
         self.kv.reserved -= sequence.reserved * size
-        sequence.computed = sequence.reserved = 0
+        sequence.computed = sequence.reserved = sequence.encoded = 0
         sequence.resident = False
 
     def _release_forks(self, parent: Sequence) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-_DECODE_GAIN = 0.2
+_GAIN = 0.2
 _MAX_RISE = 3.0  # a measurement counts no more than this many times the prediction
 _SURPRISE = 0.5  # below this part of the prediction, a measurement replaces it
 _CONTEXT_SCALE = 4096.0  # tokens; the slope is kept in seconds per token at a context of so many
@@ -37,6 +37,7 @@ class StepCost:
         self.base_s = 0.0
         self.slope_s = 0.0
         self.reach = 0.0
+        self._image_token_s = 0.0
         self._doubt = _doubt_of(0.0)
         self._decode = [0.0] * (max_rows + 1)
 
@@ -56,6 +57,10 @@ class StepCost:
         """Seconds to compute `count` prompt tokens that follow `start` others."""
         return count * (self.base_s + self.slope_s * (start + count / 2))
 
+    def encode_s(self, tokens: int) -> float:
+        """Seconds to encode an image that stands for so many tokens; 0 while nothing is known."""
+        return tokens * self._image_token_s
+
     def tokens_within(self, seconds: float, start: int) -> float:
         """How many prompt tokens after the first `start` can be computed in `seconds`: the inverse of `prefill_s`."""
         linear = self.base_s + self.slope_s * start
@@ -63,12 +68,10 @@ class StepCost:
         return 2 * seconds / root if root else 0.0
 
     def learn_decode(self, rows: int, duration_s: float) -> None:
-        table = self._decode
-        known = table[rows]
-        if known * _SURPRISE < duration_s:
-            table[rows] = known + _DECODE_GAIN * (min(duration_s, known * _MAX_RISE) - known) if known else duration_s
-        else:
-            table[rows] = duration_s
+        self._decode[rows] = _followed(self._decode[rows], duration_s)
+
+    def learn_encode(self, tokens: int, duration_s: float) -> None:
+        self._image_token_s = _followed(self._image_token_s, duration_s / tokens)
 
     def learn_prefill(self, rows: int, tokens: int, context: float, duration_s: float) -> None:
         """A step computed `tokens` prompt tokens at a mean `context`, beside decoding for `rows`."""
@@ -109,6 +112,12 @@ class StepCost:
         elif base < 0:
             base, slope = 0.0, slope + base / z
         self.base_s, self.slope_s = base, slope / _CONTEXT_SCALE
+
+
+def _followed(known: float, measured: float) -> float:
+    if known * _SURPRISE < measured:
+        return known + _GAIN * (min(measured, known * _MAX_RISE) - known) if known else measured
+    return measured
 
 
 def _doubt_of(rate: float) -> tuple[float, float, float]:

@@ -18,11 +18,19 @@ class WorkMeter:
     decoded_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    encoded_images: int = 0
+    encode_s: float = 0.0
 
     def add(self, step: Step, duration_s: float, decode_s: float) -> None:
         """A step took `duration_s`, of which decoding its rows alone is thought to take `decode_s`."""
         rows, chunks = len(step.decode), len(step.prefill)
         self.steps += 1
+        if step.encode is not None:
+            self.last_batch = 1
+            self.batched += 1
+            self.encoded_images += 1
+            self.encode_s += duration_s
+            return
         self.last_batch = rows + chunks
         self.batched += rows + chunks
         self.decoded_tokens += rows
@@ -43,4 +51,6 @@ class WorkMeter:
             prefill_s=self.prefill_s,
             decoded_tokens=self.decoded_tokens,
             decode_s=self.decode_s,
+            encoded_images=self.encoded_images,
+            encode_s=self.encode_s,
         )
