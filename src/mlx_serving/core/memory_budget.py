@@ -23,6 +23,7 @@ from mlx_serving.errors import InsufficientMemory
 _GIB = 1 << 30
 _MAX_BUFFER_CACHE = 2 * _GIB
 _MAX_PREFILL = _GIB
+_MAX_FEATURES = _GIB // 4
 _PART = 16  # of the capacity: what the buffer cache and a prefill get where that is less
 _SQUEEZED = 8  # the buffer cache keeps this part of its memory when KV caches need the rest
 
@@ -70,13 +71,15 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes. `kv_caches` is 0 when nothing is left."""
+    """Bytes. `kv_caches` is 0 when nothing is left. `features` of images are kept for later at most: what they take is
+    part of the surplus."""
 
     capacity: Capacity
     weights: int
     buffer_cache: int
     prefill: int
     kv_caches: int
+    features: int = 0
 
 
 def capacity(bounds: Iterable[Bound], policy: MemoryPolicy) -> Capacity:
@@ -114,13 +117,15 @@ def plan(
         buffer_cache = min(_MAX_BUFFER_CACHE, room.size // _PART)
     if prefill is None:
         prefill = min(_MAX_PREFILL, room.size // _PART)
+    features = min(_MAX_FEATURES, room.size // _PART)
     if squeezed:
         buffer_cache //= _SQUEEZED
+        features //= _SQUEEZED
     rest = room.size - weights - surplus - buffer_cache - prefill
     kv_caches = max(0, int(rest * kv_share))
     if policy.kv_cache_bytes is not None:
         kv_caches = min(kv_caches, policy.kv_cache_bytes)
-    return MemoryPlan(room, weights, buffer_cache, prefill, kv_caches)
+    return MemoryPlan(room, weights, buffer_cache, prefill, kv_caches, features)
 
 
 def require_room(room: Capacity, policy: MemoryPolicy, *, model: str, weights: int, loaded: int) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import mlx.nn as nn
 
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.machine.blas import Blas
+from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.wire.notifications import Notice
 from mlx_serving.wire.settings import WorkerSettings
 from mlx_serving.worker.embeddings import Embeddings
@@ -23,6 +27,9 @@ from mlx_serving.worker.prefix_disk import PrefixDisk
 from mlx_serving.worker.prefix_files import PrefixFiles
 from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.vision.architecture import VisionText
+from mlx_serving.worker.vision.features import FeatureCache
+from mlx_serving.worker.vision.runner import VisionRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +48,11 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
     outbox = Outbox(write_fd, on_clear=inbox.wake)
     progress = Progress()
     prefixes = PrefixCache(settings.prefix_cache)
-    scheduler = Scheduler(settings.scheduler, prefixes)
-    generation = Generation(scheduler, prefixes)
+    features = FeatureCache()
+    scheduler = Scheduler(settings.scheduler, prefixes, features)
+    generation = Generation(scheduler, prefixes, features)
     disk = _disk(settings, prefixes, scheduler, inbox, outbox)
-    memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read, prefixes)
+    memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read, prefixes, features)
     embeddings = Embeddings(settings.scheduler, lambda: memory.plan.prefill)
     tokenizers = TokenizerThread(inbox.put)
     grammars = TokenizerThread(inbox.put, "grammar")
@@ -61,7 +69,7 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
         progress,
         Pulse(progress, outbox.notify),
         Telemetry(generation, tokenizers, outbox, disk, cache_limit_bytes=lambda: memory.plan.buffer_cache),
-        ModelRunner,
+        partial(_runner, features),
         disk,
         blas=blas,
         restart_count=settings.restart_count,
@@ -71,6 +79,14 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
         stop=loop.stop,
     )
     return Worker(inbox, outbox, loop, handlers, disk)
+
+
+def _runner(
+    features: FeatureCache, model: nn.Module, capabilities: ModelCapabilities, padding_tokens: float
+) -> ModelRunner:
+    if isinstance(model, VisionText):
+        return VisionRunner(model, capabilities, padding_tokens, features)
+    return ModelRunner(model, capabilities, padding_tokens)
 
 
 def _disk(

@@ -12,7 +12,7 @@ grammar leaves no choice, its row is fed what must come in one pass (`forced_run
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +25,10 @@ from mlx_serving.worker.kv_cache import MergedCache, RowLengths, SlotKVCache, So
 from mlx_serving.worker.logprobs import RowLogprobs
 from mlx_serving.worker.sampler import BatchSampler, Launched
 from mlx_serving.worker.sampling_row import SamplingRow
+
+
+Place = Callable[[RowLengths], Mapping[str, Any]]
+"""What a model is to be told of where the rows of a step are."""
 
 
 class Token(NamedTuple):
@@ -50,16 +54,26 @@ class _Row:
 
 class DecodeBatch:
     """`shared`: whether more than one row may join; without it the caches need not be mergeable. `runs`: whether rows
-    may be fed several tokens at once. Memory for `spare_tokens` may be held for rows and tokens to come.
+    may be fed several tokens at once. Memory for `spare_tokens` may be held for rows and tokens to come. `place` is for
+    a model that does not find out from its caches where the rows are.
 
     The place of a row that left is taken by the next one to join, or closed with the next step.
     """
 
-    def __init__(self, model: nn.Module, *, shared: bool, runs: bool = False, spare_tokens: float = math.inf) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        shared: bool,
+        runs: bool = False,
+        spare_tokens: float = math.inf,
+        place: Place | None = None,
+    ) -> None:
         self._shared = shared
         self._runs = runs
         self._spare_tokens = spare_tokens
         self._model: Any = model
+        self._place = place
         self._rows: list[_Row] = []
         self._lengths = RowLengths()
         self._layers: list[SlotKVCache | MergedCache | SoloCache] = []
@@ -92,14 +106,24 @@ class DecodeBatch:
         """What the caches of its rows take, their room to grow included."""
         return sum(layer.nbytes for layer in self._layers)
 
-    def join(self, stream_id: str, caches: Sequence[Any], tokens: int, last_token: int, sampling: SamplingRow) -> None:
-        """Add a sequence: its own caches hold its first `tokens` tokens, `last_token` is the one after them."""
+    def join(
+        self,
+        stream_id: str,
+        caches: Sequence[Any],
+        tokens: int,
+        last_token: int,
+        sampling: SamplingRow,
+        *,
+        shift: int = 0,
+    ) -> None:
+        """Add a sequence: its own caches hold its first `tokens` tokens, `last_token` is the one after them, at a
+        position that is beyond its number by `shift`."""
         if not self._layers:
             self._layers = [self._layer(cache) for cache in caches]
         place = next((index for index, row in enumerate(self._rows) if row.left), len(self._rows))
         for layer, cache in zip(self._layers, caches, strict=True):
             layer.put(place, cache)
-        self._lengths.put(place, tokens)
+        self._lengths.put(place, tokens, shift)
         self._rows[place : place + 1] = [_Row(stream_id, sampling)]
         fed = mx.array([last_token], dtype=mx.uint32)
         self._inputs = mx.concatenate([self._inputs[:place], fed, self._inputs[place + 1 :]])
@@ -173,15 +197,18 @@ class DecodeBatch:
         caches = [layer.cache for layer in self._layers]
         if runs is None:
             self._lengths.widen(1)
-            logits = cast(mx.array, self._model(self._inputs[:, None], cache=caches))[:, -1, :]
+            logits = cast(mx.array, self._model(self._inputs[:, None], cache=caches, **self._told()))[:, -1, :]
             self._lengths.advance()
             return logits
         fed = runs.feed(self._inputs)
         self._lengths.widen(runs.width)
-        logits = runs.last(cast(mx.array, self._model(fed, cache=caches)))
+        logits = runs.last(cast(mx.array, self._model(fed, cache=caches, **self._told())))
         self._lengths.advance(runs.counts)
         self._inputs = runs.last(fed)
         return logits
+
+    def _told(self) -> Mapping[str, Any]:
+        return {} if self._place is None else self._place(self._lengths)
 
     def _take(self, runs: ForcedRuns) -> list[Token]:
         """What rows were fed without having drawn it: as if they had, which their samplers then follow from."""

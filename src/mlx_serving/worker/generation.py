@@ -17,7 +17,7 @@ from mlx_serving.core.memory_share import tells_of_memory
 from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.runtime_telemetry import PrefixTelemetry
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import SchedulerLoad, Step
+from mlx_serving.core.scheduling import Encode, SchedulerLoad, Step
 from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError, Overloaded
 from mlx_serving.wire.notifications import Row, StepFrame
 from mlx_serving.worker.batch import Token
@@ -27,6 +27,8 @@ from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.outcomes import Outcomes
 from mlx_serving.worker.prefix_cache import PrefixCache
 from mlx_serving.worker.sequence import RunningSequence
+from mlx_serving.worker.vision.features import FeatureCache
+from mlx_serving.worker.vision.runner import VisionRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,14 @@ class _Entry:
 
 
 class Generation:
-    """`prefixes` must be those that the scheduler asks; without any, nothing is kept."""
+    """`prefixes` and `features` must be those that the scheduler asks; without any, nothing is kept."""
 
-    def __init__(self, scheduler: Scheduler, prefixes: PrefixCache | None = None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, prefixes: PrefixCache | None = None, features: FeatureCache | None = None
+    ) -> None:
         self._scheduler = scheduler
         self._prefixes = prefixes or PrefixCache(PrefixCachePolicy(enabled=False))
+        self._features = FeatureCache() if features is None else features
         self._prefixes.give_way(lambda: scheduler.memory.spare)
         self._models: dict[str, LoadedModel] = {}
         self._entries: dict[str, _Entry] = {}
@@ -118,7 +123,10 @@ class Generation:
 
     def remove_model(self, model_id: str) -> None:
         """Forget a model that has no sequences left."""
-        self._models.pop(model_id).runner.close()
+        model = self._models.pop(model_id)
+        model.runner.close()
+        if all(other.fingerprint != model.fingerprint for other in self._models.values()):
+            self._features.remove_model(model.fingerprint)
         self._prefixes.remove_model(model_id)
         self._scheduler.remove_model(model_id)
 
@@ -135,17 +143,18 @@ class Generation:
             deadline=terms.deadline,
             fork_of=self._parent(model, job, terms.fork_of),
             stops=terms.stops,
+            images=tuple(picture.span for picture in job.pictures),
         )
         model.runner.open(job)
-        self._prefixes.open(
-            job.stream_id, model.model_id, [*job.token_ids, *job.drawn], salt=terms.salt, caller=terms.caller
-        )
+        self._features.open(job.stream_id, model.fingerprint, [picture.digest for picture in job.pictures])
+        names = [*job.prepared.names, *job.drawn]
+        self._prefixes.open(job.stream_id, model.model_id, names, salt=terms.salt, caller=terms.caller)
         self._entries[job.stream_id] = _Entry(model, sequence, job)
 
     def _parent(self, model: LoadedModel, job: Job, fork_of: str | None) -> str | None:
         """Whose prompt it is, if the hint is true."""
         entry = self._entries.get(fork_of) if fork_of is not None else None
-        if entry is None or entry.model is not model or entry.job.token_ids != job.token_ids:
+        if entry is None or entry.model is not model or entry.job.prepared.names != job.prepared.names:
             return None
         return fork_of
 
@@ -201,6 +210,10 @@ class Generation:
         model = self._models[step.model]
         rows = [*self._evict(step.preempted), *self._admit(step)]
         self._prefixes.fit()
+        if step.encode is not None:
+            rows += self._encode(model, step.encode)
+            self._scheduler.update(step, time.monotonic() - began, [row.stream_id for row in rows if row.end is not None])
+            return rows
         for chunk in step.prefill:
             if chunk.last and self._scheduler.has_heirs(chunk.id):
                 model.runner.keep(chunk.id)
@@ -212,6 +225,17 @@ class Generation:
         rows += self._accept(tokens)
         finished = [row.stream_id for row in rows if row.end is not None]
         self._scheduler.update(step, time.monotonic() - began, finished)
+        return rows
+
+    def _encode(self, model: LoadedModel, image: Encode) -> list[Row]:
+        rows = self._drain(besides=None)  # launched before it: nobody waits for an image with what is there already
+        try:
+            if isinstance(model.runner, VisionRunner):
+                model.runner.encode(image.id, image.index)
+        except Exception as error:
+            if tells_of_memory(error):
+                raise
+            rows.append(self._end(image.id, _failure(model, "has an image that cannot be encoded", error)))
         return rows
 
     def _evict(self, preempted: Iterable[str]) -> list[Row]:
@@ -285,6 +309,7 @@ class Generation:
         if entry is not None:
             entry.model.runner.remove(stream_id)
             self._prefixes.close(stream_id)
+            self._features.close(stream_id)
             self._scheduler.abort(stream_id)
         return entry
 

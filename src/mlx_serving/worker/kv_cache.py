@@ -28,6 +28,9 @@ class RowLengths:
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
+        self.shifts: list[int] = []
+        """By how much the position of each row's next token is beyond its length: the tokens of an image are at fewer
+        positions than they are many."""
         self.width = 1
         """Tokens that each row is fed in this step, with padding."""
         self._offsets: mx.array | None = None
@@ -37,14 +40,16 @@ class RowLengths:
     def changed(self) -> None:
         self._offsets = self._places = self._mask = None
 
-    def put(self, index: int, length: int) -> None:
+    def put(self, index: int, length: int, shift: int = 0) -> None:
         """A row of this length takes the place of another one, or the next one."""
         self.lengths[index : index + 1] = [length]
+        self.shifts[index : index + 1] = [shift]
         self.changed()
 
     def arrange(self, order: Sequence[int]) -> None:
         """Keep the rows with these indices, in this order."""
         self.lengths = [self.lengths[index] for index in order]
+        self.shifts = [self.shifts[index] for index in order]
         self.changed()
 
     def widen(self, width: int) -> None:

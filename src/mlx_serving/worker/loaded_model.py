@@ -29,7 +29,7 @@ class LoadedModel:
     never removes `spared_token_ids`: the end of the turn and line breaks. `output` is how its answers are marked,
     `knows_tools` whether its template tells it of tools; `decode_marked` gives the markers with the text. Models of one
     `fingerprint` compute the same KV from the same tokens. Pieces can be cut out of the caches of one that is
-    `cuttable`. `base` are the weights that it shares with others, or will, in the form that `options` say; None if it
+    `cuttable`. `blind` says why it takes no images, None if it does. `base` are the weights that it shares with others, or will, in the form that `options` say; None if it
     shares none. `own_bytes` it has besides.
     """
 
@@ -50,6 +50,7 @@ class LoadedModel:
     decode_marked: Decode
     fingerprint: str
     cuttable: bool
+    blind: str | None = "it reads text only"
     options: WeightOptions = AS_THEY_ARE
     base: Base | None = None
     own_bytes: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -17,7 +18,9 @@ from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.core.load_pace import LoadPace
 from mlx_serving.core.output_formats import MARKERS
+from mlx_serving.core.vision_models import sees
 from mlx_serving.core.weight_options import WeightOptions
+from mlx_serving.errors import UnsupportedParameter
 from mlx_serving.machine import page_cache
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
 from mlx_serving.worker.capabilities import kv_bytes_and_logits, probing
@@ -30,7 +33,11 @@ from mlx_serving.worker.prefix_kv import is_plain
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
-from mlx_serving.worker.weights import FindBase, WeightPlan, parameters
+from mlx_serving.worker.vision.architecture import VisionText, open_model
+from mlx_serving.worker.vision.processing import Processor
+from mlx_serving.worker.vision.tokenizer import VisionTokenizer, with_template
+from mlx_serving.worker.vision.trial import why_blind
+from mlx_serving.worker.weights import FindBase, WeightPlan, parameters, tensor_names
 
 DEFAULT_CONTEXT_LENGTH = 8192
 _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length", "model_max_length")
@@ -93,6 +100,8 @@ def loading(
     yield Aside(files.find)
     directory = files.directory
     options = options_of(params)
+    if files.sees:
+        _require_plain(params)
     with blaming("its weights", params.model_id, directory):
         if not any(directory.glob("*.safetensors")):
             raise FileNotFoundError(f"there is no *.safetensors file in {directory}")
@@ -105,8 +114,9 @@ def loading(
     if needed and read_ahead():
         yield Aside(lambda: _read_ahead(directory, on_progress))
     words = files.words
+    blind: str | None = "it reads text only"
     with blaming("its architecture or weights", params.model_id, directory):
-        model, config = plan.open()
+        model, config = plan.open(partial(open_model, config=files.config, model_id=params.model_id)) if files.sees else plan.open()
         yield None
         for done, total in plan.evaluate(model, pace):
             on_progress("loading", done, total)
@@ -119,6 +129,9 @@ def loading(
             capabilities = yield from probing(model)
         per_token, logits = kv_bytes_and_logits(model)
         yield None
+        if isinstance(model, VisionText):
+            blind = why_blind(model, words.prompts)
+            yield None
     weights = parameters(model)
     dtype = _dtype(weights)
     limit = _context_length(config)
@@ -128,7 +141,7 @@ def loading(
         context_length=min(params.context_length, limit) if params.context_length else limit,
         parameter_count=get_total_parameters(model),
         dtype=dtype,
-        is_vision_model=False,
+        is_vision_model=blind is None,
         cached_path=str(directory),
         model_type=str(config.get("model_type", "")),
         vocab_size=min(_vocabulary(config, words.tokenizer), logits),
@@ -156,11 +169,12 @@ def loading(
         output=find_style(words.tokenizer, params.tool_parser, params.reasoning_parser),
         knows_tools=knows_tools(words.tokenizer),
         decode_marked=words.decode_marked,
-        fingerprint=_fingerprint(directory, digest, dtype),
+        fingerprint=_fingerprint(directory, digest, dtype, files.sees),
         cuttable=capabilities.trim and is_plain(make_prompt_cache(model)),
         options=options,
         base=base,
         own_bytes=own_bytes,
+        blind=blind,
     )
 
 
@@ -169,13 +183,25 @@ def options_of(params: LoadModelParams) -> WeightOptions:
     return WeightOptions(params.quantization, params.adapter_path, params.fuse_adapter)
 
 
-def _fingerprint(directory: Path, config_digest: str, dtype: str) -> str:
+def _fingerprint(directory: Path, config_digest: str, dtype: str, sees: bool) -> str:
     """What the KV of the model depends on besides tokens: its files, and the code that computes it."""
-    software = " ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
+    software = " ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm", *(["mlx-vlm"] if sees else [])))
     files = sorted(directory.glob("*.safetensors"))
     stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     told = repr((config_digest, dtype, software, *stamps))
     return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _require_plain(params: LoadModelParams) -> None:
+    """Raises `UnsupportedParameter` for a form in which only models of text are loaded."""
+    for name, value in (("quantization", params.quantization), ("adapter_path", params.adapter_path)):
+        if value not in (None, "none"):
+            raise UnsupportedParameter(
+                f"{name} is not supported for {params.model_id}: it is a vision-language model, which is loaded as its "
+                "files are",
+                field=name,
+                given=value,
+            )
 
 
 class _Files:
@@ -186,6 +212,7 @@ class _Files:
     digest: str
     generation_config: Mapping[str, object]
     words: _Words
+    sees: bool
 
     def __init__(self, params: LoadModelParams, on_progress: OnProgress) -> None:
         self._params = params
@@ -195,6 +222,7 @@ class _Files:
         directory = self.directory = _directory(self._params, self._on_progress)
         with blaming("its config.json", self._params.model_id, directory):
             self.config = read_object(directory / "config.json")
+            self.sees = sees(self.config, tensor_names(directory))
             self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
 
     def read(self) -> None:
@@ -204,6 +232,9 @@ class _Files:
             self.generation_config = read_object(path) if path.exists() else {}
         with blaming("its tokenizer", model_id, directory):
             self.words = _Words(directory, self.config)
+        if self.sees:
+            with blaming("its processor", model_id, directory):
+                self.words.see(directory, self.config)
 
 
 class _Words:
@@ -220,6 +251,12 @@ class _Words:
         self.decode_marked = make_decoder(self.tokenizer, MARKERS)
         self.eos_token_ids = frozenset(self.tokenizer.eos_token_ids)
         self.spared_token_ids = self.eos_token_ids | set(self.prompts.encode("\n", add_special_tokens=False))
+
+    def see(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Have prompts take images."""
+        processor = Processor(directory, config)
+        vocabulary = _vocabulary(config, self.tokenizer)
+        self.prompts = VisionTokenizer(with_template(self.tokenizer, processor), processor, vocabulary)
 
 
 def _read_ahead(directory: Path, on_progress: OnProgress) -> None:

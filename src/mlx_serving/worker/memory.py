@@ -20,6 +20,7 @@ from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.scheduler_memory import SchedulerMemory
 from mlx_serving.worker.memory_bounds import working_set_bytes
 from mlx_serving.worker.prefix_cache import PrefixCache
+from mlx_serving.worker.vision.features import FeatureCache
 
 _INTERVAL_S = 0.5
 _HOLD_S = 10.0
@@ -36,6 +37,7 @@ class MemoryGuard:
         scheduler: SchedulerMemory,
         bounds: Callable[[], Sequence[Bound]],
         prefixes: PrefixCache | None = None,
+        features: FeatureCache | None = None,
         *,
         interval_s: float = _INTERVAL_S,
     ) -> None:
@@ -44,6 +46,7 @@ class MemoryGuard:
         self._scheduler = scheduler
         self._read_bounds = bounds
         self._prefixes = prefixes or PrefixCache(PrefixCachePolicy(enabled=False))
+        self._features = FeatureCache() if features is None else features
         self._bounds = bounds()
         self._interval_s = interval_s
         self._parts: dict[str, dict[str, int]] = {}  # by model; what several have has one name
@@ -125,6 +128,7 @@ class MemoryGuard:
             kv_caches=chosen.kv_caches, ceiling=max(chosen.kv_caches, at_best.kv_caches), prefill=chosen.prefill
         )
         self._prefixes.allow(chosen.kv_caches)
+        self._features.allow(chosen.features)
         return chosen
 
     def _plan(self, bounds: Sequence[Bound], *, surplus: int, squeezed: bool) -> MemoryPlan:

@@ -19,18 +19,19 @@ from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.scheduling import PrefillChunk
 from mlx_serving.wire.methods import ModelCapabilities
-from mlx_serving.worker.batch import DecodeBatch, Token
+from mlx_serving.worker.batch import DecodeBatch, Place, Token
 from mlx_serving.worker.matcher import Matcher
 from mlx_serving.worker.prefix_cache import Beginning
 from mlx_serving.worker.prompts import Prompt, advance_all
 from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
+from mlx_serving.worker.vision.pictures import Picture, Prepared
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One sequence as the device sees it: `token_ids` of its prompt, and of its answer those that were `drawn` before.
     `seed` decides its draws, `matcher`, which has seen what was drawn, what they may be. It has no more than
-    `max_tokens`."""
+    `max_tokens`. `pictures` stand in its prompt."""
 
     stream_id: str
     token_ids: Sequence[int]
@@ -41,6 +42,11 @@ class Job:
     matcher: Matcher | None = None
     thought: ThoughtBudget | None = None
     max_tokens: int | None = None
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def prepared(self) -> Prepared:
+        return Prepared(self.token_ids, self.pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ class ModelRunner:
         self._keeping: set[str] = set()
         self._kept: dict[str, _Snapshot] = {}
         self._batches: list[DecodeBatch] = []
+        self._place: Place | None = None
         self.offer: Offer = _decline
         """Called with what was computed of a sequence: as its prompt goes on, and when it leaves."""
 
@@ -96,14 +103,14 @@ class ModelRunner:
         """Give a sequence caches: empty ones, so that its prompt is computed from the start; with `fork_of`, what that
         one's hold of all but the last token of the same prompt. Where that cannot be had, they are empty, too. With
         `beginning`, those, and what they hold is not computed."""
-        prompt = self._prompts[stream_id] = Prompt(self._model, self.token_ids(stream_id))
+        prompt = self._prompts[stream_id] = self._prompt(stream_id)
         if beginning is not None:
             prompt.caches, prompt.done = beginning.caches, beginning.tokens
         elif fork_of is not None:
             self._copy(fork_of, prompt)
 
     def token_ids(self, stream_id: str) -> list[int]:
-        """What a sequence is so far: its prompt, and what of its answer was read."""
+        """What names a sequence so far: its prompt, and what of its answer was read."""
         row = self._rows[stream_id]
         return [*row.prompt, *row.drawn]
 
@@ -205,8 +212,7 @@ class ModelRunner:
         self._enter(stream_id, prompt.caches, prompt.token_ids)
 
     def _unpark(self, stream_id: str) -> None:
-        row = self._rows[stream_id]
-        self._enter(stream_id, self._parked.pop(stream_id), [*row.prompt, *row.drawn])
+        self._enter(stream_id, self._parked.pop(stream_id), self.token_ids(stream_id))
 
     def _enter(self, stream_id: str, caches: list[Any], token_ids: Sequence[int]) -> None:
         """Let a sequence decode whose caches hold all these tokens but the last."""
@@ -222,9 +228,18 @@ class ModelRunner:
                 shared=self._capabilities.batch,
                 runs=_takes_runs(caches, self._capabilities),
                 spare_tokens=self._padding_tokens,
+                place=self._place,
             )
             self._batches.append(batch)
-        batch.join(stream_id, caches, count, token_ids[-1], self._rows[stream_id])
+        shift = self._shift(stream_id)
+        batch.join(stream_id, caches, count, token_ids[-1], self._rows[stream_id], shift=shift)
+
+    def _prompt(self, stream_id: str) -> Prompt:
+        return Prompt(self._model, self.token_ids(stream_id))
+
+    def _shift(self, stream_id: str) -> int:
+        """By how much the positions of its answer are beyond their numbers."""
+        return 0
 
     def _copy(self, parent: str, prompt: Prompt) -> None:
         wanted = prompt.token_ids[:-1]

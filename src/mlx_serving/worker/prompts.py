@@ -30,6 +30,9 @@ class Prompt:
     first token. So no piece of a prompt pays for logits.
     """
 
+    is_alone = False
+    """Whether it shares no pass with others."""
+
     def __init__(self, model: nn.Module, token_ids: Sequence[int]) -> None:
         self.token_ids = token_ids
         self.caches: list[Any] = make_prompt_cache(model)
@@ -38,17 +41,20 @@ class Prompt:
     def advance(self, model: nn.Module, end: int) -> None:
         """Compute up to `end`."""
         if end > self.done:
-            tokens = mx.array([self.token_ids[self.done : end]], dtype=mx.uint32)
-            cast(Any, model)(tokens, cache=self.caches)
+            self._compute(model, end)
             _evaluate(self.caches)
             self.done = end
+
+    def _compute(self, model: nn.Module, end: int) -> None:
+        tokens = mx.array([self.token_ids[self.done : end]], dtype=mx.uint32)
+        cast(Any, model)(tokens, cache=self.caches)
 
 
 def advance_all(model: nn.Module, pieces: Sequence[tuple[Prompt, int]], *, together: bool) -> None:
     """Compute each prompt up to its end. `together`: beginnings may share passes."""
     beginnings: list[tuple[Prompt, int]] = []
     for prompt, end in pieces:
-        if together and prompt.done == 0 < end:
+        if together and not prompt.is_alone and prompt.done == 0 < end:
             beginnings.append((prompt, end))
         else:
             prompt.advance(model, end)

@@ -16,7 +16,7 @@ from mlx_serving.core.thought_grammar import Thinking, form_lead, thinking_of, t
 from mlx_serving.core.tool_arguments import schemas_of
 from mlx_serving.core.tool_grammar import FORCIBLE, tool_grammar
 from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from mlx_serving.wire.methods import GenerateParams
+from mlx_serving.wire.methods import GenerateParams, ImageParam
 from mlx_serving.worker.embedding_model import EmbeddingModel
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.sampling_row import TokenRules
@@ -37,9 +37,35 @@ def prompt_of(params: GenerateParams) -> Prompt:
         )
     if params.messages:
         tools = () if params.tool_choice == "none" else tuple(params.tools)
-        images = tuple(Image(one.data, one.digest, one.width, one.height, one.detail) for one in params.images)
+        images = images_of(params.images)
         return ChatPrompt(tuple(params.messages), params.template_kwargs, tools, params.chat_template, images)
     return TokenPrompt(tuple(params.prompt_tokens)) if params.prompt_tokens else TextPrompt(params.prompt or "")
+
+
+def images_of(params: Sequence[ImageParam]) -> tuple[Image, ...]:
+    return tuple(Image(one.data, one.digest, one.width, one.height, one.detail) for one in params)
+
+
+def check_images(
+    messages: Sequence[Mapping[str, object]] | None, images: Sequence[ImageParam], model: LoadedModel
+) -> None:
+    """Raises `UnsupportedParameter` for images that the model does not take, `InvalidRequest` unless each has its place
+    in the messages."""
+    if images and model.blind is not None:
+        raise UnsupportedParameter(f"images are not supported by {model.model_id}: {model.blind}", field="images")
+    places = sum(
+        part.get("type") == "image"
+        for message in messages or ()
+        if isinstance(content := message.get("content"), list)
+        for part in cast("list[Mapping[str, object]]", content)
+    )
+    if places != len(images):
+        raise InvalidRequest(
+            f"The messages have places for {places} images, and {len(images)} are given",
+            field="images",
+            limit=places,
+            given=len(images),
+        )
 
 
 def check_tools(params: GenerateParams, model: LoadedModel) -> None:

@@ -135,7 +135,7 @@ class RuntimeHandlers:
         self._stop()
 
 
-def _type_of(model: LoadedModel | EmbeddingModel | None) -> Literal["text", "embedding", "reranker"]:
+def _type_of(model: LoadedModel | EmbeddingModel | None) -> Literal["text", "vision", "embedding", "reranker"]:
     if isinstance(model, EmbeddingModel):
         return "reranker" if model.plan.pooling is None else "embedding"
-    return "text"
+    return "vision" if model is not None and model.facts.is_vision_model else "text"

@@ -31,6 +31,7 @@ from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.prefix_disk import PrefixDisk
 from mlx_serving.worker.requests import (
     check_ids,
+    check_images,
     check_tools,
     form_of,
     is_forced,
@@ -47,13 +48,14 @@ from mlx_serving.worker.sampling_row import TokenRules
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.structure import Form
 from mlx_serving.worker.tokenizing import TokenizerThread, guarded
+from mlx_serving.worker.vision.pictures import Prepared
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
     """What other threads make of a request."""
 
-    token_ids: list[int]
+    prepared: Prepared
     rules: TokenRules
     parser: OutputParser | None
     thought: ThoughtBudget | None
@@ -127,20 +129,21 @@ class StreamHandlers:
         sampling = sampling_defaults.resolve(sampling_params, model.generation_config, self._defaults)
         check_ids(params, model)
         check_tools(params, model)
+        check_images(params.messages, params.images, model)
         structure = structure_of(params)
         seed = _seed(sampling)
         started_at, started = time.time(), time.monotonic()
         self._opening[stream_id] = model.model_id
 
         def read_ahead(opened: _Opened) -> None:
-            token_ids = [*opened.token_ids, *params.delivered]
+            token_ids = [*opened.prepared.names, *params.delivered]
             if self._disk is None or not self._disk.read_ahead(
                 model.model_id, token_ids, params.cache_salt, params.caller, guarded(lambda: admit(opened), refuse)
             ):
                 admit(opened)
 
         def admit(opened: _Opened) -> None:
-            token_ids = opened.token_ids
+            token_ids = opened.prepared.token_ids
             if self._opening.pop(stream_id, None) is None:
                 reply.fail(Aborted("The stream was aborted before it began", stream_id=stream_id))
                 return
@@ -171,6 +174,7 @@ class StreamHandlers:
                 opened.matcher,
                 opened.thought,
                 max_tokens,
+                opened.prepared.pictures,
             )
             self._submit(model, job, terms, started, opened.parser)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
@@ -181,11 +185,12 @@ class StreamHandlers:
 
         def tokenize() -> _Opened:
             rules = rules_of(sampling, model)
-            token_ids = model.tokenizer.prompt_ids(prompt)
+            prepared = model.tokenizer.prepare(prompt)
+            token_ids = prepared.token_ids
             form = form_of(params, structure, model, token_ids)
             compiled = None if form is None else model.structures.find(form)
             opened = _Opened(
-                token_ids,
+                prepared,
                 rules,
                 parser_of(params, model, token_ids, seed),
                 thought_of(params, model, token_ids),

@@ -12,7 +12,7 @@ from mlx_serving.wire import jsonrpc, methods
 from mlx_serving.worker.embedding_model import EmbeddingModel
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
-from mlx_serving.worker.requests import check_token_ids
+from mlx_serving.worker.requests import check_images, check_token_ids, images_of
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.tokenizing import TokenizerThread, tokenizer_errors
 
@@ -36,10 +36,17 @@ class TokenHandlers:
 
     def tokenize_chat(self, params: methods.TokenizeChatParams, reply: Reply[methods.TokenizeResult]) -> None:
         model = self._models.get(params.model_id)
-        prompt = ChatPrompt(tuple(params.messages), params.template_kwargs, tuple(params.tools), params.chat_template)
+        check_images(params.messages, params.images, model)
+        prompt = ChatPrompt(
+            tuple(params.messages),
+            params.template_kwargs,
+            tuple(params.tools),
+            params.chat_template,
+            images_of(params.images),
+        )
 
         def work() -> methods.TokenizeResult:
-            token_ids = model.tokenizer.prompt_ids(prompt)
+            token_ids = list(model.tokenizer.prepare(prompt).token_ids)
             return methods.TokenizeResult(token_ids, model.tokenizer.token_strings(token_ids))
 
         self._tokenizers.submit(work, reply.send, reply.fail)

@@ -25,6 +25,7 @@ from mlx_serving.core.latency import LatencyWindow
 from mlx_serving.core.runtime_telemetry import TokenizationTelemetry
 from mlx_serving.core.token_chain import common
 from mlx_serving.errors import EngineError, InvalidRequest, ProtocolError, TokenizerError
+from mlx_serving.worker.vision.pictures import Prepared
 
 T = TypeVar("T")
 Decode = Callable[[Sequence[int]], str]
@@ -114,6 +115,10 @@ class PromptTokenizer:
                 return self.encode(prompt.text, add_special_tokens=bos is None or not prompt.text.startswith(bos))
             case ChatPrompt():
                 return self._render_chat(prompt)
+
+    def prepare(self, prompt: Prompt) -> Prepared:
+        """Raises what `prompt_ids` raises."""
+        return Prepared(self.prompt_ids(prompt))
 
     def stops(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[int, ...]:
         """After how many of the tokens of a chat's prompt other prompts may go on differently: behind the system

@@ -45,6 +45,15 @@ class Base:
 
 FindBase = Callable[[str], Base | None]
 
+OpenModel = Callable[[Path], tuple[nn.Module, dict[str, Any]]]
+"""Makes the model of a directory, of which no weight is read yet, and gives its config."""
+
+
+def open_text(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of mlx-lm. Raises whatever that raises."""
+    model, config = load_model(directory, lazy=True)
+    return model, config
+
 
 class WeightPlan:
     """What loading a model will do. Reads headers only; `open`, `evaluate` and `adapt` follow in this order.
@@ -86,14 +95,14 @@ class WeightPlan:
         told = f"{config_digest} {self._quantization} {self._adapter and self._adapter.digest}"
         return hashlib.sha256(f"{told} {self._options.fuse_adapter}".encode()).hexdigest()
 
-    def open(self) -> tuple[nn.Module, dict[str, Any]]:
+    def open(self, open_model: OpenModel = open_text) -> tuple[nn.Module, dict[str, Any]]:
         """The model, of which no weight may have been read yet, and its config.
 
-        Raises `InvalidRequest` when its weights cannot be packed, and whatever mlx-lm raises.
+        Raises `InvalidRequest` when its weights cannot be packed, and whatever `open_model` raises.
         """
         if self._base is not None and not self._options.fuse_adapter:
             return self._base.model, dict(self._base.config)
-        model, config = load_model(self._directory, lazy=True)
+        model, config = open_model(self._directory)
         if self._quantization is not None:
             _pack(model, self._quantization, self._model_id)
             config["quantization"] = {
@@ -203,6 +212,11 @@ def _matrices(directory: Path) -> tuple[list[Matrix], int]:
             else:
                 matrices.append(Matrix(name, tensor.shape[-1], tensor.size_bytes // item_bytes, item_bytes))
     return matrices, other_bytes
+
+
+def tensor_names(directory: Path) -> set[str]:
+    """Of all weights in a model's files."""
+    return {name for file in directory.glob("*.safetensors") for name in read_header(file)}
 
 
 def _stamps(directory: Path) -> str:

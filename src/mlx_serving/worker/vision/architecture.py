@@ -1,0 +1,153 @@
+"""mlx-vlm's models, called as mlx-lm's are: tokens and caches in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import KVCache
+from numpy.typing import NDArray
+
+from mlx_serving.errors import ModelLoadError
+from mlx_serving.worker.kv_cache import RowLengths
+from mlx_serving.worker.vision.features import Features
+from mlx_serving.worker.vision.pictures import Picture, Prepared
+
+# What an encoder may give besides embeddings: where the tokens are, which is computed for the whole prompt, and what is
+# added to deeper layers.
+_UNDERSTOOD = {"inputs_embeds", "position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds"}
+_TOLERANCE = 1e-3
+
+
+class UnknownFeatures(Exception):
+    """What an encoder gives cannot be computed image by image here."""
+
+
+class VisionText(nn.Module):
+    """The language model of a vision-language model. Positions are always said, because mlx-vlm's models otherwise
+    go by what the last call has left behind."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self._is_placed = hasattr(inner.language_model, "get_rope_index")
+        # Called with token ids alone, this one reads them on the host, which would wait for the device.
+        self._embeds_always = inner.language_model is inner
+
+    def __call__(self, tokens: mx.array, cache: Sequence[Any], **told: Any) -> mx.array:
+        """[rows, tokens] -> logits, [rows, tokens, vocabulary]. `told` is what the language model takes besides."""
+        if self._is_placed and "position_ids" not in told:
+            told["position_ids"] = _behind(cache, tokens.shape)
+        if self._embeds_always and "inputs_embeds" not in told:
+            told["inputs_embeds"] = self.inner.model.embed_tokens(tokens)
+        return self.inner.language_model(tokens, cache=list(cache), **told).logits
+
+    @property
+    def layers(self) -> list[Any]:
+        return self.inner.language_model.layers
+
+    def make_cache(self) -> list[Any]:
+        language = self.inner.language_model
+        made = language.make_cache() if hasattr(language, "make_cache") else [KVCache() for _ in self.layers]
+        # mlx-vlm's plain cache is mlx-lm's, in a class of its own.
+        return [KVCache() if type(cache).__name__ == "KVCache" else cache for cache in made]
+
+    def place(self, rows: RowLengths) -> Mapping[str, Any]:
+        """What a step of a batch is to be told of where its rows are."""
+        if not self._is_placed or not any(rows.shifts):
+            return {}
+        positions = mx.array([a + b for a, b in zip(rows.lengths, rows.shifts, strict=True)], dtype=mx.int32)
+        return {"position_ids": _three((positions[:, None] + mx.arange(rows.width))[None])}
+
+    def encode(self, picture: Picture) -> Features:
+        """Run the encoder; nothing is computed yet. Raises whatever that does, `UnknownFeatures` for more than can be
+        used here."""
+        ids = mx.array([list(picture.token_ids)], dtype=mx.int32)
+        made = self._embed(ids, _inputs([picture]))
+        others = [name for name, value in made.items() if value is not None and name not in _UNDERSTOOD]
+        if others:
+            raise UnknownFeatures(f"its encoder also gives {', '.join(others)}")
+        embeddings = made["inputs_embeds"][0]
+        if embeddings.shape[0] != len(picture.token_ids):
+            raise UnknownFeatures(f"{len(picture.token_ids)} tokens and {embeddings.shape[0]} features")
+        deep = made.get("deepstack_visual_embeds")
+        if deep is None:
+            return Features(embeddings)
+        columns = np.flatnonzero(np.array(made["visual_pos_masks"][0]))
+        if len(columns) != len(picture.token_ids):
+            raise UnknownFeatures("some of its tokens are not seen by all layers")
+        return Features(embeddings, tuple(deep))
+
+    def embed(self, token_ids: Sequence[int]) -> mx.array:
+        """[1, tokens, width] of text."""
+        return self._embed(mx.array([list(token_ids)], dtype=mx.int32), {})["inputs_embeds"]
+
+    def positions(self, prompt: Prepared) -> NDArray[np.int32] | None:
+        """Where each token of a prompt with images is, [3, tokens]; None where its place is its number."""
+        if not self._is_placed:
+            return None
+        grids = _inputs(prompt.pictures)["image_grid_thw"]
+        ids = mx.array([prompt.fed], dtype=mx.int32)
+        places, _ = self.inner.language_model.get_rope_index(ids, image_grid_thw=grids)
+        return np.array(places)[:, 0].astype(np.int32)
+
+    def try_images(self, prompt: Prepared) -> None:
+        """Compare a prompt with one image, put together piece by piece, with what the architecture itself makes of it.
+        Raises `UnknownFeatures`, or whatever the encoder raises, unless they are alike."""
+        [picture] = prompt.pictures
+        whole = self._embed(mx.array([prompt.fed], dtype=mx.int32), _inputs([picture]))
+        features = self.encode(picture)
+        start, end = picture.span.start, picture.span.end
+        error = mx.max(mx.abs(whole["inputs_embeds"][0, start:end] - features.embeddings))
+        around = [*prompt.token_ids[:start], *prompt.token_ids[end:]]
+        of_text = mx.concatenate([whole["inputs_embeds"][0, :start], whole["inputs_embeds"][0, end:]])
+        error = mx.maximum(error, mx.max(mx.abs(of_text - self.embed(around)[0])))
+        if not bool((error <= _TOLERANCE * mx.max(mx.abs(whole["inputs_embeds"]))).item()):
+            raise UnknownFeatures("what it makes of an image depends on what stands around it")
+        places = self.positions(prompt)
+        if places is not None and not np.array_equal(places, np.array(whole["position_ids"])[:, 0]):
+            raise UnknownFeatures("where it puts the tokens of an image is not understood here")
+
+    def _embed(self, ids: mx.array, inputs: Mapping[str, mx.array]) -> dict[str, Any]:
+        rest = dict(inputs)
+        pixels = rest.pop("pixel_values", None)
+        if pixels is not None:
+            rest["mask"] = mx.ones(ids.shape, dtype=mx.int32)
+        return self.inner.get_input_embeddings(ids, pixels, **rest).to_dict()
+
+
+def open_model(directory: Path, config: Mapping[str, object], model_id: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, of which no weight has been read, and its config. Raises whatever mlx-vlm raises, and
+    `ModelLoadError` for one that brings code of its own."""
+    if config.get("model_file"):
+        raise ModelLoadError(
+            f"{model_id} cannot be loaded: its config.json names code of its own (model_file: {config['model_file']}), "
+            "and code from a model's directory is never run here",
+            model=model_id,
+            path=str(directory),
+        )
+    from mlx_vlm.utils import load_model
+
+    return VisionText(cast(Any, load_model)(directory, lazy=True)), dict(config)
+
+
+def _inputs(pictures: Sequence[Picture]) -> dict[str, mx.array]:
+    """What encoders are given besides token ids, of several images one after the other where that can be."""
+    names = pictures[0].inputs
+    return {name: mx.array(np.concatenate([picture.inputs[name] for picture in pictures])) for name in names}
+
+
+def _behind(caches: Sequence[Any], shape: Sequence[int]) -> mx.array:
+    """The positions of tokens behind what caches hold, [3, rows, tokens]."""
+    rows, width = shape
+    offset = next((cache.offset for cache in caches if hasattr(cache, "offset")), 0)
+    first = offset[:rows, None] if isinstance(offset, mx.array) and offset.ndim else offset
+    return _three(mx.broadcast_to(first + mx.arange(width), (rows, width))[None])
+
+
+def _three(positions: mx.array) -> mx.array:
+    return mx.broadcast_to(positions, (3, *positions.shape[1:]))

@@ -1,0 +1,104 @@
+"""A model's own processor: what it makes of one image, and what its chat template puts where an image stands.
+
+On the tokenizer thread, without arrays of the device.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from mlx_serving.core.generation import Image
+from mlx_serving.errors import InvalidRequest
+
+_LOW_PIXELS = 512 * 512
+_LOW_PART = 4
+# Tokens that are a matter of the processor and its template alone: the parts of their names in config.json.
+_MEDIA = ("image", "video", "vision", "audio", "boi", "eoi")
+# Where an image is not one token but a tag with its number.
+_TAGS = {"phi3_v": ("<|image_{}|>", r"<\|image_\d+\|>")}
+_TOLD_APART = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+
+
+class Processor:
+    """Raises what mlx-vlm and transformers raise for a directory whose processor cannot be made."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+        from mlx_vlm.utils import get_model_and_args
+        from transformers import AutoProcessor
+
+        cast(Any, get_model_and_args)({name: value for name, value in config.items() if name != "model_file"})
+        # Said outright: mlx-vlm would allow it.
+        self._processor: Any = cast(Any, AutoProcessor).from_pretrained(str(directory), trust_remote_code=False)
+        self._tokenizer: Any = self._processor.tokenizer
+        self._tag, pattern = _TAGS.get(str(config.get("model_type")), (None, None))
+        self.tags = None if pattern is None else re.compile(pattern)
+        """What stands for an image where that is no token."""
+        self.image_tokens = list(self._image_tokens(config))
+        """The texts that a chat template may put where an image stands, the likeliest first."""
+        media = {token for token in self._media_tokens(config)} | set(self.image_tokens)
+        patterns = [re.escape(token) for token in sorted(media, key=len, reverse=True)]
+        self.media = re.compile("|".join([*([pattern] if pattern else []), *patterns]) or r"(?!)")
+        """What stands for an image, a video or a sound, or a part of one."""
+        self._lead = list(self._tokenizer("")["input_ids"])
+
+    @property
+    def chat_template(self) -> str | None:
+        template = getattr(self._processor, "chat_template", None) or getattr(self._tokenizer, "chat_template", None)
+        return template if isinstance(template, str) else None
+
+    def slot(self, number: int, token: str) -> str:
+        """What the processor wants to find where the image with this number (from 1) stands, in place of `token`."""
+        return token if self._tag is None else self._tag.format(number)
+
+    def pixels(self, image: Image, token: str) -> tuple[list[int], dict[str, NDArray[np.generic]]]:
+        """What a model is given for an image: token ids, and what its encoder wants. Raises `InvalidRequest` for one
+        that the processor refuses."""
+        try:
+            with PillowImage.open(io.BytesIO(image.data)) as opened:
+                picture = opened.convert("RGB")
+            made = self._processor(images=[picture], text=[self.slot(1, token)], **self._bounds(image))
+        except Exception as error:
+            raise InvalidRequest(
+                f"The model's processor refused an image of {image.width} by {image.height} pixels: {error}",
+                field="images",
+            ) from error
+        ids: list[int] = np.asarray(made["input_ids"]).reshape(-1).tolist()
+        if self._lead and ids[: len(self._lead)] == self._lead:
+            ids = ids[len(self._lead) :]
+        arrays = {name: np.asarray(made[name]) for name in made if name not in _TOLD_APART and made[name] is not None}
+        return ids, arrays
+
+    def _bounds(self, image: Image) -> dict[str, int]:
+        """`low` is a quarter of the pixels that the processor allows, but no more than 512 x 512."""
+        of_images: Any = getattr(self._processor, "image_processor", None)
+        most, least = getattr(of_images, "max_pixels", None), getattr(of_images, "min_pixels", None)
+        if image.detail != "low" or not isinstance(most, int) or not isinstance(least, int):
+            return {}
+        return {"max_pixels": max(least, min(_LOW_PIXELS, most // _LOW_PART))}
+
+    def _image_tokens(self, config: Mapping[str, Any]) -> Iterator[str]:
+        if self._tag is not None:
+            yield self._tag.format(1)
+        own = (getattr(one, name, None) for one in (self._processor, self._tokenizer) for name in ("boi_token", "image_token"))
+        named = (self._text_of(config.get(name)) for name in ("image_token_id", "image_token_index"))
+        yield from dict.fromkeys(str(token) for token in (*own, *named) if token)
+
+    def _media_tokens(self, config: Mapping[str, Any]) -> Iterable[str]:
+        for name, value in config.items():
+            if name.endswith(("_token_id", "_token_index")) and any(part in name for part in _MEDIA):
+                text = self._text_of(value)
+                if text:
+                    yield text
+
+    def _text_of(self, token_id: object) -> str | None:
+        if not isinstance(token_id, int) or token_id < 0 or token_id >= len(self._tokenizer):
+            return None
+        return cast("str | None", self._tokenizer.convert_ids_to_tokens(token_id))

@@ -1,0 +1,188 @@
+"""A vision-language model on the device: as any other, but for prompts that have images in them.
+
+What an encoder made of an image stands where its tokens stand in the prompt; a piece of such a prompt is computed
+alone, from embeddings. When the prompt is complete, its row decodes with all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_serving.core.encodings import ImageSpan
+from mlx_serving.wire.methods import ModelCapabilities
+from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.prompts import Prompt
+from mlx_serving.worker.vision.architecture import VisionText
+from mlx_serving.worker.vision.features import FeatureCache, Features
+from mlx_serving.worker.vision.pictures import Prepared
+
+
+class VisionRunner(ModelRunner):
+    def __init__(
+        self, model: VisionText, capabilities: ModelCapabilities, padding_tokens: float, features: FeatureCache
+    ) -> None:
+        super().__init__(model, capabilities, padding_tokens)
+        self._sight = model
+        self._features = features
+        self._pictured: dict[str, Prepared] = {}
+        self._shifts: dict[str, int] = {}
+        self._place = model.place
+
+    def open(self, job: Job) -> None:
+        super().open(job)
+        if job.pictures:
+            self._pictured[job.stream_id] = job.prepared
+
+    def encode(self, stream_id: str, index: int) -> None:
+        """Encode an image of a sequence, unless it is gone."""
+        pictured = self._pictured.get(stream_id)
+        if pictured is not None:
+            self._made(stream_id, pictured, index)
+
+    def evict(self, stream_id: str) -> None:
+        super().evict(stream_id)
+        if stream_id in self._pictured:
+            self._features.release(stream_id)
+
+    def remove(self, stream_id: str) -> None:
+        super().remove(stream_id)
+        self._pictured.pop(stream_id, None)
+        self._shifts.pop(stream_id, None)
+
+    def token_ids(self, stream_id: str) -> list[int]:
+        pictured = self._pictured.get(stream_id)
+        if pictured is None:
+            return super().token_ids(stream_id)
+        return [*pictured.names, *self._rows[stream_id].drawn]
+
+    def _prompt(self, stream_id: str) -> Prompt:
+        pictured = self._pictured.get(stream_id)
+        if pictured is None:
+            return super()._prompt(stream_id)
+        positions = self._sight.positions(pictured)
+        self._shifts[stream_id] = 0 if positions is None else int(positions.max()) + 1 - len(pictured.token_ids)
+        fed = [*pictured.fed, *self._rows[stream_id].drawn]
+        spans = [picture.span for picture in pictured.pictures]
+        images = _Images(spans, partial(self._features_of, stream_id, pictured))
+        return PicturedPrompt(self._sight, self.token_ids(stream_id), fed, positions, images)
+
+    def _join(self, stream_id: str, prompt: Prompt) -> None:
+        super()._join(stream_id, prompt)
+        if stream_id in self._pictured:
+            self._features.release(stream_id)
+
+    def _shift(self, stream_id: str) -> int:
+        return self._shifts.get(stream_id, 0)
+
+    def _features_of(self, stream_id: str, pictured: Prepared, index: int) -> Features:
+        """What the encoder makes of an image, or has made."""
+        kept = self._features.get(stream_id, index)
+        return self._made(stream_id, pictured, index) if kept is None else kept
+
+    def _made(self, stream_id: str, pictured: Prepared, index: int) -> Features:
+        features = self._sight.encode(pictured.pictures[index])
+        cast(Any, mx).eval(features.arrays)
+        self._features.put(stream_id, index, features)
+        return features
+
+
+class _Piece(NamedTuple):
+    """Tokens [start, end) of a chunk are those of an image from its token `skipped` on."""
+
+    start: int
+    end: int
+    skipped: int
+    features: Features
+
+    @property
+    def embeddings(self) -> mx.array:
+        return self._cut(self.features.embeddings)
+
+    def added(self, layer: int) -> mx.array:
+        return self._cut(self.features.deep[layer])
+
+    def _cut(self, of_tokens: mx.array) -> mx.array:
+        return of_tokens[self.skipped : self.skipped + self.end - self.start]
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """The images of one prompt, by their places among them."""
+
+    spans: Sequence[ImageSpan]
+    features: Callable[[int], Features]
+
+    def within(self, start: int, end: int) -> list[_Piece]:
+        """What of them is in the chunk [start, end) of the prompt."""
+        found: list[_Piece] = []
+        for index, span in enumerate(self.spans):
+            first, last = max(start, span.start), min(end, span.end)
+            if first < last:
+                found.append(_Piece(first - start, last - start, first - span.start, self.features(index)))
+        return found
+
+
+class PicturedPrompt(Prompt):
+    """`token_ids` name what is computed, images included; `fed` are what the model is given. `positions` are where the
+    tokens of the prompt are, [3, tokens], if that is not their number."""
+
+    is_alone = True
+
+    def __init__(
+        self,
+        model: VisionText,
+        token_ids: Sequence[int],
+        fed: Sequence[int],
+        positions: NDArray[np.int32] | None,
+        images: _Images,
+    ) -> None:
+        super().__init__(model, token_ids)
+        self._sight = model
+        self._fed = fed
+        self._positions = positions
+        self._images = images
+
+    def _compute(self, model: nn.Module, end: int) -> None:
+        fed = self._fed[self.done : end]
+        pieces = self._images.within(self.done, end)
+        told = _embedded(self._sight, fed, pieces) if pieces else {}
+        if self._positions is not None:
+            told["position_ids"] = _places(self._positions, self.done, end)
+        self._sight(mx.array([list(fed)], dtype=mx.int32), self.caches, **told)
+
+
+def _places(positions: NDArray[np.int32], start: int, end: int) -> mx.array:
+    """[3, 1, tokens]: where the tokens [start, end) are. Behind the prompt they go on one by one."""
+    known = positions.shape[1]
+    first = int(positions.max()) + 1
+    behind = np.arange(first + max(0, start - known), first + max(0, end - known), dtype=np.int32)
+    return mx.array(np.concatenate([positions[:, start:end], np.tile(behind, (3, 1))], axis=1))[:, None]
+
+
+def _embedded(sight: VisionText, fed: Sequence[int], pieces: Sequence[_Piece]) -> dict[str, Any]:
+    """What the language model is told of a chunk with images in it."""
+    is_image = np.zeros(len(fed), dtype=bool)
+    for piece in pieces:
+        is_image[piece.start : piece.end] = True
+    text = sight.embed([0 if image else token for token, image in zip(fed, is_image, strict=True)])[0]
+    rows: list[mx.array] = []
+    done = 0
+    for piece in pieces:
+        rows += [text[done : piece.start], piece.embeddings.astype(text.dtype)]
+        done = piece.end
+    told: dict[str, Any] = {"inputs_embeds": mx.concatenate([*rows, text[done:]])[None]}
+    depth = len(pieces[0].features.deep)
+    if depth:
+        told["visual_pos_masks"] = mx.array(is_image)[None]
+        told["deepstack_visual_embeds"] = [
+            mx.concatenate([piece.added(layer) for piece in pieces]) for layer in range(depth)
+        ]
+    return told
