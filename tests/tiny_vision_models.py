@@ -130,7 +130,7 @@ def _configs(family: Family, ids: Mapping[str, int]) -> tuple[dict[str, Any], di
         return _llava(text, common, ids)
     if family == "phi3_v":
         tower = {"name": "clip_vision_model", "image_dim_out": 1024, "num_img_tokens": 144}
-        config = {**text, **common, "img_processor": tower, "rope_scaling": None}
+        config = {**text, **common, "img_processor": tower}
         config["original_max_position_embeddings"] = 4096
         own = {"image_processor_type": "Phi3VImageProcessor", "num_crops": 1, "num_img_tokens": 144}
         return config, {**own, "processor_class": "Phi3VProcessor", **_CLIP}

@@ -24,11 +24,13 @@ from mlx_serving.worker import loader
 from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.grammar_checker import GrammarChecker
 from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.model_runner import Job, ModelRunner, RunnerFactory
 from mlx_serving.worker.prefix_cache import PrefixCache
 from mlx_serving.worker.requests import rules_of
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.structure import Form
+from mlx_serving.worker.vision.features import FeatureCache
+from mlx_serving.worker.vision.pictures import Picture
 from mlx_serving.worker.weights import FindBase
 
 from ..tiny_models import EOS, token_ids
@@ -77,6 +79,7 @@ def load(
     require_memory: loader.RequireMemory = lambda weights: None,
     options: WeightOptions | None = None,
     find_base: FindBase = lambda key: None,
+    make_runner: RunnerFactory = ModelRunner,
 ) -> LoadedModel:
     form = options or WeightOptions()
     params = LoadModelParams(
@@ -87,7 +90,7 @@ def load(
         adapter_path=form.adapter,
         fuse_adapter=form.fuse_adapter,
     )
-    return loader.load(params, ModelRunner, lambda stage, done, total: None, require_memory, find_base)
+    return loader.load(params, make_runner, lambda stage, done, total: None, require_memory, find_base)
 
 
 class Bench:
@@ -100,12 +103,14 @@ class Bench:
         *,
         scheduler: Scheduler | None = None,
         prefix_policy: PrefixCachePolicy | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
-        """Beginnings of sequences are kept if there is a `prefix_policy`."""
+        """Beginnings of sequences are kept if there is a `prefix_policy`. `features` are those of the model's runner."""
         self.model = model
         self.prefixes = PrefixCache(prefix_policy or PrefixCachePolicy(enabled=False))
-        self.scheduler = Scheduler(policy, self.prefixes) if scheduler is None else scheduler
-        self.generation = Generation(self.scheduler, self.prefixes)
+        self.features = FeatureCache() if features is None else features
+        self.scheduler = Scheduler(policy, self.prefixes, self.features) if scheduler is None else scheduler
+        self.generation = Generation(self.scheduler, self.prefixes, self.features)
         self.generation.add_model(model)
         self.streams: dict[str, Stream] = {}
         self._checker = GrammarChecker()
@@ -127,6 +132,8 @@ class Bench:
         salt: str = "",
         stops: tuple[int, ...] = (),
         structure: Structure | None = None,
+        pictures: tuple[Picture, ...] = (),
+        drawn: Sequence[int] = (),
     ) -> Stream:
         """Greedy and 24 tokens where `params` say nothing. Raises `Overloaded`."""
         model = model or self.model
@@ -140,7 +147,8 @@ class Bench:
         if structure is not None:
             compiled = model.structures.compile(Form(structure), self._checker)
             matcher = model.structures.matcher(compiled, [], sampling, rules.ends, structure.field)
-        job = Job(stream_id, ids, sampling, sampling.seed or 0, rules, (), matcher, None, terms.max_tokens)
+        job = Job(stream_id, ids, sampling, sampling.seed or 0, rules, drawn, matcher, None, terms.max_tokens, pictures)
+        sequence.replay(drawn)
         self.generation.submit(model, sequence, job, terms)
         return self.streams.setdefault(stream_id, Stream())
 

@@ -69,7 +69,7 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
         progress,
         Pulse(progress, outbox.notify),
         Telemetry(generation, tokenizers, outbox, disk, cache_limit_bytes=lambda: memory.plan.buffer_cache),
-        partial(_runner, features),
+        partial(make_runner, features),
         disk,
         blas=blas,
         restart_count=settings.restart_count,
@@ -81,9 +81,10 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
     return Worker(inbox, outbox, loop, handlers, disk)
 
 
-def _runner(
+def make_runner(
     features: FeatureCache, model: nn.Module, capabilities: ModelCapabilities, padding_tokens: float
 ) -> ModelRunner:
+    """See `RunnerFactory`."""
     if isinstance(model, VisionText):
         return VisionRunner(model, capabilities, padding_tokens, features)
     return ModelRunner(model, capabilities, padding_tokens)
