@@ -1,9 +1,9 @@
 """From a configuration to a running engine: the only place where features are chosen.
 
 Read the stack from the outside in: find out what the name means, refuse what the operator does not allow, keep the
-caller's deadline, give an answer again that is known, compute once what several ask at a time, refuse what is more than
-can wait, spare a worker that keeps failing, go on in another worker when one dies, choose a worker, hold the model that
-is named in it, generate there.
+caller's deadline, read the pictures, give an answer again that is known, compute once what several ask at a time,
+refuse what is more than can wait, spare a worker that keeps failing, go on in another worker when one dies, choose a
+worker, hold the model that is named in it, generate there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
 from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.engine_core import CALL_TIMEOUT_S, EngineCore, Parts
+from mlx_serving.engine.images import ImagesBackend, PromptImages
 from mlx_serving.engine.intake import IntakeBackend
 from mlx_serving.engine.limits import LimitsBackend
 from mlx_serving.engine.model_entry import ModelSpec
@@ -45,6 +46,7 @@ from mlx_serving.engine.worker_backend import WorkerBackend
 from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
 from mlx_serving.engine.worker_process import WorkerCommand
 from mlx_serving.errors import EngineError
+from mlx_serving.images.reader import ImageReader
 from mlx_serving.machine import blas, devices
 from mlx_serving.machine.devices import DeviceShare
 from mlx_serving.telemetry.events import EventBus
@@ -89,6 +91,7 @@ class Stack:
         self._breaker.policy = config.circuit_breaker
         self._calls.reconfigure(config.batch_queue)
         self._intake.reconfigure(config.scheduler.policy, config.scheduler.max_queue_s)
+        self._layers.images.reconfigure(config.images, config.worker.max_message_bytes)
         self._layers.reconfigure(config)
         if plan.fresh_worker:  # until they are there, answers are of neither configuration
             self._layers.versions.settings = None
@@ -151,7 +154,8 @@ def assemble(config: Config) -> Stack:
     breaker = BreakerBackend(streams, config.circuit_breaker, events)
     intake = Intake(config.scheduler.policy, config.workers, max_wait_s=config.scheduler.max_queue_s)
     prefetch = Prefetch(models.directory_of_absent, events)
-    layers = Layers(IntakeBackend(breaker, intake), ModelVersions(models, _told(config)), aliases, prefetch)
+    images = PromptImages(ImageReader(config.images), models.takes_images, config.worker.max_message_bytes)
+    layers = Layers(IntakeBackend(breaker, intake), ModelVersions(models, _told(config)), aliases, prefetch, images)
     layers.reconfigure(config)
     calls = BatchQueue(config.batch_queue, CALL_TIMEOUT_S)
     core = EngineCore(
@@ -166,6 +170,7 @@ def assemble(config: Config) -> Stack:
             sharing=layers.sharing,
             responses=layers.responses,
             batch_queue=calls,
+            images=images,
             events=events,
             retry=config.retry,
             default_model=config.models.default,
@@ -179,8 +184,11 @@ class Layers:
     """The layers that requests enter by. Those that remember something are the same ones after a change of the
     configuration that does not concern them."""
 
-    def __init__(self, inner: Backend, versions: ModelVersions, aliases: Aliases, prefetch: Prefetch) -> None:
+    def __init__(
+        self, inner: Backend, versions: ModelVersions, aliases: Aliases, prefetch: Prefetch, images: PromptImages
+    ) -> None:
         self.versions = versions
+        self.images = images
         self.prefetch = prefetch
         self._aliases = aliases
         self.sharing: SharingBackend | None = None
@@ -207,7 +215,8 @@ class Layers:
 
     def outermost(self, config: Config) -> Backend:
         """The layer that requests enter by."""
-        backend: Backend = DeadlineBackend(self.responses or self.sharing or self._inner, config.generation.timeout_s)
+        backend: Backend = ImagesBackend(self.responses or self.sharing or self._inner, self.images)
+        backend = DeadlineBackend(backend, config.generation.timeout_s)
         if config.generation.max_tokens_limit is not None:
             backend = LimitsBackend(backend, config.generation.max_tokens_limit)
         self.prefetch.enabled = config.models.prefetch

@@ -9,6 +9,12 @@
     │   ├── UnsupportedParameter    known to the protocol, not served here; never ignored
     │   ├── ContextLengthExceeded   prompt + max_tokens do not fit; carries the numbers
     │   ├── GuidanceError           the structure asked of the answer is impossible, too complex or not supported
+    │   ├── ImageEncodingError      a picture cannot be brought into the form that models take
+    │   │   ├── InvalidImageInput     it is damaged, too large, or one too many
+    │   │   ├── ImageFileNotFound
+    │   │   ├── UnsupportedImageFormat  no picture, not what it is said to be, or animated
+    │   │   ├── ImageFetchFailed      its URL may not be fetched, or cannot be
+    │   │   └── UnsafeImagePath       its path may not be read on behalf of this caller
     │   ├── Unauthenticated         no or wrong API key
     │   └── Forbidden               not this caller's right
     ├── NotFound
@@ -142,6 +148,32 @@ class GuidanceError(InvalidRequest):
         super().__init__(message, field=field, limit=limit, given=given, issues=issues)
         if keywords:
             self.details["keywords"] = keywords
+
+
+class ImageEncodingError(InvalidRequest):
+    """`field` names the picture. Of a URL, messages name the host only: the rest may be a secret."""
+
+    code = "IMAGE_ENCODING_FAILED"
+
+
+class InvalidImageInput(ImageEncodingError):
+    code = "INVALID_IMAGE_INPUT"
+
+
+class ImageFileNotFound(ImageEncodingError):
+    code = "IMAGE_FILE_NOT_FOUND"
+
+
+class UnsupportedImageFormat(ImageEncodingError):
+    code = "UNSUPPORTED_IMAGE_FORMAT"
+
+
+class ImageFetchFailed(ImageEncodingError):
+    code = "IMAGE_FETCH_FAILED"
+
+
+class UnsafeImagePath(ImageEncodingError):
+    code = "UNSAFE_IMAGE_PATH"
 
 
 class Unauthenticated(InvalidRequest):

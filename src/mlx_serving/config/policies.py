@@ -317,9 +317,9 @@ class WorkerConfig(WorkerPolicy):
         Field(
             ge=MIN_MESSAGE_BYTES,
             le=MAX_MESSAGE_BYTES,
-            description="Largest message between the two processes, in bytes.",
+            description="Largest message between the two processes, in bytes; pictures are in it as base64.",
         ),
-    ] = 16 * 1024**2
+    ] = 64 * 1024**2
     python: Annotated[
         str | None,
         Field(min_length=1, description="Python interpreter of the worker; null means the one that runs the server."),

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
+from mlx_serving.config.images import ImagesConfig
 from mlx_serving.config.policies import (
     BatchQueueConfig,
     CircuitBreakerConfig,
@@ -310,6 +311,9 @@ class Config(Section):
     generation: GenerationConfig = Field(
         default=GenerationConfig(),
         description="Defaults for what a request and its model leave open, and limits no request may exceed.",
+    )
+    images: ImagesConfig = Field(
+        default=ImagesConfig(), description="Pictures in conversations: how many, how large, and where from."
     )
     scheduler: SchedulerConfig = Field(default=SchedulerConfig(), description="How requests share the device.")
     memory: MemoryConfig = Field(default=MemoryConfig(), description="How much memory the worker plans with.")

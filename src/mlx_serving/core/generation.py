@@ -41,7 +41,7 @@ class Image:
     """A picture that was checked: `data` is a PNG or JPEG file of one upright RGB frame of `width` by `height` pixels.
     Pictures of one `digest` are the same to a model: the SHA-256, in hexadecimal, of size, pixels and `detail`."""
 
-    data: bytes = field(repr=False)
+    data: bytes = field(repr=False, compare=False)
     digest: str
     width: int
     height: int
@@ -49,16 +49,32 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Where a picture is that nobody has read yet. `value` is the file itself, or text as `kind` says: base64, a URL,
+    or any of a data URI, a URL, a path and base64. `media_type` is what it is said to be. A `local` one comes from a
+    program on this machine, which may name every file. `field` is what who sent it calls it: errors name it."""
+
+    value: bytes | str = field(repr=False)
+    kind: Literal["any", "base64", "url"] = "any"
+    media_type: str | None = None
+    detail: ImageDetail = "auto"
+    local: bool = False
+    field: str = field(default="image", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ChatPrompt:
     """Messages for the model's own chat template, or for `chat_template` in Jinja; `template_kwargs` are handed to it,
     and `tools`, which are `{"type": "function", "function": {"name": …, "parameters": …}}` each. The parts
-    `{"type": "image"}` of the messages' contents stand for `images`, in their order."""
+    `{"type": "image"}` of the messages' contents stand for `images`, in their order: those of `sources`, once they are
+    read."""
 
     messages: tuple[Mapping[str, object], ...]
     template_kwargs: Mapping[str, object] = field(default_factory=dict[str, object])
     tools: tuple[Mapping[str, object], ...] = ()
     chat_template: str | None = None
     images: tuple[Image, ...] = ()
+    sources: tuple[ImageSource, ...] = ()
 
 
 Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt

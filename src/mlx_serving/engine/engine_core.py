@@ -27,6 +27,7 @@ from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.engine.aliases import Aliases
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
+from mlx_serving.engine.images import PromptImages
 from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.prefetch import Prefetch
@@ -59,6 +60,7 @@ class Parts:
     breaker: BreakerBackend
     backend: Backend
     batch_queue: BatchQueue
+    images: PromptImages
     events: EventBus
     retry: RetryPolicy
     default_model: str
@@ -106,6 +108,7 @@ class EngineCore:
         """End the workers and everything in flight. Safe to call twice."""
         await self._parts.pool.stop()
         await self._parts.prefetch.close()
+        self._parts.images.close()
         if self._parts.responses is not None:
             await self._parts.responses.close()
 
@@ -280,10 +283,11 @@ class EngineCore:
 
     async def tokenize_chat(self, name: str, prompt: ChatPrompt) -> methods.TokenizeResult:
         """The prompt that a model's template makes of a conversation, as `call_with_model`, with what the profile of
-        the name says of prompts."""
-        rendered = self._parts.aliases.resolve(name)[1].prompt(prompt)
+        the name says of prompts, and its pictures."""
+        model, profile = self._parts.aliases.resolve(name)
+        rendered = profile.prompt(prompt)
         assert isinstance(rendered, ChatPrompt)
-        prompt = rendered
+        prompt = await self._parts.images.fill(model, rendered)
 
         def params(model_id: str) -> methods.TokenizeChatParams:
             return methods.TokenizeChatParams(
@@ -292,6 +296,7 @@ class EngineCore:
                 template_kwargs=dict(prompt.template_kwargs),
                 tools=[dict(tool) for tool in prompt.tools],
                 chat_template=prompt.chat_template,
+                images=methods.image_params(prompt.images),
             )
 
         return await self.call_with_model(name, methods.TOKENIZE_CHAT, params)

@@ -173,4 +173,8 @@ class Entry:
 def _abilities(facts: LoadModelResult) -> tuple[str, ...]:
     if facts.embedding is not None:
         return ("rerank", "score") if facts.embedding.scores else ("embeddings",)
-    return ("completions", "chat") if facts.has_chat_template else ("completions",)
+    return (
+        "completions",
+        *(("chat",) if facts.has_chat_template else ()),
+        *(("vision",) if facts.is_vision_model else ()),
+    )

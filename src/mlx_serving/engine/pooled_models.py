@@ -132,6 +132,11 @@ class PooledModels:
         by_worker = (manager.loaded() for manager in self._managers)
         return [loaded[name] for loaded in by_worker if name in loaded]
 
+    def takes_images(self, name: str) -> bool | None:
+        """Whether a model does; None while no worker has it."""
+        facts = self.facts(name)
+        return any(each.is_vision_model for each in facts) if facts else None
+
     def all_facts(self) -> list[LoadModelResult]:
         """The same of all models."""
         return [facts for manager in self._managers for facts in manager.loaded().values()]

@@ -364,12 +364,7 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
             params.template_kwargs = dict(request.prompt.template_kwargs)
             params.tools = [dict(tool) for tool in request.prompt.tools]
             params.chat_template = request.prompt.chat_template
-            params.images = [
-                methods.ImageParam(
-                    data=image.data, digest=image.digest, width=image.width, height=image.height, detail=image.detail
-                )
-                for image in request.prompt.images
-            ]
+            params.images = methods.image_params(request.prompt.images)
         case EmbeddingInputs():
             raise TypeError("vectors are asked for with another method")
     return params

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 FRAME_MARK = 0xC1
 _HEADER = struct.Struct(">BI")
-DEFAULT_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # pictures come in them
 
 
 @dataclass(frozen=True, slots=True)

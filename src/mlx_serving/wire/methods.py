@@ -6,12 +6,13 @@ table. Names, parameters and results are the ancestor's where it had them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from mlx_serving.core.generation import MAX_DRAFT_TOKENS, ImageDetail, Priority, SpeculationMethod
+from mlx_serving.core.generation import MAX_DRAFT_TOKENS, Image, ImageDetail, Priority, SpeculationMethod
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 
 P = TypeVar("P")
@@ -220,6 +221,13 @@ class ImageParam(Params):
     width: Annotated[int, msgspec.Meta(ge=1)]
     height: Annotated[int, msgspec.Meta(ge=1)]
     detail: ImageDetail = "auto"
+
+
+def image_params(images: Iterable[Image]) -> list[ImageParam]:
+    return [
+        ImageParam(data=image.data, digest=image.digest, width=image.width, height=image.height, detail=image.detail)
+        for image in images
+    ]
 
 
 class GenerateParams(Params):
