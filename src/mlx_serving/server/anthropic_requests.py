@@ -8,7 +8,8 @@ from typing import TypeVar, assert_never
 
 from pydantic import ValidationError
 
-from mlx_serving.core.generation import ChatPrompt, SamplingParams, Structure, ToolChoice
+from mlx_serving.core.generation import ChatPrompt, ImageSource, SamplingParams, Structure, ToolChoice
+from mlx_serving.core.image_parts import Pictures
 from mlx_serving.core.reasoning_effort import Thought, thought_of
 from mlx_serving.errors import UnsupportedParameter
 from mlx_serving.server import unsupported
@@ -20,6 +21,7 @@ from mlx_serving.server.anthropic_schema import (
     AutoChoice,
     CountTokensRequest,
     EnabledThinking,
+    ImageBlock,
     MessagesRequest,
     NamedChoice,
     NoChoice,
@@ -167,25 +169,28 @@ def _prompt(request: CountTokensRequest, thought: Thought) -> ChatPrompt:
     if request.system:
         messages.append({"role": "system", "content": _text(request.system)})
     names: dict[str, str] = {}  # of the tools that were called, by the id of the call
-    for message in request.messages:
-        messages += _for_template(message, names)
+    pictures = Pictures()
+    for index, message in enumerate(request.messages):
+        messages += _for_template(message, names, f"messages[{index}].content", pictures)
     tools = tuple(
         function_tool(tool.name, tool.description, tool.input_schema, strict=tool.strict)
         for tool in request.tools or ()
     )
     # With a choice of none the model does not hear of tools, so that they do not count.
     offered = () if isinstance(request.tool_choice, NoChoice) else tools
-    return ChatPrompt(tuple(messages), thought.template_kwargs, offered)
+    return ChatPrompt(tuple(messages), thought.template_kwargs, offered, sources=pictures.sources)
 
 
-def _for_template(message: AnthropicMessage, names: dict[str, str]) -> Iterator[Mapping[str, object]]:
+def _for_template(
+    message: AnthropicMessage, names: dict[str, str], path: str, pictures: Pictures
+) -> Iterator[Mapping[str, object]]:
     match message:
         case SystemMessage():
             yield {"role": "system", "content": _text(message.content)}
         case AssistantMessage():
             yield _assistant(message, names)
         case UserMessage():
-            yield from _user(message, names)
+            yield from _user(message, names, path, pictures)
         case _:
             assert_never(message)
 
@@ -207,27 +212,40 @@ def _assistant(message: AssistantMessage, names: dict[str, str]) -> Mapping[str,
     return told
 
 
-def _user(message: UserMessage, names: Mapping[str, str]) -> Iterator[Mapping[str, object]]:
-    """Results of tools are messages of their own; the text between them is the user's."""
+def _user(
+    message: UserMessage, names: Mapping[str, str], path: str, pictures: Pictures
+) -> Iterator[Mapping[str, object]]:
+    """Results of tools are messages of their own; what is between them is the user's."""
     if isinstance(message.content, str):
         yield {"role": "user", "content": message.content}
         return
-    said: list[str] = []
-    for block in message.content:
-        if isinstance(block, TextBlock):
-            said.append(block.text)
+    said: list[str | ImageSource] = []
+    for index, block in enumerate(message.content):
+        if not isinstance(block, ToolResultBlock):
+            said.append(_part(block, f"{path}[{index}]"))
             continue
         if said:
-            yield {"role": "user", "content": _joined(said)}
+            yield {"role": "user", "content": pictures.content(said)}
             said = []
-        yield _result(block, names)
+        yield _result(block, names, f"{path}[{index}].content", pictures)
     if said:
-        yield {"role": "user", "content": _joined(said)}
+        yield {"role": "user", "content": pictures.content(said)}
 
 
-def _result(block: ToolResultBlock, names: Mapping[str, str]) -> Mapping[str, object]:
-    text = "" if block.content is None else _text(block.content)
-    told = {"role": "tool", "tool_call_id": block.tool_use_id, "content": f"Error: {text}" if block.is_error else text}
+def _part(block: TextBlock | ImageBlock, path: str) -> str | ImageSource:
+    return block.text if isinstance(block, TextBlock) else block.at(path)
+
+
+def _result(block: ToolResultBlock, names: Mapping[str, str], path: str, pictures: Pictures) -> Mapping[str, object]:
+    blocks, parts = block.content, list[str | ImageSource]()
+    if blocks is None or isinstance(blocks, str):
+        parts.append(blocks or "")
+    else:
+        parts += [_part(each, f"{path}[{index}]") for index, each in enumerate(blocks)]
+    if block.is_error:
+        first = parts[0] if parts else ""
+        parts[:1] = [f"Error: {first}"] if isinstance(first, str) else ["Error: ", first]
+    told = {"role": "tool", "tool_call_id": block.tool_use_id, "content": pictures.content(parts)}
     name = names.get(block.tool_use_id)
     return told if name is None else {**told, "name": name}
 

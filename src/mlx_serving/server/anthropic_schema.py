@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from mlx_serving.core.generation import ImageSource
 from mlx_serving.server.json_values import depth
 from mlx_serving.server.openai_schema import Body
 from mlx_serving.server.request_fields import Hidden, by_type, of_type, string_or, unserved
@@ -57,10 +58,47 @@ TextOrBlocks: TypeAlias = Annotated[
 ]
 
 
+class Base64Source(Body):
+    type: Literal["base64"]
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    data: str = Field(min_length=1)
+
+
+class UrlSource(Body):
+    type: Literal["url"]
+    url: str = Field(min_length=1, description="Fetched where the server is configured for it.")
+
+
+class ImageBlock(Body):
+    type: Literal["image"]
+    source: Annotated[
+        Annotated[Base64Source, Tag("<base64>")] | Annotated[UrlSource, Tag("<url>")],
+        by_type("a source", "base64", "url"),
+    ]
+    cache_control: CacheControl | None = None
+
+    def at(self, path: str) -> ImageSource:
+        """`path` is where the block is in the request."""
+        if isinstance(self.source, UrlSource):
+            return ImageSource(self.source.url, "url", field=f"{path}.source.url")
+        return ImageSource(self.source.data, "base64", self.source.media_type, field=f"{path}.source.data")
+
+
+_ResultBlock: TypeAlias = Annotated[
+    Annotated[TextBlock, Tag("<text>")] | Annotated[ImageBlock, Tag("<image>")], by_type("a block", "text", "image")
+]
+
+
 class ToolResultBlock(Body):
     type: Literal["tool_result"]
     tool_use_id: str = Field(min_length=1)
-    content: TextOrBlocks | None = None
+    content: (
+        Annotated[
+            Annotated[str, Tag("<text>")] | Annotated[list[_ResultBlock], Tag("<list>")],
+            string_or("text and image blocks"),
+        ]
+        | None
+    ) = None
     is_error: bool | None = Field(default=None, description="The model is told so by `Error: ` before the text.")
     cache_control: CacheControl | None = None
     toolset_name: Annotated[Hidden, unserved()] = None
@@ -75,8 +113,10 @@ class ThinkingBlock(Body):
 
 
 UserBlock: TypeAlias = Annotated[
-    Annotated[TextBlock, Tag("<text>")] | Annotated[ToolResultBlock, Tag("<tool_result>")],
-    by_type("a block", "text", "tool_result"),
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[ToolResultBlock, Tag("<tool_result>")],
+    by_type("a block", "text", "image", "tool_result"),
 ]
 AssistantBlock: TypeAlias = Annotated[
     Annotated[TextBlock, Tag("<text>")]

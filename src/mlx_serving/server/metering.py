@@ -25,10 +25,13 @@ from mlx_serving.core.generation import (
 from mlx_serving.core.key_usage import KeyLimits, Refusal
 from mlx_serving.errors import Forbidden, InvalidRequest, QuotaExceeded, RateLimited
 from mlx_serving.server.access_log import AccessRecord, current_record
+from mlx_serving.server.json_values import as_array, as_object
 from mlx_serving.server.key_ring import KeyHolder, KeyRing
 from mlx_serving.server.ports import ServingEngine
 
-_CHARS_PER_TOKEN = 4  # a guess that is put right when the worker has counted
+# Guesses that are put right when the worker has counted.
+_CHARS_PER_TOKEN = 4
+_TOKENS_PER_PICTURE = 576  # 24 by 24 patches
 
 
 class MeteredEngine:
@@ -176,8 +179,17 @@ def guess_tokens(prompt: Prompt | EmbeddingInputs) -> int:
         case TextPrompt():
             chars = len(prompt.text)
         case ChatPrompt():
-            chars = sum(len(str(message.get("content") or "")) for message in prompt.messages)
+            chars = sum(_chars(message.get("content")) for message in prompt.messages)
+            pictures = len(prompt.images) + len(prompt.sources)
+            return max(1, chars // _CHARS_PER_TOKEN + pictures * _TOKENS_PER_PICTURE)
     return max(1, chars // _CHARS_PER_TOKEN)
+
+
+def _chars(content: object) -> int:
+    parts = as_array(content)
+    if parts is None:
+        return len(str(content or ""))
+    return sum(len(str((as_object(part) or {}).get("text") or "")) for part in parts)
 
 
 def _refused(name: str, refusal: Refusal) -> RateLimited:

@@ -22,6 +22,7 @@ from mlx_serving.core.generation import (
     TokenPrompt,
     ToolChoice,
 )
+from mlx_serving.core.image_parts import Pictures
 from mlx_serving.server import unsupported
 from mlx_serving.server.issues import (
     MAX_ISSUES,
@@ -38,6 +39,7 @@ from mlx_serving.server.openai_schema import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationFields,
+    ImagePart,
     Message,
     PromptValue,
     SamplingFields,
@@ -77,11 +79,17 @@ def parse_chat(body: Mapping[str, object]) -> Asked:
     given, issues = screen(body, ChatCompletionRequest.model_fields, unsupported.CHAT)
     issues += islice(_screen_messages(given), MAX_ISSUES)
     request = _checked(ChatCompletionRequest, given, issues)
-    messages = tuple(message.for_template() for message in request.messages)
+    pictures = Pictures()
+    messages = tuple(
+        message.for_template(f"messages[{index}]", pictures) for index, message in enumerate(request.messages)
+    )
     refuse(list(request.tool_problems()))
     thought = request.thought()
     prompt = ChatPrompt(
-        messages, {**thought.template_kwargs, **(request.chat_template_kwargs or {})}, request.offered()
+        messages,
+        {**thought.template_kwargs, **(request.chat_template_kwargs or {})},
+        request.offered(),
+        sources=pictures.sources,
     )
     asked = _asked(request, (prompt,), _choices(given), _max_tokens(given), _logprobs_given(given)[1])
     return replace(asked, parse_output=True, tool_choice=request.choice(), reasoning_budget=thought.budget)
@@ -146,13 +154,14 @@ def _screen_parts(message: Mapping[str, object], path: str) -> Iterator[Issue]:
         kind = part.get("type")
         if kind == "refusal" and message.get("role") == "assistant" and isinstance(part.get("refusal"), str):
             parts[index] = {"type": "text", "text": part["refusal"]}
-        elif isinstance(kind, str) and kind != "text":
+        elif isinstance(kind, str) and kind not in ("text", "image_url"):
             field = f"{path}[{index}].type"
-            text = f"{field}: parts of type {shown(kind)} are not supported by this server, only text"
-            yield Issue(field, text, "unsupported_parameter", limit="text")
+            text = f"{field}: parts of type {shown(kind)} are not supported by this server, only text and image_url"
+            yield Issue(field, text, "unsupported_parameter", limit="text, image_url")
             parts[index] = _NO_TEXT
         else:
-            parts[index], issues = screen(part, TextPart.model_fields, {}, f"{path}[{index}]")
+            fields = ImagePart.model_fields if kind == "image_url" else TextPart.model_fields
+            parts[index], issues = screen(part, fields, {}, f"{path}[{index}]")
             yield from issues
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlx_serving.core.generation import GenerationRequest
+from mlx_serving.core.generation import ChatPrompt, GenerationRequest, Prompt
 from mlx_serving.core.resumption import Api, RequestLog, SequenceLog
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.server.access_log import AccessRecord, access_record
@@ -132,7 +132,8 @@ def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str]
     )
     requests = asked.choices.expand(wanted, asked.prompts)
     noted = None
-    if service.handover is not None:
+    # What pictures were, another start could not know: a URL may lead to another one by then.
+    if service.handover is not None and not any(_has_pictures(prompt) for prompt in asked.prompts):
         requests = seeded(requests)
         noted = Noted(_log_of(heading, api, asked, requests), api_key_of(service, headers))
     return Generation(
@@ -145,6 +146,10 @@ def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str]
         journal=None if service.handover is None else service.handover.journal,
         noted=noted,
     )
+
+
+def _has_pictures(prompt: Prompt) -> bool:
+    return isinstance(prompt, ChatPrompt) and bool(prompt.sources)
 
 
 def _log_of(heading: Heading, api: Api, asked: Asked, requests: Sequence[GenerationRequest]) -> RequestLog:

@@ -6,15 +6,17 @@ Types are strict and unknown fields are refused; the limits of numbers are `core
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from mlx_serving.core.generation import ImageSource
+from mlx_serving.core.image_parts import Pictures
 from mlx_serving.server.json_values import as_array, depth
 from mlx_serving.server.openai_tools import CalledTool, ToolFields
-from mlx_serving.server.request_fields import Hidden
+from mlx_serving.server.request_fields import Hidden, field_of
 from mlx_serving.server.service_tier import AskedTier
 from mlx_serving.server.structured_output import StructureFields
 
@@ -171,16 +173,56 @@ class TextPart(Body):
     prompt_cache_breakpoint: Hidden = None
 
 
+ImageDetail: TypeAlias = Literal["auto", "low", "high"]
+
+
+class ImageUrl(Body):
+    url: str = Field(min_length=1, description="A data URI; a URL, or a path, where the server is configured for it.")
+    detail: ImageDetail | None = Field(default=None, description="With low, the model sees a smaller picture.")
+
+
+def _url_or_object(value: object) -> str | None:
+    return "<text>" if isinstance(value, str) else "<object>" if isinstance(value, dict | ImageUrl) else None
+
+
+class ImagePart(Body):
+    type: Literal["image_url"]
+    image_url: Annotated[
+        Annotated[ImageUrl, Tag("<object>")] | Annotated[str, Field(min_length=1), Tag("<text>")],
+        Discriminator(
+            _url_or_object, custom_error_type="wrong_type", custom_error_message="must be an object or a string"
+        ),
+    ]
+    cache_control: Hidden = None
+    prompt_cache_breakpoint: Hidden = None
+
+    def source(self, path: str) -> ImageSource:
+        """`path` is where the part is in the request."""
+        if isinstance(self.image_url, str):
+            return ImageSource(self.image_url, field=f"{path}.image_url")
+        return ImageSource(self.image_url.url, detail=self.image_url.detail or "auto", field=f"{path}.image_url.url")
+
+
+def _part_kind(value: object) -> str:
+    return "<image>" if field_of(value, "type") == "image_url" else "<text>"
+
+
+Part: TypeAlias = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image>")], Discriminator(_part_kind)
+]
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(min_length=1), Tag("<list>")],
+    Annotated[str, Tag("<text>")] | Annotated[list[Part], Field(min_length=1), Tag("<list>")],
     Discriminator(
-        _text_or_list, custom_error_type="wrong_type", custom_error_message="must be a string or a list of text parts"
+        _text_or_list,
+        custom_error_type="wrong_type",
+        custom_error_message="must be a string or a list of text and image_url parts",
     ),
 ]
 
 
 class Message(Body):
-    """One turn. `developer` is another word for `system`; several text parts are joined by line breaks."""
+    """One turn. `developer` is another word for `system`; several text parts are joined by line breaks where there
+    are no pictures among them."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = Field(default=None, description="Required but for an assistant that calls tools.")
@@ -200,15 +242,19 @@ class Message(Body):
             raise PydanticCustomError("misplaced", "must not have calls or reasoning unless its role is 'assistant'")
         return self
 
-    def text(self) -> str:
-        if self.content is None:
-            return ""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+    def parts(self, path: str) -> Iterable[str | ImageSource]:
+        """`path` is where the message is in the request."""
+        if self.content is None or isinstance(self.content, str):
+            return (self.content or "",)
+        return [
+            part.text if isinstance(part, TextPart) else part.source(f"{path}.content[{index}]")
+            for index, part in enumerate(self.content)
+        ]
 
-    def for_template(self) -> Mapping[str, object]:
+    def for_template(self, path: str, pictures: Pictures) -> Mapping[str, object]:
         message: dict[str, object] = {
             "role": "system" if self.role == "developer" else self.role,
-            "content": self.text(),
+            "content": pictures.content(self.parts(path)),
         }
         if thought := self.reasoning_content or self.reasoning:
             message["reasoning_content"] = thought

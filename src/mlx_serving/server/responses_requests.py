@@ -11,6 +11,7 @@ from typing import assert_never
 from pydantic import ValidationError
 
 from mlx_serving.core.generation import ChatPrompt, SamplingParams, Structure, ToolChoice
+from mlx_serving.core.image_parts import Pictures
 from mlx_serving.core.reasoning_effort import Thought, thought_of
 from mlx_serving.server import unsupported
 from mlx_serving.server.function_tools import arguments_object, function_tool, tool_call, tool_issues
@@ -56,15 +57,19 @@ class AskedResponse:
 
     def prompt(self, earlier: tuple[InputItem, ...]) -> ChatPrompt:
         """The conversation, after what was said earlier."""
-        messages = list(_messages((*earlier, *self.items)))
+        pictures = Pictures()
+        numbered = [("previous_response_id", item) for item in earlier]
+        numbered += [(f"input[{index}]", item) for index, item in enumerate(self.items)]
+        messages = list(_messages(numbered, pictures))
         if self.request.instructions is not None:
-            first = [self.request.instructions]
             if messages and messages[0]["role"] == "system":  # templates expect one
-                first.append(str(messages.pop(0)["content"]))
-            messages.insert(0, {"role": "system", "content": "\n".join(first)})
+                content = _instructed(self.request.instructions, messages.pop(0)["content"])
+            else:
+                content = self.request.instructions
+            messages.insert(0, {"role": "system", "content": content})
         # With a choice of none the model does not hear of tools, so that they do not count.
         tools = () if self.tool_choice.mode == "none" else self.tools
-        return ChatPrompt(tuple(messages), self.thought.template_kwargs, tools)
+        return ChatPrompt(tuple(messages), self.thought.template_kwargs, tools, sources=pictures.sources)
 
 
 def parse_response(body: Mapping[str, object]) -> AskedResponse:
@@ -170,11 +175,18 @@ def _structure(request: ResponsesRequest) -> Structure | None:
     return Structure("json_object", field="text.format")
 
 
-def _messages(items: Iterable[InputItem]) -> Iterator[Mapping[str, object]]:
-    """What was thought, said and called in one turn is one message of the assistant's."""
+def _instructed(instructions: str, content: object) -> object:
+    """What a system message says behind the instructions."""
+    parts = as_array(content)
+    return f"{instructions}\n{content}" if parts is None else [{"type": "text", "text": instructions}, *parts]
+
+
+def _messages(items: Iterable[tuple[str, InputItem]], pictures: Pictures) -> Iterator[Mapping[str, object]]:
+    """What was thought, said and called in one turn is one message of the assistant's. Each item comes with the path
+    that it has in the request."""
     turn: dict[str, object] = {}
     names: dict[str, str] = {}
-    for item in items:
+    for path, item in items:
         if _begins_turn(item, turn):
             yield from _closed(turn)
             turn = {}
@@ -186,14 +198,14 @@ def _messages(items: Iterable[InputItem]) -> Iterator[Mapping[str, object]]:
                 call = tool_call(item.call_id, item.name, arguments_object(item.arguments) or {})
                 turn["tool_calls"] = [*_calls(turn), call]
             case FunctionCallOutputItem():
-                told = {"role": "tool", "tool_call_id": item.call_id, "content": item.text()}
+                told = {"role": "tool", "tool_call_id": item.call_id, "content": pictures.content(item.parts(path))}
                 name = names.get(item.call_id)
                 yield told if name is None else {**told, "name": name}
             case MessageItem(role="assistant"):
-                turn["content"] = item.text()
+                turn["content"] = pictures.content(item.parts(path))
             case MessageItem():
                 role = "system" if item.role == "developer" else item.role
-                yield {"role": role, "content": item.text()}
+                yield {"role": role, "content": pictures.content(item.parts(path))}
             case _:
                 assert_never(item)
     yield from _closed(turn)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from mlx_serving.core.generation import ImageSource
 from mlx_serving.core.reasoning_effort import ReasoningEffort
 from mlx_serving.server.anthropic_schema import JsonObject
 from mlx_serving.server.function_tools import arguments_object
-from mlx_serving.server.openai_schema import Body, Metadata
+from mlx_serving.server.openai_schema import Body, ImageDetail, Metadata
 from mlx_serving.server.request_fields import Hidden, by_type, field_of, of_type, string_or, unserved
 from mlx_serving.server.service_tier import AskedTier
 
@@ -37,6 +39,20 @@ class InputText(Body):
     text: str
 
 
+class InputImage(Body):
+    type: Literal["input_image"]
+    image_url: str = Field(
+        min_length=1, description="A data URI; a URL, or a path, where the server is configured for it."
+    )
+    detail: ImageDetail | None = Field(default=None, description="With low, the model sees a smaller picture.")
+    file_id: Annotated[Hidden, unserved()] = None
+    prompt_cache_breakpoint: Hidden = None
+
+    def source(self, path: str) -> ImageSource:
+        """`path` is where the part is in the request."""
+        return ImageSource(self.image_url, detail=self.detail or "auto", field=f"{path}.image_url")
+
+
 class OutputText(Body):
     type: Literal["output_text"]
     text: str
@@ -55,10 +71,26 @@ class Refusal(Body):
 
 MessagePart: TypeAlias = Annotated[
     Annotated[InputText, Tag("<input_text>")]
+    | Annotated[InputImage, Tag("<input_image>")]
     | Annotated[OutputText, Tag("<output_text>")]
     | Annotated[Refusal, Tag("<refusal>")],
-    by_type("a part", "input_text", "output_text", "refusal"),
+    by_type("a part", "input_text", "input_image", "output_text", "refusal"),
 ]
+_OutputPart: TypeAlias = Annotated[
+    Annotated[InputText, Tag("<input_text>")] | Annotated[InputImage, Tag("<input_image>")],
+    by_type("a part", "input_text", "input_image"),
+]
+
+
+def _parts(
+    content: str | Sequence[InputText | InputImage | OutputText | Refusal], path: str
+) -> Iterable[str | ImageSource]:
+    if isinstance(content, str):
+        return (content,)
+    return [
+        part.source(f"{path}[{index}]") if isinstance(part, InputImage) else part.text
+        for index, part in enumerate(content)
+    ]
 
 
 class MessageItem(Body):
@@ -71,8 +103,9 @@ class MessageItem(Body):
     status: _Status | None = None
     phase: Literal["commentary", "final_answer"] | None = None
 
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+    def parts(self, path: str) -> Iterable[str | ImageSource]:
+        """`path` is where the item is in the request."""
+        return _parts(self.content, f"{path}.content")
 
 
 class FunctionCallItem(Body):
@@ -90,9 +123,8 @@ class FunctionCallOutputItem(Body):
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
     output: Annotated[
-        Annotated[str, Tag("<text>")]
-        | Annotated[list[Annotated[InputText, of_type("a part", "input_text")]], Tag("<list>")],
-        string_or("text parts"),
+        Annotated[str, Tag("<text>")] | Annotated[list[_OutputPart], Tag("<list>")],
+        string_or("text and image parts"),
     ]
     id: str | None = None
     status: _Status | None = None
@@ -100,8 +132,9 @@ class FunctionCallOutputItem(Body):
     name: Annotated[Hidden, unserved()] = None
     namespace: Annotated[Hidden, unserved()] = None
 
-    def text(self) -> str:
-        return self.output if isinstance(self.output, str) else "\n".join(part.text for part in self.output)
+    def parts(self, path: str) -> Iterable[str | ImageSource]:
+        """`path` is where the item is in the request."""
+        return _parts(self.output, f"{path}.output")
 
 
 class SummaryText(Body):
