@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from typing import cast
 
 from mlx_serving.cli.model_arguments import add_model_arguments, config_from, running_engine, sampling_from
 from mlx_serving.errors import InvalidRequest
@@ -13,6 +14,7 @@ EPILOG = """\
 examples:
   mlx-serving generate "What is the capital of France?"
   echo "Summarise: ..." | mlx-serving generate - --max-tokens 100
+  mlx-serving generate --model ./a-vision-model --image photo.jpg "What is this?"
   mlx-serving generate --raw "Once upon a time" --temperature 0.8 --seed 7 --json
 """
 
@@ -20,6 +22,13 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to say to the model; - reads it from stdin")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a picture before the prompt: a file, or a URL where images.fetch is on; repeatable",
+    )
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--json", action="store_true", help="print one JSON object with text, usage and timing")
     add_model_arguments(parser)
@@ -31,19 +40,24 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest("the prompt is empty", field="prompt")
     if args.raw and args.system is not None:
         raise InvalidRequest("--system needs the chat template that --raw leaves out", field="system")
+    if args.raw and args.image:
+        raise InvalidRequest("--image needs the chat template that --raw leaves out", field="image")
     return asyncio.run(_generate(args, prompt))
 
 
 async def _generate(args: argparse.Namespace, prompt: str) -> int:
-    from mlx_serving.core.generation import ChatPrompt, GenerationRequest, TextPrompt
+    from mlx_serving.core.generation import ChatPrompt, GenerationRequest, ImageSource, TextPrompt
+    from mlx_serving.core.image_parts import Pictures
 
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
-    messages = (*system, {"role": "user", "content": prompt})
+    pictures = Pictures()
+    named = [ImageSource(path, local=True, field=f"--image {path[:200]}") for path in cast("list[str]", args.image)]
+    messages = (*system, {"role": "user", "content": pictures.content([*named, prompt])})
     config = config_from(args)
     request = GenerationRequest(
         request_id="generate",
         model=config.models.default,
-        prompt=TextPrompt(prompt) if args.raw else ChatPrompt(messages),
+        prompt=TextPrompt(prompt) if args.raw else ChatPrompt(messages, sources=pictures.sources),
         sampling=sampling_from(args),
     )
     pieces: list[str] = []

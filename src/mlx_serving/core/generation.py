@@ -203,11 +203,13 @@ class Served:
 
     `cache` tells what it cost: `hit`, nothing; `shared`, what somebody else's request cost as well; `miss`, a
     computation of its own. None where nothing is kept and nothing shared. `prompt_tokens` is how many the prompt has,
-    once that is counted.
+    once that is counted. `images` are the prompt's pictures, which were read in `images_s` seconds.
     """
 
     cache: CacheOutcome | None = None
     prompt_tokens: int | None = None
+    images: tuple[Image, ...] = ()
+    images_s: float = 0.0
 
     def note(self, outcome: CacheOutcome) -> None:
         """Of several sequences, the dearest one speaks for all."""

@@ -44,9 +44,7 @@ Location: TypeAlias = Inline | Remote | Named
 def locate(source: ImageSource) -> Location:
     """Raises `InvalidImageInput` for what is none of these, and `UnsafeImagePath` for a URL of another host's file."""
     value, where = source.value, source.field
-    if isinstance(value, bytes):
-        return Inline(value, source.media_type)
-    if source.kind == "base64":
+    if isinstance(value, bytes) or source.kind == "base64":
         return Inline(value, source.media_type)
     text = value.strip() if len(value) <= _MAX_PATH_CHARS else value
     head = text[:16].lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -95,7 +96,10 @@ class ImagesBackend:
             async with self._inner.generate(request) as deltas:
                 yield deltas
             return
+        began = time.monotonic()
         async with self._read(request, prompt.sources) as images:
+            if request.served is not None:
+                request.served.images, request.served.images_s = images, time.monotonic() - began
             filled = replace(request, prompt=replace(prompt, images=images, sources=()))
             async with self._inner.generate(filled) as deltas:
                 yield deltas

@@ -9,8 +9,10 @@ import msgspec
 from pydantic import Discriminator, Field, Tag
 
 from mlx_serving.core.generation import ChatPrompt, ToolChoice
+from mlx_serving.core.image_parts import Pictures
 from mlx_serving.core.reasoning_effort import ReasoningEffort, Thought, thought_of
 from mlx_serving.facade.option_base import Options, either
+from mlx_serving.facade.pictures import content_of
 
 _NO_PARAMETERS: Mapping[str, object] = {"type": "object", "properties": {}}
 
@@ -47,7 +49,8 @@ def _choice_kind(value: object) -> str | None:
 
 
 class ChatFields(Options):
-    """`tools` are what the model may call. `tool_choice` is auto, none, required or an object that names a function.
+    """The contents of `messages` may have parts that bring pictures: see `facade.pictures`. `tools` are what the model
+    may call. `tool_choice` is auto, none, required or an object that names a function.
 
     `parse_output` has what the model thinks and calls told apart from what it says; it is so for messages unless it is
     false. After `reasoning_budget` tokens of reasoning, or those that `reasoning_effort` stands for, the model is made
@@ -81,7 +84,11 @@ class ChatFields(Options):
         switch = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
         kwargs = {**self._thought().template_kwargs, **switch, **self.chat_template_kwargs}
         tools = tuple(tool.for_template() for tool in self.tools)
-        return ChatPrompt(tuple(_for_template(message) for message in self.messages or ()), kwargs, tools)
+        pictures = Pictures()
+        messages = tuple(
+            _for_template(message, f"messages[{index}]", pictures) for index, message in enumerate(self.messages or ())
+        )
+        return ChatPrompt(messages, kwargs, tools, sources=pictures.sources)
 
     def to_tool_choice(self) -> ToolChoice:
         match self.tool_choice:
@@ -115,10 +122,12 @@ class ChatFields(Options):
         return Thought() if self.reasoning_effort is None else thought_of(self.reasoning_effort)
 
 
-def _for_template(message: Mapping[str, Any]) -> Mapping[str, object]:
-    """Templates want content that is text, and the arguments of calls as objects; what is no JSON object stays as it
-    is."""
+def _for_template(message: Mapping[str, Any], field: str, pictures: Pictures) -> Mapping[str, object]:
+    """Templates want content that is text, or parts with places for pictures, and the arguments of calls as objects;
+    what is no JSON object stays as it is."""
     told = dict(message)
+    if "content" in told:
+        told["content"] = content_of(told["content"], f"{field}.content", pictures)
     calls = told.get("tool_calls")
     if isinstance(calls, Sequence) and not isinstance(calls, str):
         told["tool_calls"] = [_with_arguments(call) for call in cast("Sequence[object]", calls)]

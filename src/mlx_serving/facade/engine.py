@@ -26,11 +26,11 @@ from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig
 from mlx_serving.config.served_models import ServedModel as ServedModelConfig
 from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.embeddings import Embeddings, gather
-from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest
+from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, Served
 from mlx_serving.core.serving import EngineTelemetry, HealthReport
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.engine.model_entry import ModelSpec
-from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelNotLoaded
+from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelLoadError, ModelNotLoaded
 from mlx_serving.facade.batches import BatchEntry, GenerationResult, each_of, whole_answer
 from mlx_serving.facade.cancellation import until_set
 from mlx_serving.facade.embeddings import EmbeddingResult, EmbedParams, RankedDocument, RerankParams, ranked
@@ -53,6 +53,15 @@ from mlx_serving.facade.shapes import (
     ModelHandle,
     TokenChunk,
     TokenizeResponse,
+)
+from mlx_serving.facade.vision import (
+    ImageMetadata,
+    ImageProcessedChunk,
+    LoadVisionModelOptions,
+    VisionGeneratorChunk,
+    VisionGeneratorParams,
+    VisionModelHandle,
+    with_vision_stats,
 )
 from mlx_serving.telemetry.events import Event, GenerationToken
 from mlx_serving.wire import methods
@@ -77,6 +86,7 @@ class Engine:
         if python_path is not None:
             checked = checked.model_copy(update={"worker": replace(checked.worker, python=python_path)})
         self._core = build(checked)
+        self._config = checked
         self._batch_width = 2 * checked.scheduler.max_num_seqs
         self._emitter = Emitter(self._core.events)
         self._starting: asyncio.Task[None] | None = None
@@ -141,6 +151,21 @@ class Engine:
         else:
             spec = ModelSpec(name, asked.model, *given, weights=form)
         return self._handle(name, await self._core.load(spec))
+
+    async def load_vision_model(
+        self, options: LoadVisionModelOptions | Mapping[str, object] | str
+    ) -> VisionModelHandle:
+        """The same for a model that takes pictures. Raises `ModelLoadError` for one that takes none, too; if it was not
+        in memory before, it is not then."""
+        asked = parse(LoadVisionModelOptions, options)
+        known = self.get_model_info(asked.served_name) is not None
+        handle = await self.load_model(asked)
+        facts = self._core.models.loaded().get(self._core.aliases.resolve(handle.id)[0])
+        if facts is None or not facts.is_vision_model:
+            if not known:
+                await self.unload_model(handle.id)
+            raise ModelLoadError(f"{handle.id} is no vision model: load it with load_model", model=handle.id)
+        return VisionModelHandle.of_vision(handle, facts, self._config)
 
     async def unload_model(self, model: str, *, force: bool = False) -> None:
         """Take a model out of memory, after its last stream or at once. Raises `ModelNotFound`; an alias has nothing
@@ -222,6 +247,26 @@ class Engine:
                 async for delta in deltas:
                     for chunk in self._chunks(request, delta):
                         yield chunk
+        except EngineError as error:
+            yield ErrorChunk(error)
+
+    async def create_vision_generator(
+        self,
+        params: VisionGeneratorParams | Mapping[str, object],
+        options: CreateGeneratorOptions | Mapping[str, object] | None = None,
+    ) -> AsyncGenerator[VisionGeneratorChunk]:
+        """The same for a text with pictures before it. The first chunk tells what became of the pictures; the metadata
+        chunk has `VisionGenerationStats`."""
+        asked = parse(VisionGeneratorParams, params)
+        request, signal = self._request(asked, options)
+        request = replace(request, served=(served := Served()))
+        await self.start()
+        try:
+            async with until_set(signal, self._core.generate(request)) as deltas:
+                yield ImageProcessedChunk([ImageMetadata.of(image) for image in served.images], served.images_s)
+                async for delta in deltas:
+                    for chunk in self._chunks(request, delta):
+                        yield with_vision_stats(chunk, served.images_s)
         except EngineError as error:
             yield ErrorChunk(error)
 
@@ -413,6 +458,7 @@ class Engine:
 
     # The ancestor's spelling.
     loadModel = load_model  # noqa: N815
+    loadVisionModel = load_vision_model  # noqa: N815
     unloadModel = unload_model  # noqa: N815
     warmupModel = warmup_model  # noqa: N815
     listModels = list_models  # noqa: N815
@@ -423,6 +469,7 @@ class Engine:
     getModelInfo = get_model_info  # noqa: N815
     getCacheStats = get_cache_stats  # noqa: N815
     createGenerator = create_generator  # noqa: N815
+    createVisionGenerator = create_vision_generator  # noqa: N815
     batchGenerate = batch_generate  # noqa: N815
     batchTokenize = batch_tokenize  # noqa: N815
     countTokens = count_tokens  # noqa: N815

@@ -74,7 +74,7 @@ class LoadModelOptions(Options):
     @classmethod
     def _off(cls, value: bool) -> bool:
         if value:
-            raise _unsupported("is not supported")
+            raise unsupported("is not supported")
         return value
 
     @field_validator("quantization", mode="before")
@@ -202,7 +202,7 @@ class GeneratorParams(ChatFields):
     @classmethod
     def _absent(cls, value: object) -> object:
         if value is not None:
-            raise _unsupported("is not supported")
+            raise unsupported("is not supported")
         return value
 
     @field_validator(
@@ -326,7 +326,8 @@ def parse(model: type[M], given: M | Mapping[str, object] | str | None, *, text_
         raise _invalid(model, error) from None
 
 
-def _unsupported(rule: str) -> PydanticCustomError:
+def unsupported(rule: str) -> PydanticCustomError:
+    """To be raised for a parameter that is known, and not served."""
     return PydanticCustomError("unsupported", "{rule}", {"rule": rule})
 
 

@@ -74,7 +74,11 @@ class ModelHandle(Shape):
         local = "/" not in reference or reference.startswith(("/", ".", "~"))
         return cls(
             descriptor=ModelDescriptor(
-                id=name, source="local" if local else "huggingface", path=facts.cached_path or None
+                id=name,
+                source="local" if local else "huggingface",
+                modality="vision" if facts.is_vision_model else "text",
+                family="mlx-vlm" if facts.is_vision_model else "mlx-lm",
+                path=facts.cached_path or None,
             ),
             state="ready",
             context_length=facts.context_length,

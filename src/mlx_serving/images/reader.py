@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 from mlx_serving.core.generation import Image, ImageSource
@@ -99,7 +99,7 @@ class ImageReader:
 
         for number, (location, source) in enumerate(zip(located, sources, strict=True)):
             # Hashing what is sent inline would take as long as decoding it, here where everybody waits.
-            key = number if isinstance(location, Inline) else (location, source.local)
+            key = number if isinstance(location, Inline) else (location, source.local, source.media_type)
             keys.append(key)
             if key not in wanted:
                 wanted[key] = asyncio.create_task(load(location, source))
@@ -109,13 +109,14 @@ class ImageReader:
     async def _file(self, location: Location, source: ImageSource, policy: ImagePolicy) -> _File:
         match location:
             case Inline():
-                return await self._run(_named, location, source.field, policy)
+                inline = location
             case Named():
-                data = await self._run(_read_file, location.path, source, policy)
-                return await self._run(_named, Inline(data, source.media_type), source.field, policy)
+                inline = Inline(await self._run(_read_file, location.path, source, policy))
             case Remote():
                 inline = await self._fetcher.fetch(location.url, policy, source.field)
-                return await self._run(_named, inline, source.field, policy)
+        if source.media_type is not None:  # of who names it: whatever else says what it is
+            inline = replace(inline, media_type=source.media_type)
+        return await self._run(_named, inline, source.field, policy)
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._pool is None:
@@ -126,7 +127,7 @@ class ImageReader:
 def _require_allowed(location: Location, source: ImageSource, policy: ImagePolicy) -> None:
     match location:
         case Inline():
-            named_format(location.media_type, source.field)
+            named_format(source.media_type or location.media_type, source.field)
         case Remote():
             web_address(location.url, policy.fetch, source.field)
         case Named():
