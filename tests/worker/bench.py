@@ -28,6 +28,7 @@ from mlx_serving.worker.model_runner import Job, ModelRunner, RunnerFactory
 from mlx_serving.worker.prefix_cache import PrefixCache
 from mlx_serving.worker.requests import rules_of
 from mlx_serving.worker.sequence import Ending, RunningSequence
+from mlx_serving.worker.speculation.drafter import NOT_WANTED, Wanted
 from mlx_serving.worker.structure import Form
 from mlx_serving.worker.vision.features import FeatureCache
 from mlx_serving.worker.vision.pictures import Picture
@@ -134,6 +135,7 @@ class Bench:
         structure: Structure | None = None,
         pictures: tuple[Picture, ...] = (),
         drawn: Sequence[int] = (),
+        speculation: Wanted | None = None,
     ) -> Stream:
         """Greedy and 24 tokens where `params` say nothing. Raises `Overloaded`."""
         model = model or self.model
@@ -147,7 +149,9 @@ class Bench:
         if structure is not None:
             compiled = model.structures.compile(Form(structure), self._checker)
             matcher = model.structures.matcher(compiled, [], sampling, rules.ends, structure.field)
-        job = Job(stream_id, ids, sampling, sampling.seed or 0, rules, drawn, matcher, None, terms.max_tokens, pictures)
+        wanted = speculation or NOT_WANTED
+        seed = sampling.seed or 0
+        job = Job(stream_id, ids, sampling, seed, rules, drawn, matcher, None, terms.max_tokens, pictures, wanted)
         sequence.replay(drawn)
         self.generation.submit(model, sequence, job, terms)
         return self.streams.setdefault(stream_id, Stream())

@@ -16,6 +16,8 @@ from mlx_serving.worker.batch import Token
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job, ModelRunner
 from mlx_serving.worker.prefix_cache import Beginning
+from mlx_serving.worker.speculation.model_drafter import ModelDrafter
+from mlx_serving.worker.speculation.speculator import Speculator
 
 from ..tiny_models import SPELLED, token_ids
 from .bench import POLICY, Bench, load
@@ -30,10 +32,15 @@ class ScriptedRunner(ModelRunner):
         self._token_id = token_id
         self.jobs: dict[str, Job] = {}
         self.admitted: list[str] = []
+        self.speculator = Speculator(ModelDrafter, able=False)
         self.closed = False
         self.fail_admitting: Exception | None = None
         self.fail_stepping: Exception | None = None
         self.fail_draining: Exception | None = None
+
+    @property
+    def is_checking(self) -> bool:
+        return False
 
     @property
     def kept(self) -> Collection[str]:

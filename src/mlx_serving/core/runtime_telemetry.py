@@ -5,10 +5,11 @@ Counts are since the worker's start, latencies those of late. Sizes are bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlx_serving.core.latency import Latency
 from mlx_serving.core.scheduling import SchedulerLoad
+from mlx_serving.core.speculation import SpeculationCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +142,4 @@ class RuntimeTelemetry:
     memory: DeviceMemory
     metal: MetalDevice | None
     process: ProcessTelemetry
+    speculation: SpeculationCounts = field(default_factory=SpeculationCounts)

@@ -7,6 +7,10 @@ been computed once too often; that token is dropped with the row.
 Rows that follow a grammar need their last token before the next can be chosen. Where there are any, the host reads the
 tokens and finds out what the grammars allow while the forward pass runs, and launches the sampling behind it. Where a
 grammar leaves no choice, its row is fed what must come in one pass (`forced_runs.py`).
+
+Rows for which tokens are drafted are fed these behind their next one, and keep of what is drawn there as much as agrees
+(`speculation/`). How much that is, and so how long such a row has become, is known when it is read: the step after a
+check reads first, and so does one where a draft is likely. All others are launched ahead.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from mlx_serving.worker.kv_cache import MergedCache, RowLengths, SlotKVCache, So
 from mlx_serving.worker.logprobs import RowLogprobs
 from mlx_serving.worker.sampler import BatchSampler, Launched
 from mlx_serving.worker.sampling_row import SamplingRow
-
+from mlx_serving.worker.speculation.speculator import Speculator
+from mlx_serving.worker.speculation.verification import Verification
 
 Place = Callable[[RowLengths], Mapping[str, Any]]
 """What a model is to be told of where the rows of a step are."""
@@ -52,10 +57,19 @@ class _Row:
     gone: bool = False  # nobody wants its tokens any more
 
 
+class _Unread(NamedTuple):
+    """What was launched: the rows, and what they get. With a `check` some of that is thrown away."""
+
+    rows: list[_Row]
+    launched: Launched
+    check: Verification | None = None
+
+
 class DecodeBatch:
     """`shared`: whether more than one row may join; without it the caches need not be mergeable. `runs`: whether rows
     may be fed several tokens at once. Memory for `spare_tokens` may be held for rows and tokens to come. `place` is for
-    a model that does not find out from its caches where the rows are.
+    a model that does not find out from its caches where the rows are. With a `speculator` tokens are drafted for those
+    who ask.
 
     The place of a row that left is taken by the next one to join, or closed with the next step.
     """
@@ -68,9 +82,11 @@ class DecodeBatch:
         runs: bool = False,
         spare_tokens: float = math.inf,
         place: Place | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self._shared = shared
         self._runs = runs
+        self._speculator = speculator
         self._spare_tokens = spare_tokens
         self._model: Any = model
         self._place = place
@@ -79,7 +95,7 @@ class DecodeBatch:
         self._layers: list[SlotKVCache | MergedCache | SoloCache] = []
         self._inputs = mx.array([], dtype=mx.uint32)  # [rows]: what each row is fed next
         self._sampler: BatchSampler | None = None
-        self._unread: tuple[list[_Row], Launched] | None = None  # launched: the rows, and the tokens they get
+        self._unread: _Unread | None = None
 
     def __len__(self) -> int:
         return len(self._present())
@@ -156,7 +172,7 @@ class DecodeBatch:
     def leave(self, stream_id: str) -> None:
         """Drop a sequence, and what was launched for it; unknown ids are ignored."""
         if self._unread is not None:
-            for row in self._unread[0]:
+            for row in self._unread.rows:
                 row.gone = row.gone or row.stream_id == stream_id
         self._drop(stream_id)
 
@@ -169,28 +185,105 @@ class DecodeBatch:
         if not self._rows:
             return self.drain()
         self._close_gaps()
-        runs = ForcedRuns.of([row.sampling for row in self._rows]) if self._runs else None
-        logits = self._forward(runs)
         tokens: list[Token] = []
+        rows = [(row.stream_id, row.sampling) for row in self._rows]
+        speculator = self._speculator
+        if speculator is not None and (self._is_read or speculator.is_likely(rows)):
+            tokens = self.drain()
+            drafts = speculator.propose(rows)
+            if drafts is not None:
+                return [*tokens, *self._check(drafts, ending)]
+        runs = self._forced()
+        logits = self._forward(runs)
         if runs is not None:
             mx.async_eval(logits)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
-            tokens = [*self.drain(), *self._take(runs)]
+            tokens = [*tokens, *self.drain(), *self._take(runs.behind)]
         if self._sampler is None:
             self._sampler = BatchSampler([row.sampling for row in self._rows], logits.shape[-1])
         if runs is None and self._sampler.follows:
             mx.async_eval(logits)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
-            tokens = self.drain()
+            tokens += self.drain()
         launched = self._sampler(logits, self._inputs)
         launched.start()
-        earlier, self._unread, self._inputs = self._unread, (list(self._rows), launched), launched.tokens
+        earlier, self._unread, self._inputs = self._unread, _Unread(list(self._rows), launched), launched.tokens
         for stream_id in ending:
             self._drop(stream_id)
-        return tokens or _read(earlier)
+        return tokens or self._read(earlier)
 
     def drain(self) -> list[Token]:
         """Read what was launched, without launching anything."""
         earlier, self._unread = self._unread, None
-        return _read(earlier)
+        return self._read(earlier)
+
+    @property
+    def is_checking(self) -> bool:
+        """Whether a draft is launched: how many tokens its row gets is not known before `drain`."""
+        return self._unread is not None and self._unread.check is not None
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether reading first costs nothing."""
+        return self._unread is None or self.is_checking
+
+    def _forced(self) -> ForcedRuns | None:
+        return ForcedRuns.of([row.sampling for row in self._rows]) if self._runs else None
+
+    def _check(self, drafts: list[list[int]], ending: Collection[str]) -> list[Token]:
+        """Launch a pass that checks a draft of each row, which may be empty. Everything before it was read."""
+        check = Verification([row.sampling for row in self._rows], drafts, self._forced())
+        fed = check.runs.feed(self._inputs)
+        self._lengths.widen(check.runs.width)
+        logits = cast(mx.array, self._model(fed, cache=[layer.cache for layer in self._layers], **self._told()))
+        self._lengths.advance(check.certain)
+        tokens = self._take(check.forced)
+        launched = BatchSampler(check.sampled, logits.shape[-1])(check.pick(logits), check.pick(fed))
+        launched.start()
+        self._unread = _Unread(list(self._rows), launched, check)
+        for stream_id in ending:
+            self._drop(stream_id)
+        return tokens
+
+    def _read(self, earlier: _Unread | None) -> list[Token]:
+        """Waits for the device."""
+        if earlier is None:
+            return []
+        drawn = earlier.launched.read()
+        if earlier.check is not None:
+            return self._settle(earlier.rows, earlier.check, drawn)
+        return [
+            _taken(row, token, logprobs)
+            for row, (token, logprobs) in zip(earlier.rows, drawn, strict=True)
+            if not row.gone
+        ]
+
+    def _settle(
+        self, rows: list[_Row], check: Verification, drawn: Sequence[tuple[int, RowLogprobs | None]]
+    ) -> list[Token]:
+        """Take what was right. What was computed for the rest of a draft is behind the end of its row."""
+        draws = check.agreed(drawn)
+        tokens: list[Token] = []
+        places = {id(row): index for index, row in enumerate(self._rows)}
+        grown = [0] * len(self._rows)
+        inputs = cast("list[int]", self._inputs.tolist())
+        for row, own in zip(rows, draws, strict=True):
+            if own.drafted:
+                row.sampling.position += len(own.tokens)
+            if not row.gone:
+                tokens += [
+                    _taken(row, token, logprobs, is_extra=place > 0)
+                    for place, (token, logprobs) in enumerate(own.tokens)
+                ]
+            place = places.get(id(row))
+            if place is not None:  # else it has left
+                grown[place] = own.accepted
+                inputs[place] = own.tokens[-1][0]
+        if self._rows:
+            self._inputs = mx.array(inputs, dtype=mx.uint32)
+            self._lengths.advance(grown)
+        if self._speculator is not None:
+            kept = [(row, own) for row, own in zip(rows, draws, strict=True) if not row.gone]
+            self._speculator.learn([(row.stream_id, row.sampling) for row, _ in kept], [own for _, own in kept])
+        return tokens
 
     def _forward(self, runs: ForcedRuns | None) -> mx.array:
         """The logits of each row, [rows, vocabulary]; `_inputs` are then what was fed last."""
@@ -210,10 +303,10 @@ class DecodeBatch:
     def _told(self) -> Mapping[str, Any]:
         return {} if self._place is None else self._place(self._lengths)
 
-    def _take(self, runs: ForcedRuns) -> list[Token]:
+    def _take(self, forced: Sequence[list[int]]) -> list[Token]:
         """What rows were fed without having drawn it: as if they had, which their samplers then follow from."""
         tokens: list[Token] = []
-        for row, behind in zip(self._rows, runs.behind, strict=True):
+        for row, behind in zip(self._rows, forced, strict=True):
             row.sampling.position += len(behind)
             tokens += [_taken(row, token, is_extra=True) for token in behind]
         self._sampler = None
@@ -257,17 +350,6 @@ class DecodeBatch:
             self._layers = []
             self._inputs = self._inputs[:0]
         self._sampler = None
-
-
-def _read(earlier: tuple[list[_Row], Launched] | None) -> list[Token]:
-    if earlier is None:
-        return []
-    rows, launched = earlier
-    tokens: list[Token] = []
-    for row, (token, logprobs) in zip(rows, launched.read(), strict=True):
-        if not row.gone:
-            tokens.append(_taken(row, token, logprobs))
-    return tokens
 
 
 def _taken(row: _Row, token: int, logprobs: RowLogprobs | None = None, *, is_extra: bool = False) -> Token:

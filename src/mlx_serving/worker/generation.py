@@ -18,8 +18,9 @@ from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.runtime_telemetry import PrefixTelemetry
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import Encode, SchedulerLoad, Step
+from mlx_serving.core.speculation import Drafting, SpeculationCounts
 from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError, Overloaded
-from mlx_serving.wire.notifications import Row, StepFrame
+from mlx_serving.wire.notifications import Completed, Row, StepFrame
 from mlx_serving.worker.batch import Token
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.logprobs import name
@@ -49,11 +50,12 @@ class Terms:
 
 @dataclass(slots=True)
 class _Entry:
-    """`begun`: the runner has computed something for it, or is about to."""
+    """`begun`: the runner has computed something for it, or is about to. `drafting` is there if that was asked for."""
 
     model: LoadedModel
     sequence: RunningSequence
     job: Job
+    drafting: Drafting | None
     begun: bool = False
 
 
@@ -69,6 +71,7 @@ class Generation:
         self._prefixes.give_way(lambda: scheduler.memory.spare)
         self._models: dict[str, LoadedModel] = {}
         self._entries: dict[str, _Entry] = {}
+        self._drafted_by_others = SpeculationCounts()  # by runners that are gone
         self.outcomes = Outcomes()
 
     def __len__(self) -> int:
@@ -121,10 +124,17 @@ class Generation:
             prefill_memory=model.prefill_memory,
         )
 
+    def speculation(self) -> SpeculationCounts:
+        """What was drafted, over all models since the start."""
+        return sum((model.runner.speculator.counts for model in self._models.values()), self._drafted_by_others)
+
     def remove_model(self, model_id: str) -> None:
-        """Forget a model that has no sequences left."""
+        """Forget a model that has no sequences left. Those that it has drafted for go on without."""
         model = self._models.pop(model_id)
+        self._drafted_by_others += model.runner.speculator.counts
         model.runner.close()
+        for other in self._models.values():
+            other.runner.speculator.lose(model_id)
         if all(other.fingerprint != model.fingerprint for other in self._models.values()):
             self._features.remove_model(model.fingerprint)
         self._prefixes.remove_model(model_id)
@@ -145,11 +155,11 @@ class Generation:
             stops=terms.stops,
             images=tuple(picture.span for picture in job.pictures),
         )
-        model.runner.open(job)
+        drafting = model.runner.open(job)
         self._features.open(job.stream_id, model.fingerprint, [picture.digest for picture in job.pictures])
         names = [*job.prepared.names, *job.drawn]
         self._prefixes.open(job.stream_id, model.model_id, names, salt=terms.salt, caller=terms.caller)
-        self._entries[job.stream_id] = _Entry(model, sequence, job)
+        self._entries[job.stream_id] = _Entry(model, sequence, job, drafting)
 
     def _parent(self, model: LoadedModel, job: Job, fork_of: str | None) -> str | None:
         """Whose prompt it is, if the hint is true."""
@@ -163,7 +173,7 @@ class Generation:
         entry = self._forget(stream_id)
         if entry is None:
             return None
-        row = entry.sequence.aborted(time.monotonic())
+        row = _with_drafts(entry.sequence.aborted(time.monotonic()), entry.drafting)
         self.outcomes.note([row])
         return row
 
@@ -196,6 +206,8 @@ class Generation:
         began = time.monotonic()
         rows = [self._end(stream_id, _expired()) for stream_id in self._scheduler.expire(began)]
         rows += [self._end(stream_id, _too_large()) for stream_id in self._scheduler.refuse_oversized()]
+        # How many tokens a check gives must be known to the scheduler before it plans any further.
+        rows += [row for model in self._models.values() if model.runner.is_checking for row in self._read(model)]
         step = self._scheduler.schedule(began)
         if step is None:
             rows += self._drain(besides=None)
@@ -212,7 +224,9 @@ class Generation:
         self._prefixes.fit()
         if step.encode is not None:
             rows += self._encode(model, step.encode)
-            self._scheduler.update(step, time.monotonic() - began, [row.stream_id for row in rows if row.end is not None])
+            self._scheduler.update(
+                step, time.monotonic() - began, [row.stream_id for row in rows if row.end is not None]
+            )
             return rows
         for chunk in step.prefill:
             if chunk.last and self._scheduler.has_heirs(chunk.id):
@@ -301,7 +315,7 @@ class Generation:
                 row = entry.sequence.failed(_failure(entry.model, "could not be decoded", cause))
             if row.end is not None:
                 self._forget(stream_id)
-            rows.append(_with_cached(row, entry.sequence))
+            rows.append(_with_drafts(_with_cached(row, entry.sequence), entry.drafting))
         return rows
 
     def _forget(self, stream_id: str) -> _Entry | None:
@@ -330,11 +344,12 @@ class Generation:
                 self._prefixes.close(stream_id)  # what it has computed is not to be trusted
         self._prefixes.clear(model.model_id)
         rows = [self._end(stream_id, error) for stream_id, entry in ours.items() if entry.begun]
+        self._drafted_by_others += model.runner.speculator.counts
         model.renew_runner()
         model.runner.offer = self._prefixes.offer
         for entry in ours.values():
             if not entry.begun:
-                model.runner.open(entry.job)
+                entry.drafting = model.runner.open(entry.job)
         return rows
 
 
@@ -342,6 +357,19 @@ def _with_cached(row: Row, sequence: RunningSequence) -> Row:
     """The row, and how much of the prompt was cached if it is the first with tokens."""
     cached = sequence.untold() if row.token_ids else None
     return row if cached is None else msgspec.structs.replace(row, cached_tokens=cached)
+
+
+def _with_drafts(row: Row, drafting: Drafting | None) -> Row:
+    """The row, and if it is the last one, what was drafted."""
+    if drafting is None or not isinstance(row.end, Completed):
+        return row
+    stats = msgspec.structs.replace(
+        row.end.stats,
+        drafted_tokens=drafting.drafted,
+        accepted_tokens=drafting.accepted,
+        speculation=drafting.outcome,
+    )
+    return msgspec.structs.replace(row, end=msgspec.structs.replace(row.end, stats=stats))
 
 
 def _expired() -> DeadlineExceeded:

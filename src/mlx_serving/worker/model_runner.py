@@ -13,17 +13,21 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import KVCache, trim_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache, trim_prompt_cache
 
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.scheduling import PrefillChunk
+from mlx_serving.core.speculation import Drafting
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.batch import DecodeBatch, Place, Token
 from mlx_serving.worker.matcher import Matcher
 from mlx_serving.worker.prefix_cache import Beginning
 from mlx_serving.worker.prompts import Prompt, advance_all
 from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
+from mlx_serving.worker.speculation.drafter import NOT_WANTED, Wanted
+from mlx_serving.worker.speculation.model_drafter import ModelDrafter
+from mlx_serving.worker.speculation.speculator import Speculator
 from mlx_serving.worker.vision.pictures import Picture, Prepared
 
 
@@ -31,7 +35,7 @@ from mlx_serving.worker.vision.pictures import Picture, Prepared
 class Job:
     """One sequence as the device sees it: `token_ids` of its prompt, and of its answer those that were `drawn` before.
     `seed` decides its draws, `matcher`, which has seen what was drawn, what they may be. It has no more than
-    `max_tokens`. `pictures` stand in its prompt."""
+    `max_tokens`; `speculation` says whether they are drafted. `pictures` stand in its prompt."""
 
     stream_id: str
     token_ids: Sequence[int]
@@ -43,6 +47,7 @@ class Job:
     thought: ThoughtBudget | None = None
     max_tokens: int | None = None
     pictures: tuple[Picture, ...] = ()
+    speculation: Wanted = NOT_WANTED
 
     @property
     def prepared(self) -> Prepared:
@@ -82,12 +87,14 @@ class ModelRunner:
         self._kept: dict[str, _Snapshot] = {}
         self._batches: list[DecodeBatch] = []
         self._place: Place | None = None
+        takes_drafts = capabilities.draft and capabilities.batch and _takes_runs(make_prompt_cache(model), capabilities)
+        self.speculator = Speculator(ModelDrafter, able=takes_drafts)
         self.offer: Offer = _decline
         """Called with what was computed of a sequence: as its prompt goes on, and when it leaves."""
 
-    def open(self, job: Job) -> None:
-        """Take a sequence in; nothing is computed yet."""
-        self._rows[job.stream_id] = SamplingRow(
+    def open(self, job: Job) -> Drafting | None:
+        """Take a sequence in; nothing is computed yet. Returns what tells of its drafts, if it wants any."""
+        row = self._rows[job.stream_id] = SamplingRow(
             job.sampling,
             job.seed,
             job.token_ids,
@@ -98,6 +105,8 @@ class ModelRunner:
             thought=job.thought,
             max_tokens=job.max_tokens,
         )
+        self.speculator.open(job.stream_id, row, job.speculation)
+        return row.drafting
 
     def admit(self, stream_id: str, fork_of: str | None = None, beginning: Beginning | None = None) -> None:
         """Give a sequence caches: empty ones, so that its prompt is computed from the start; with `fork_of`, what that
@@ -150,6 +159,11 @@ class ModelRunner:
         self._batches = [batch for batch in self._batches if not batch.is_done]
         return tokens
 
+    @property
+    def is_checking(self) -> bool:
+        """Whether drafts are being checked: `drain` tells how many tokens that gives."""
+        return any(batch.is_checking for batch in self._batches)
+
     def drain(self) -> list[Token]:
         """Wait for what was launched: the tokens that no call has returned yet."""
         return [token for batch in self._batches for token in batch.drain()]
@@ -171,6 +185,7 @@ class ModelRunner:
             self.offer(stream_id, snapshot.token_ids, snapshot.caches, whole=True)
         self._prompts.pop(stream_id, None)
         self._parked.pop(stream_id, None)
+        self.speculator.rest(stream_id)
         self.release(stream_id)
         for batch in self._batches:
             batch.leave(stream_id)
@@ -178,16 +193,16 @@ class ModelRunner:
     def remove(self, stream_id: str) -> None:
         """Forget a sequence, wherever it is. Unknown ids are ignored."""
         self.evict(stream_id)
+        self.speculator.close(stream_id)
         self._rows.pop(stream_id, None)
 
     @property
     def cache_bytes(self) -> int:
-        """What the caches of all its sequences take, and what is kept for forks."""
+        """What the caches of all its sequences take, what is kept for forks, and the caches of draft models."""
         apart = [*(prompt.caches for prompt in self._prompts.values()), *self._parked.values()]
         apart += [snapshot.caches for snapshot in self._kept.values()]
-        return sum(cache.nbytes for caches in apart for cache in caches) + sum(
-            batch.cache_bytes for batch in self._batches
-        )
+        own = sum(cache.nbytes for caches in apart for cache in caches)
+        return own + sum(batch.cache_bytes for batch in self._batches) + self.speculator.nbytes
 
     def close(self) -> None:
         """Wait for the device: what it still reads must not be freed. Nothing may be called afterwards."""
@@ -229,6 +244,7 @@ class ModelRunner:
                 runs=_takes_runs(caches, self._capabilities),
                 spare_tokens=self._padding_tokens,
                 place=self._place,
+                speculator=self.speculator if self.speculator.able else None,
             )
             self._batches.append(batch)
         shift = self._shift(stream_id)

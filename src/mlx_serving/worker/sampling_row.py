@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
+from mlx_serving.core.speculation import Drafting
 from mlx_serving.worker.matcher import Matcher
 
 _MIN_TEMPERATURE = 1e-5  # below, logits over temperature leave the range of float32; the likeliest token is taken
@@ -36,7 +37,7 @@ NO_RULES = TokenRules()
 class SamplingRow:
     """`drawn` are the tokens of the answer that the host has read, `position` counts those that were launched: the
     last one may not have been read yet. A token that was launched is fed at the next step. `matcher` has seen what was
-    `drawn`. The answer has at most `max_tokens`, if that is known."""
+    `drawn`. The answer has at most `max_tokens`, if that is known. `drafting` is there if it asked for it."""
 
     sampling: ResolvedSampling
     seed: int
@@ -47,6 +48,7 @@ class SamplingRow:
     matcher: Matcher | None = None
     thought: ThoughtBudget | None = None
     max_tokens: int | None = None
+    drafting: Drafting | None = None
 
     @property
     def is_sampled(self) -> bool:

@@ -46,6 +46,7 @@ from mlx_serving.worker.requests import (
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.sampling_row import TokenRules
 from mlx_serving.worker.sequence import Ending, RunningSequence
+from mlx_serving.worker.speculation.wanted import wanted_of
 from mlx_serving.worker.structure import Form
 from mlx_serving.worker.tokenizing import TokenizerThread, guarded
 from mlx_serving.worker.vision.pictures import Prepared
@@ -131,6 +132,7 @@ class StreamHandlers:
         check_tools(params, model)
         check_images(params.messages, params.images, model)
         structure = structure_of(params)
+        speculation = wanted_of(params, model, self._models.get)
         seed = _seed(sampling)
         started_at, started = time.time(), time.monotonic()
         self._opening[stream_id] = model.model_id
@@ -175,6 +177,7 @@ class StreamHandlers:
                 opened.thought,
                 max_tokens,
                 opened.prepared.pictures,
+                speculation,
             )
             self._submit(model, job, terms, started, opened.parser)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))

@@ -63,6 +63,7 @@ class Telemetry:
             memory=self._memory(),
             metal=_metal_device(),
             process=self._process_telemetry(),
+            speculation=self._generation.speculation(),
         )
 
     def _memory(self) -> DeviceMemory:

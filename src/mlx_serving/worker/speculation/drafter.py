@@ -32,6 +32,9 @@ class Wanted:
     draft_model: DraftModel | None = None
 
 
+NOT_WANTED = Wanted()
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """Up to `most` tokens are wanted behind all that the row knows: its prompt and what it has drawn, every token of
