@@ -26,13 +26,18 @@ class BatchQueuePolicy:
 
 @dataclass(frozen=True, slots=True)
 class BatchQueueStats:
-    """Since the start, or since the last reset: messages, the calls in them, and messages that were too large for the
-    pipe, whose calls were then sent one by one. `tokenize_queue_size` calls wait now."""
+    """Of each kind of call, since the start, or since the last reset: messages, the calls in them, and messages that
+    were too large for the pipe, whose calls were then sent one by one; and the calls that wait now.
+    `average_batch_size` is over all kinds."""
 
     tokenize_batches: int
     tokenize_requests: int
     tokenize_fallbacks: int
     tokenize_queue_size: int
+    check_draft_batches: int
+    check_draft_requests: int
+    check_draft_fallbacks: int
+    check_draft_queue_size: int
     average_batch_size: float
 
 

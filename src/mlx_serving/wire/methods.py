@@ -12,6 +12,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from mlx_serving.core.draft_report import CompatibilityReport
 from mlx_serving.core.generation import MAX_DRAFT_TOKENS, Image, ImageDetail, Priority, SpeculationMethod
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 
@@ -373,8 +374,15 @@ class DetokenizeResult(msgspec.Struct, frozen=True):
     text: str
 
 
-class BatchTokenizeParams(Params):
-    """Each entry has the parameters of `tokenize`, checked one by one: a bad one fails alone."""
+class CheckDraftParams(Params):
+    """Two models that are loaded: see `core.draft_report`."""
+
+    primary_id: ModelId
+    draft_id: ModelId
+
+
+class BatchParams(Params):
+    """Each entry has the parameters of one call, checked one by one: a bad one fails alone."""
 
     requests: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=10_000)]
 
@@ -388,14 +396,14 @@ class BatchError(msgspec.Struct, frozen=True):
     details: dict[str, object] = {}
 
 
-class BatchTokenizeItem(msgspec.Struct, frozen=True):
+class BatchItem(msgspec.Struct, Generic[R], frozen=True):
     success: bool
-    result: TokenizeResult | None = None
+    result: R | None = None
     error: BatchError | None = None
 
 
-class BatchTokenizeResult(msgspec.Struct, frozen=True):
-    results: list[BatchTokenizeItem]
+class BatchResult(msgspec.Struct, Generic[R], frozen=True):
+    results: list[BatchItem[R]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +427,9 @@ RESUME = Method("resume", StreamParams, StreamResult)
 TOKENIZE = Method("tokenize", TokenizeParams, TokenizeResult)
 TOKENIZE_CHAT = Method("tokenize_chat", TokenizeChatParams, TokenizeResult)
 DETOKENIZE = Method("detokenize", DetokenizeParams, DetokenizeResult)
-BATCH_TOKENIZE = Method("batch_tokenize", BatchTokenizeParams, BatchTokenizeResult)
+BATCH_TOKENIZE = Method("batch_tokenize", BatchParams, BatchResult[TokenizeResult])
+CHECK_DRAFT = Method("check_draft", CheckDraftParams, CompatibilityReport)
+BATCH_CHECK_DRAFT = Method("batch_check_draft", BatchParams, BatchResult[CompatibilityReport])
 
 METHODS: tuple[Method[Any, Any], ...] = (
     RUNTIME_INFO,
@@ -437,4 +447,6 @@ METHODS: tuple[Method[Any, Any], ...] = (
     TOKENIZE_CHAT,
     DETOKENIZE,
     BATCH_TOKENIZE,
+    CHECK_DRAFT,
+    BATCH_CHECK_DRAFT,
 )
