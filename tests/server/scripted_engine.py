@@ -42,7 +42,7 @@ TELEMETRY = EngineTelemetry(
     active_streams=1,
     worker_state="ready",
     worker_restarts=2,
-    batch_queue=BatchQueueStats(1, 3, 0, 0, 3.0),
+    batch_queue=BatchQueueStats(1, 3, 0, 0, 0, 0, 0, 0, 3.0),
     runtime=None,
     workers=(WorkerTelemetry("ready", 2, 1, None),),
 )

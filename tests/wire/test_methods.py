@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from mlx_serving.core.draft_report import PairMember, Vocabulary, compare
 from mlx_serving.core.latency import Latency
 from mlx_serving.core.runtime_telemetry import (
     CacheTelemetry,
@@ -22,7 +23,9 @@ from mlx_serving.errors import InvalidRequest
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.methods import (
     ABORT,
+    BATCH_CHECK_DRAFT,
     BATCH_TOKENIZE,
+    CHECK_DRAFT,
     DETOKENIZE,
     EMBED,
     GENERATE,
@@ -43,9 +46,9 @@ from mlx_serving.wire.methods import (
     UNLOAD_MODEL,
     AbortResult,
     BatchError,
-    BatchTokenizeItem,
-    BatchTokenizeParams,
-    BatchTokenizeResult,
+    BatchItem,
+    BatchParams,
+    BatchResult,
     BlasInfo,
     DetokenizeResult,
     EmbeddingFacts,
@@ -84,6 +87,8 @@ REQUIRED: dict[str, dict[str, object]] = {
     DETOKENIZE.name: {"model_id": "m", "tokens": [1]},
     TOKENIZE_CHAT.name: {"model_id": "m", "messages": [{}]},
     BATCH_TOKENIZE.name: {"requests": [{"anything": 1}]},
+    CHECK_DRAFT.name: {"primary_id": "m", "draft_id": "d"},
+    BATCH_CHECK_DRAFT.name: {"requests": [{"anything": 1}]},
 }
 FULL: dict[str, dict[str, object]] = {
     **REQUIRED,
@@ -187,6 +192,11 @@ FULL: dict[str, dict[str, object]] = {
 
 WORK = WorkDone(9, 2, 1.5, prefilled_tokens=30, prefill_s=0.5, decoded_tokens=40, decode_s=0.25)
 LATENCY = Latency(mean=2.0, min=1.0, max=3.0, p50=2.0, p95=3.0, p99=3.0)
+WORDS = Vocabulary({"a": 0}, frozenset(), frozenset({0}), None)
+REPORT = compare(
+    PairMember("m", 1, 100, "llama", 400, can_draft=True, vocabulary=WORDS),
+    PairMember("d", 1, 10, "qwen2", 40, can_draft=False, vocabulary=WORDS),
+)
 RESULTS: dict[str, object] = {
     RUNTIME_INFO.name: RuntimeInfoResult(
         version="0.1.0",
@@ -261,12 +271,14 @@ RESULTS: dict[str, object] = {
     TOKENIZE.name: TokenizeResult(tokens=[1], token_strings=["a"]),
     DETOKENIZE.name: DetokenizeResult(text="a"),
     TOKENIZE_CHAT.name: TokenizeResult(tokens=[1], token_strings=["a"]),
-    BATCH_TOKENIZE.name: BatchTokenizeResult(
+    BATCH_TOKENIZE.name: BatchResult(
         [
-            BatchTokenizeItem(success=True, result=TokenizeResult(tokens=[], token_strings=[])),
-            BatchTokenizeItem(success=False, error=BatchError(code=-32602, message="m", type="InvalidParams")),
+            BatchItem(success=True, result=TokenizeResult(tokens=[], token_strings=[])),
+            BatchItem(success=False, error=BatchError(code=-32602, message="m", type="InvalidParams")),
         ]
     ),
+    CHECK_DRAFT.name: REPORT,
+    BATCH_CHECK_DRAFT.name: BatchResult([BatchItem(success=True, result=REPORT)]),
 }
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -289,6 +301,8 @@ def test_the_names_are_unique_and_the_ancestors() -> None:
         "generate",
         "tokenize",
         "batch_tokenize",
+        "check_draft",
+        "batch_check_draft",
     } <= set(names)
 
 
@@ -385,7 +399,7 @@ def test_a_wrong_token_id_is_named_by_its_index(method: AnyMethod, field: str, t
 
 def test_entries_of_a_batch_are_checked_one_by_one() -> None:
     requests = [{"model_id": "m", "text": "t"}, {"model_id": "m"}, 3]
-    params: BatchTokenizeParams = _parse(BATCH_TOKENIZE, {"requests": requests})
+    params: BatchParams = _parse(BATCH_TOKENIZE, {"requests": requests})
     assert jsonrpc.parse_params(params.requests[0], TokenizeParams) == TokenizeParams(model_id="m", text="t")
     for raw, field in zip(params.requests[1:], ["text", None], strict=True):
         with pytest.raises(InvalidRequest) as caught:

@@ -167,7 +167,6 @@ def test_a_token_id_outside_the_vocabulary_is_refused(
 @pytest.mark.parametrize(
     ("method", "params", "field"),
     [
-        ("load_model", {"draft": True}, "draft"),
         ("load_model", {"trust_remote_code": True}, "trust_remote_code"),
     ],
 )

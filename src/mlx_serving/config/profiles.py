@@ -9,7 +9,7 @@ from typing import Annotated, Self, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from mlx_serving.core.generation import Priority
+from mlx_serving.core.generation import MAX_DRAFT_TOKENS, Priority, Speculation, SpeculationMethod
 from mlx_serving.core.model_profile import ModelProfile
 
 _MAX_TEXT_CHARS = 262_144
@@ -96,6 +96,33 @@ class Profile(BaseModel):
     priority: Priority | None = Field(default=None, description="Priority of requests that ask for none.")
     max_tokens_limit: int | None = Field(default=None, ge=1, description="Largest `max_tokens` a request may ask for.")
     timeout_s: float | None = Field(default=None, gt=0, description="Time a request may take, in seconds.")
+
+    speculation: SpeculationMethod | None = Field(
+        default=None,
+        description="Who drafts tokens for requests that leave it open: `ngram` the text so far, `draft` the "
+        "`draft_model`, `off` nobody; `auto` is the draft model if there is one, else the text.",
+    )
+    draft_model: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        pattern=r"^[^\s\x00-\x1f\x7f]+$",
+        description="Served name of a smaller model with the same vocabulary that drafts for this one. Where it cannot "
+        "be had, requests go without it.",
+    )
+    num_draft_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_DRAFT_TOKENS,
+        description="Tokens to draft at a time at most; null is as many as prove worth it.",
+    )
+
+    @model_validator(mode="after")
+    def _draft_model_drafts(self) -> Self:
+        problem = Speculation(self.speculation or "auto", self.draft_model).problem
+        if problem is not None:
+            raise PydanticCustomError("draft_model", "{problem}", {"problem": problem, "at": ["draft_model"]})
+        return self
 
     @model_validator(mode="after")
     def _default_fits_limit(self) -> Self:

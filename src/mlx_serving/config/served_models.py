@@ -272,6 +272,22 @@ class ModelsConfig(BaseModel):
                     },
                 )
 
+    def _check_draft_models(self, names: Sequence[str]) -> None:
+        profiles = [("served", index, model.profile) for index, model in enumerate(self.served)]
+        profiles += [("aliases", index, alias.profile) for index, alias in enumerate(self.aliases)]
+        for section, index, profile in profiles:
+            if profile.draft_model is not None and profile.draft_model not in names:
+                raise PydanticCustomError(
+                    "not_served",
+                    "must be one of the served names ({names}), got '{given}'",
+                    {
+                        "names": ", ".join(names),
+                        "given": profile.draft_model,
+                        "known": list(names),
+                        "at": [section, index, "profile", "draft_model"],
+                    },
+                )
+
     @property
     def room(self) -> RoomPolicy:
         """How models make room for each other."""
@@ -312,6 +328,7 @@ class ModelsConfig(BaseModel):
             names.append(entry.name)
         self._check_aliases(names)
         names += [alias.name for alias in self.aliases]
+        self._check_draft_models(names)
         if self.default not in names:
             raise PydanticCustomError(
                 "not_served",

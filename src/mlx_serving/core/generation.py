@@ -186,12 +186,21 @@ class Speculation:
 
     `ngram` drafts what followed the last time that the text ended like this, `draft` has the model `draft_model`, the
     served name of another one, go ahead; `auto` is `draft` where a `draft_model` is named, else what is configured.
-    At most `num_draft_tokens` are drafted at a time, or as many as have proved worth it.
+    At most `num_draft_tokens` are drafted at a time, or as many as have proved worth it. Where a `draft_model` that is
+    `optional` cannot be had, it is done without.
     """
 
     method: SpeculationMethod = "auto"
     draft_model: str | None = None
     num_draft_tokens: int | None = None
+    optional: bool = False
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it, as the end of a sentence about `draft_model`."""
+        if self.draft_model is not None and self.method in ("off", "ngram"):
+            return f"is only allowed when speculation is auto or draft, got {self.method}"
+        return None
 
 
 CacheOutcome = Literal["hit", "shared", "miss"]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
-from mlx_serving.core.generation import ChatPrompt, EmbeddingInputs, GenerationRequest, Priority, Prompt, SamplingParams
+from mlx_serving.core.generation import (
+    ChatPrompt,
+    EmbeddingInputs,
+    GenerationRequest,
+    Priority,
+    Prompt,
+    SamplingParams,
+    Speculation,
+    SpeculationMethod,
+)
 from mlx_serving.errors import InvalidRequest
 
 _SAMPLING = (
@@ -28,7 +37,8 @@ class ModelProfile:
 
     A `system_prompt` opens conversations that have none of their own, `chat_template` renders them instead of the
     model's, in Jinja, and `template_kwargs` are handed to it unless the request has them. A request of priority
-    `normal` asks for none, and gets `priority`. `max_tokens_limit` bounds the answer, `timeout_s` the time.
+    `normal` asks for none, and gets `priority`. `max_tokens_limit` bounds the answer, `timeout_s` the time. The last
+    three are those of `Speculation`, whose draft model is optional then.
     """
 
     max_tokens: int | None = None
@@ -48,6 +58,9 @@ class ModelProfile:
     priority: Priority | None = None
     max_tokens_limit: int | None = None
     timeout_s: float | None = None
+    speculation: SpeculationMethod | None = None
+    draft_model: str | None = None
+    num_draft_tokens: int | None = None
 
     def given(self) -> dict[str, object]:
         """What it says, by the names of its fields."""
@@ -61,7 +74,7 @@ class ModelProfile:
 
     def applied_to(self, request: GenerationRequest, default_max_tokens: int) -> GenerationRequest:
         """`default_max_tokens` is what a request gets of which nobody says anything. Raises `InvalidRequest` for a
-        `max_tokens` or `min_tokens` above the limit."""
+        `max_tokens` or `min_tokens` above the limit, and where a draft model is missing, or one too many."""
         sampling, limit = request.sampling, self.max_tokens_limit
         for name, asked in (("max_tokens", sampling.max_tokens), ("min_tokens", sampling.min_tokens)):
             if limit is not None and asked is not None and asked > limit:
@@ -78,6 +91,7 @@ class ModelProfile:
             sampling=self._sampling(sampling, default_max_tokens),
             priority=self.priority if self.priority and request.priority == "normal" else request.priority,
             timeout_s=min(times, default=None),
+            speculation=self._speculation(request),
         )
 
     def prompt(self, prompt: Prompt) -> Prompt:
@@ -101,6 +115,28 @@ class ModelProfile:
         if sampling.max_tokens is None:
             defaults["max_tokens"] = self._max_tokens(sampling.min_tokens, default_max_tokens)
         return replace(sampling, **defaults)
+
+    def _speculation(self, request: GenerationRequest) -> Speculation:
+        """With the method that `auto` means here, but for the worker's own."""
+        asked = request.speculation
+        if isinstance(request.prompt, EmbeddingInputs):
+            return asked
+        if asked.problem is not None:
+            raise InvalidRequest(f"draft_model {asked.problem}", field="draft_model", given=asked.draft_model)
+        method, draft_model, optional = asked.method, asked.draft_model, asked.optional
+        if draft_model is None and method == "auto":
+            method = self.speculation or "auto"
+        if draft_model is None and method in ("auto", "draft"):
+            draft_model, optional = self.draft_model, True
+        if draft_model is not None:
+            method = "draft"
+        elif method == "draft":
+            raise InvalidRequest(
+                f"draft_model is required when speculation is draft: {request.model} has none of its own",
+                field="draft_model",
+            )
+        drafted = self.num_draft_tokens if asked.num_draft_tokens is None else asked.num_draft_tokens
+        return Speculation(method, draft_model, drafted, optional)
 
     def _max_tokens(self, min_tokens: int, default: int) -> int | None:
         """A default gives way to a longer minimum that is asked for, and to the limit."""

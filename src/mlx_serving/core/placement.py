@@ -24,7 +24,7 @@ class Holding(StrEnum):
 class WorkerView:
     """One worker as a request sees it: `ready` while its process answers, `given_up` when it will not come back by
     itself, `reserved` when it takes no requests of this kind for a while; the streams and models it has, and what it
-    has of the model in question."""
+    has of the model in question. `alone` is where that would have to do without another one that goes with it."""
 
     ready: bool
     given_up: bool
@@ -32,11 +32,13 @@ class WorkerView:
     streams: int
     models: int
     holding: Holding
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementPolicy:
-    """A model gets another worker when its streams in one are `replicate_above` more than all that the other has."""
+    """A model gets another worker when its streams in one are `replicate_above` more than all that the other has. What
+    goes with it is worth as many streams."""
 
     replicate_above: int = 4
 
@@ -56,9 +58,16 @@ def place(views: Sequence[WorkerView], policy: PlacementPolicy) -> Placement:
     """Choose among `views`, of which there is at least one.
 
     Who has the model goes before who is loading it, and that before who would have to; who cannot work now comes after
-    all who can. Among equals the one with the fewest streams serves, then the one with the fewest models.
+    all who can. Among equals the one with the fewest streams serves, then the one with the fewest models; where what
+    goes with the model would have to be loaded, that counts like some streams.
     """
-    chosen = min(range(len(views)), key=lambda number: (_rank(views[number]), _load(views[number]), number))
+
+    def order(number: int) -> tuple[int, int, int, int]:
+        view = views[number]
+        streams, models = _load(view)
+        return _rank(view), streams + policy.replicate_above * view.alone, models, number
+
+    chosen = min(range(len(views)), key=order)
     return Placement(chosen, _replica(views, chosen, policy))
 
 

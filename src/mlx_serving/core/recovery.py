@@ -3,6 +3,7 @@
 The tokens that were delivered become part of what the next worker, or the next version of the model, is given, so it
 continues at the same place of the same random sequence; its reader sees a pause. Tokens are kept in a list that grows:
 one entry a token, once. Vectors are each computed by itself: what is asked next are those that were not delivered.
+A model that drafted for the stream is not waited for: the stream goes on without it if need be.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ class Recovery:
         """`seed` is for a request that brings none: every worker must draw the same numbers."""
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=seed))
+        if request.delivered:
+            request = replace(request, speculation=replace(request.speculation, optional=True))
         self._request = request
         self._tokens: list[int] = list(request.delivered)
         self._places: set[int] = set()  # of inputs whose vectors were delivered
@@ -53,7 +56,8 @@ class Recovery:
         if isinstance(inputs, EmbeddingInputs):
             inputs = replace(inputs, delivered=inputs.delivered | self._places)
             return replace(self._request, prompt=inputs, fork_of=None)
-        return replace(self._request, delivered=tuple(self._tokens), fork_of=None)
+        speculation = replace(self._request.speculation, optional=True)
+        return replace(self._request, delivered=tuple(self._tokens), fork_of=None, speculation=speculation)
 
     def admitted(self) -> None:
         """A worker has accepted it."""

@@ -59,6 +59,20 @@ class Aliases:
             return name, self._profiles.get(name, NO_PROFILE)
         return target.model, target.profile.over(self._profiles.get(target.model, NO_PROFILE))
 
+    def draft_model(self, name: str) -> str:
+        """The name of the model that a draft model's name means now. Raises `InvalidRequest` for one that is not
+        served."""
+        model, _ = self.resolve(name)
+        served = self._models.names()
+        if model not in served:
+            hint = did_you_mean(name, [*served, *self._table.names()])
+            raise InvalidRequest(
+                f"draft_model: the model {name} is not served here" + (f"; did you mean {hint}?" if hint else ""),
+                field="draft_model",
+                given=name,
+            )
+        return model
+
     def views(self) -> list[AliasView]:
         """All aliases."""
         return self._table.views()

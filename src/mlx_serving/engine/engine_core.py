@@ -18,6 +18,7 @@ from mlx_serving.config.served_models import default_name
 from mlx_serving.core import retry
 from mlx_serving.core.alias_table import AliasView
 from mlx_serving.core.batch_queue import BatchQueueStats
+from mlx_serving.core.draft_report import CompatibilityReport
 from mlx_serving.core.generation import Backend, ChatPrompt, Delta, GenerationRequest
 from mlx_serving.core.health import concerns, status_of
 from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
@@ -280,6 +281,21 @@ class EngineCore:
             return await self._parts.batch_queue.tokenize(client, params)
 
         return await self._with_model(name, call)
+
+    async def check_draft(self, primary: str, draft: str) -> CompatibilityReport:
+        """Whether one model can draft for another, as `call_with_model`; both are loaded in one worker for it. Calls at
+        the same time share messages to the worker."""
+
+        async def once() -> CompatibilityReport:
+            model, helper = (self._parts.aliases.resolve(name)[0] for name in (primary, draft))
+            async with (
+                self._parts.models.lease_in_worker(model, helper) as (worker, facts),
+                worker.models.lease(helper, modest=True) as draft_facts,
+            ):
+                params = methods.CheckDraftParams(primary_id=facts.model_id, draft_id=draft_facts.model_id)
+                return await self._parts.batch_queue.check_draft(await worker.supervisor.client(), params)
+
+        return (await self._retrying(once)).called(primary, draft)
 
     async def tokenize_chat(self, name: str, prompt: ChatPrompt) -> methods.TokenizeResult:
         """The prompt that a model's template makes of a conversation, as `call_with_model`, with what the profile of

@@ -100,18 +100,19 @@ class ModelManager:
         return self.entry(name).spec
 
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncGenerator[LoadModelResult]:
-        """Use a model: it is loaded when the block begins and stays until it ends.
+    async def lease(self, name: str, *, modest: bool = False) -> AsyncGenerator[LoadModelResult]:
+        """Use a model: it is loaded when the block begins and stays until it ends. `modest`: no model that is in use is
+        to make room for it.
 
         Raises `ModelNotFound` for a name that is not known, `ModelLoadError`, or `WorkerDied`.
         """
         await self.versions.wait_turn(name)
-        async with self.lease_entry(self.entry(name)) as facts:
+        async with self.lease_entry(self.entry(name), modest=modest) as facts:
             yield facts
 
     @asynccontextmanager
     async def lease_entry(self, entry: Entry, *, modest: bool = False) -> AsyncGenerator[LoadModelResult]:
-        """The same for a version of a model. `modest`: no model that is in use is to make room for it."""
+        """The same for a version of a model."""
         ticket = next(self._tickets)
         if modest:
             entry.modest.add(ticket)
@@ -137,8 +138,7 @@ class ModelManager:
     async def bring(self, name: str) -> None:
         """Load a model beside those that are in use. Raises as `lease`, and `InsufficientMemory` where that needs a
         model in use to go."""
-        await self.versions.wait_turn(name)
-        async with self.lease_entry(self.entry(name), modest=True):
+        async with self.lease(name, modest=True):
             pass
 
     def preload(self, name: str) -> None:

@@ -27,6 +27,10 @@ class NamesBackend:
         """See `core.generation.Backend`. Raises `InvalidRequest` for what the name does not allow."""
         model, profile = self._aliases.resolve(request.model)
         asked = replace(profile.applied_to(request, self._default_max_tokens), model=model)
+        if (draft := asked.speculation.draft_model) is not None:
+            meant = self._aliases.draft_model(draft)
+            asked = replace(asked, speculation=replace(asked.speculation, draft_model=meant))
+            self._used(meant)
         self._used(model)
         async with self._inner.generate(asked) as deltas:
             yield deltas

@@ -79,10 +79,14 @@ class PooledModels:
             yield facts
 
     @asynccontextmanager
-    async def lease_in_worker(self, name: str) -> AsyncGenerator[tuple[PooledWorker, LoadModelResult]]:
-        """The same, and the worker that has it."""
+    async def lease_in_worker(
+        self, name: str, beside: str | None = None
+    ) -> AsyncGenerator[tuple[PooledWorker, LoadModelResult]]:
+        """The same, and the worker that has it; better one that has the model `beside` as well."""
         self.spec(name)
-        worker = self._pool.worker_for(name)
+        if beside is not None:
+            self.spec(beside)
+        worker = self._pool.worker_for(name, beside)
         async with worker.models.lease(name) as facts:
             yield worker, facts
 

@@ -64,10 +64,10 @@ class WorkerPool:
         for worker in self._workers:
             worker.streams.forget(request_id)
 
-    def worker_for(self, model: str | None) -> PooledWorker:
-        """Who serves what is asked of this model now, or of no model in particular. A busy model is loaded elsewhere
-        too, for those who come later."""
-        return self._workers[self._place(model)]
+    def worker_for(self, model: str | None, beside: str | None = None) -> PooledWorker:
+        """Who serves what is asked of this model now, or of no model in particular; `beside` it another one is needed.
+        A busy model is loaded elsewhere too, for those who come later."""
+        return self._workers[self._place(model, beside)]
 
     async def client(self) -> WorkerClient:
         """The connection to a worker that is ready, whatever models it has. Raises as `Supervisor.client`."""
@@ -128,19 +128,19 @@ class WorkerPool:
             number = self._serving[request.fork_of]
             if number != self._inquest.court:
                 return number
-        return self._place(request.model)
+        return self._place(request.model, request.speculation.draft_model)
 
-    def _place(self, model: str | None) -> int:
+    def _place(self, model: str | None, beside: str | None = None) -> int:
         if len(self._workers) == 1:
             return 0
         for worker in self._workers:
             worker.supervisor.ensure_started()
-        placement = place([self._view(number, model) for number in range(len(self._workers))], self._policy)
+        placement = place([self._view(number, model, beside) for number in range(len(self._workers))], self._policy)
         if placement.replica is not None and model is not None:
             self._workers[placement.replica].models.preload(model)
         return placement.worker
 
-    def _view(self, number: int, model: str | None) -> WorkerView:
+    def _view(self, number: int, model: str | None, beside: str | None) -> WorkerView:
         worker = self._workers[number]
         return WorkerView(
             ready=worker.supervisor.ready_client is not None,
@@ -149,4 +149,5 @@ class WorkerPool:
             streams=self._streams[number],
             models=worker.models.held,
             holding=Holding.ABSENT if model is None else worker.models.holding(model),
+            alone=beside is not None and worker.models.holding(beside) is not Holding.READY,
         )

@@ -154,7 +154,7 @@ class LoadModelParams(Params):
     `reasoning_parser` name how the model writes calls and reasoning, or say `none`; left out, its files tell. `known`
     is what an earlier worker found out of it. `quantization` (`4bit`, `8bit-g32`, `mxfp4`, `none`) packs its weights as
     they are read; the adapter at `adapter_path` is computed beside them, or added to them if `fuse_adapter`. `pooling`
-    has a model that writes text make vectors instead."""
+    has a model that writes text make vectors instead. `draft` refuses one that cannot draft for others."""
 
     model_id: ModelId
     revision: Annotated[str, msgspec.Meta(max_length=256)] | None = None

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire.methods import LOAD_MODEL, METHODS
+from mlx_serving.worker.draft_handlers import DraftHandlers
+from mlx_serving.worker.draft_pairs import DraftPairs
 from mlx_serving.worker.embed_handlers import EmbedHandlers
 from mlx_serving.worker.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
@@ -27,6 +29,8 @@ from mlx_serving.worker.stream_handlers import StreamHandlers
 from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.token_handlers import TokenHandlers
 from mlx_serving.worker.tokenizing import TokenizerThread
+
+_MODEL_FIELDS = ("model_id", "draft_model_id", "primary_id", "draft_id")
 
 
 class Chore(Protocol):
@@ -89,6 +93,7 @@ class Handlers:
         )
         self.chores: Sequence[Chore] = (self._models,) if disk is None else (self._models, disk)
         tokens = TokenHandlers(models, tokenizers)
+        drafts = DraftHandlers(models, DraftPairs(), tokenizers)
         runtime = RuntimeHandlers(
             outbox,
             models,
@@ -103,7 +108,7 @@ class Handlers:
             restart_count=restart_count,
             stop=stop,
         )
-        groups = (runtime, self._models, streams, embeds, tokens)
+        groups = (runtime, self._models, streams, embeds, tokens, drafts)
         self.routes: dict[str, Route[Any, Any]] = {
             route.method.name: self._in_order(route) for group in groups for route in group.routes()
         }
@@ -123,14 +128,17 @@ class Handlers:
 
     def _in_order(self, route: Route[Any, Any]) -> Route[Any, Any]:
         """What is asked of a model that is being loaded is done when it is there."""
-        if route.method is LOAD_MODEL or "model_id" not in route.method.params.__struct_fields__:
+        names = [name for name in _MODEL_FIELDS if name in route.method.params.__struct_fields__]
+        if route.method is LOAD_MODEL or not names:
             return route
 
         def handle(params: Any, reply: Reply[Any]) -> None:
             loads = self._models.loads
-            if params.model_id in loads:
-                loads.afterwards(params.model_id, lambda: attempt(route, params, reply))
-            else:
+            awaited = next((model_id for name in names if (model_id := getattr(params, name)) in loads), None)
+            if awaited is None:
                 route.handle(params, reply)
+            else:
+                loads.afterwards(awaited, lambda: attempt(in_order, params, reply))
 
-        return Route(route.method, handle)
+        in_order = Route(route.method, handle)
+        return in_order

@@ -20,9 +20,9 @@ from mlx_serving.core.load_pace import LoadPace
 from mlx_serving.core.output_formats import MARKERS
 from mlx_serving.core.vision_models import sees
 from mlx_serving.core.weight_options import WeightOptions
-from mlx_serving.errors import UnsupportedParameter
+from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.machine import page_cache
-from mlx_serving.wire.methods import LoadModelParams, LoadModelResult
+from mlx_serving.wire.methods import LoadModelParams, LoadModelResult, ModelCapabilities
 from mlx_serving.worker.capabilities import kv_bytes_and_logits, probing
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_files import blaming, read_object
@@ -127,6 +127,8 @@ def loading(
             capabilities = known.capabilities
         else:
             capabilities = yield from probing(model)
+        if params.draft:
+            require_draft(params.model_id, capabilities)
         per_token, logits = kv_bytes_and_logits(model)
         yield None
         if isinstance(model, VisionText):
@@ -176,6 +178,16 @@ def loading(
         own_bytes=own_bytes,
         blind=blind,
     )
+
+
+def require_draft(model_id: str, capabilities: ModelCapabilities) -> None:
+    """Raises `InvalidRequest` for a model that cannot draft for others."""
+    if not capabilities.draft:
+        raise InvalidRequest(
+            f"draft: {model_id} cannot draft for other models, because it cannot take tokens back",
+            field="draft",
+            given=True,
+        )
 
 
 def options_of(params: LoadModelParams) -> WeightOptions:

@@ -66,9 +66,8 @@ class ModelHandlers:
         return (Route(methods.LOAD_MODEL, self.load_model), Route(methods.UNLOAD_MODEL, self.unload_model))
 
     def load_model(self, params: methods.LoadModelParams, reply: Reply[methods.LoadModelResult]) -> None:
-        for name, neutral in (("draft", False), ("trust_remote_code", False)):
-            if getattr(params, name) != neutral:
-                raise UnsupportedParameter(f"{name} is not supported", field=name, given=True)
+        if params.trust_remote_code:
+            raise UnsupportedParameter("trust_remote_code is not supported", field="trust_remote_code", given=True)
         if self._models.is_leaving(params.model_id):
             raise InvalidRequest(f"{params.model_id} is being unloaded", field="model_id", given=params.model_id)
         loaded = self._models.find(params.model_id)
@@ -86,6 +85,8 @@ class ModelHandlers:
         if loaded is None:
             self.loads.add(params, reply)
         else:
+            if params.draft:
+                loader.require_draft(params.model_id, loaded.facts.capabilities)
             reply.send(loaded.facts)
 
     def _begin(self, params: methods.LoadModelParams) -> AnyLoading:
@@ -101,6 +102,8 @@ class ModelHandlers:
 
         embedder = yield from embedder_loading(params, report, require)
         if embedder is not None:
+            if params.draft:
+                loader.require_draft(model_id, embedder.facts.capabilities)
             return embedder
         return (
             yield from loader.loading(

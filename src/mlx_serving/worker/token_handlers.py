@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-import msgspec
+from typing import Any
 
 from mlx_serving.core.generation import ChatPrompt
-from mlx_serving.errors import EngineError
-from mlx_serving.wire import jsonrpc, methods
+from mlx_serving.wire import methods
+from mlx_serving.worker.batches import each_of
 from mlx_serving.worker.embedding_model import EmbeddingModel
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.loaded_models import LoadedModels
 from mlx_serving.worker.requests import check_images, check_token_ids, images_of
 from mlx_serving.worker.routes import Reply, Route
-from mlx_serving.worker.tokenizing import TokenizerThread, tokenizer_errors
+from mlx_serving.worker.tokenizing import TokenizerThread
 
 
 class TokenHandlers:
@@ -61,30 +59,17 @@ class TokenHandlers:
 
         self._tokenizers.submit(work, reply.send, reply.fail)
 
-    def batch_tokenize(self, params: methods.BatchTokenizeParams, reply: Reply[methods.BatchTokenizeResult]) -> None:
+    def batch_tokenize(
+        self, params: methods.BatchParams, reply: Reply[methods.BatchResult[methods.TokenizeResult]]
+    ) -> None:
         models = self._models.snapshot()
 
-        def one(raw: msgspec.Raw) -> methods.BatchTokenizeItem:
-            try:
-                with tokenizer_errors():
-                    entry = jsonrpc.parse_params(raw, methods.TokenizeParams)
-                    return methods.BatchTokenizeItem(
-                        success=True, result=_tokenize(models.tokenizing(entry.model_id), entry)
-                    )
-            except EngineError as error:
-                return methods.BatchTokenizeItem(success=False, error=_batch_error(error))
+        def one(entry: methods.TokenizeParams) -> methods.TokenizeResult:
+            return _tokenize(models.tokenizing(entry.model_id), entry)
 
-        def work() -> methods.BatchTokenizeResult:
-            return methods.BatchTokenizeResult([one(raw) for raw in params.requests])
-
-        self._tokenizers.submit(work, reply.send, reply.fail)
+        self._tokenizers.submit(lambda: each_of(params, methods.TokenizeParams, one), reply.send, reply.fail)
 
 
 def _tokenize(model: LoadedModel | EmbeddingModel, params: methods.TokenizeParams) -> methods.TokenizeResult:
     token_ids = model.tokenizer.encode(params.text, add_special_tokens=params.add_special_tokens)
     return methods.TokenizeResult(token_ids, model.tokenizer.token_strings(token_ids))
-
-
-def _batch_error(error: EngineError) -> methods.BatchError:
-    told = jsonrpc.rpc_error(error)
-    return methods.BatchError(told.code, told.message, error.code, cast("dict[str, object]", told.data["details"]))

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import PreTrainedTokenizerFast
 
+from mlx_serving.core.draft_report import Vocabulary
 from mlx_serving.core.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from mlx_serving.core.latency import LatencyWindow
 from mlx_serving.core.runtime_telemetry import TokenizationTelemetry
@@ -139,6 +140,16 @@ class PromptTokenizer:
     def token_of(self, marker: str) -> int | None:
         """The token that is added to the vocabulary under this name."""
         return cast("Mapping[str, int]", self._tokenizer.added_tokens_encoder).get(marker)
+
+    def vocabulary(self) -> Vocabulary:
+        """What the tokens are, as two models are compared by; a dictionary of all of them is made each time."""
+        added = cast("Mapping[int, Any]", self._tokenizer.added_tokens_decoder)
+        return Vocabulary(
+            ids=cast("Mapping[str, int]", self._tokenizer.get_vocab()),
+            special=frozenset(cast(str, token.content) for token in added.values() if token.special),
+            eos=frozenset(self._wrapper.eos_token_ids),
+            bos=cast("int | None", self._tokenizer.bos_token_id),
+        )
 
     def banned_sequences(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The ways to write each word, at the beginning of a text and after a space."""
