@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_serving.core.generation import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
+from mlx_serving.core.generation import (
+    ChatPrompt,
+    EmbeddingInputs,
+    GenerationRequest,
+    SamplingParams,
+    Speculation,
+    TextPrompt,
+)
 from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.errors import InvalidRequest
 
@@ -99,3 +106,59 @@ def test_one_profile_over_another_wins_where_they_differ() -> None:
     assert over.over(base) == ModelProfile(temperature=0.0, top_p=0.9, template_kwargs={"a": 1, "b": 2}, stop=("x",))
     assert NO_PROFILE.over(base) == base
     assert base.over(NO_PROFILE) == base
+
+
+def drafting(profile: ModelProfile, **asked: object) -> Speculation:
+    wanted = request(speculation=Speculation(**asked))  # type: ignore[arg-type]
+    return profile.applied_to(wanted, DEFAULT).speculation
+
+
+WITH_DRAFT = ModelProfile(draft_model="small", num_draft_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("profile", "asked", "expected"),
+    [
+        (NO_PROFILE, {}, Speculation()),
+        (NO_PROFILE, {"method": "ngram", "num_draft_tokens": 3}, Speculation("ngram", None, 3)),
+        (NO_PROFILE, {"draft_model": "own"}, Speculation("draft", "own")),
+        (ModelProfile(speculation="off"), {}, Speculation("off")),
+        (ModelProfile(speculation="off"), {"draft_model": "own"}, Speculation("draft", "own")),
+        (ModelProfile(speculation="off"), {"method": "ngram"}, Speculation("ngram")),
+        (WITH_DRAFT, {}, Speculation("draft", "small", 4, optional=True)),
+        (WITH_DRAFT, {"method": "draft", "num_draft_tokens": 2}, Speculation("draft", "small", 2, optional=True)),
+        (WITH_DRAFT, {"method": "off"}, Speculation("off", None, 4)),
+        (WITH_DRAFT, {"method": "ngram"}, Speculation("ngram", None, 4)),
+        (WITH_DRAFT, {"draft_model": "own"}, Speculation("draft", "own", 4)),
+        (ModelProfile(speculation="ngram"), {}, Speculation("ngram")),
+    ],
+)
+def test_who_drafts_is_the_requests_word_then_the_profiles(
+    profile: ModelProfile, asked: dict[str, object], expected: Speculation
+) -> None:
+    assert drafting(profile, **asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"method": "draft"}, "draft_model is required when speculation is draft: tiny has none of its own"),
+        (
+            {"method": "ngram", "draft_model": "own"},
+            "draft_model is only allowed when speculation is auto or draft, got ngram",
+        ),
+        (
+            {"method": "off", "draft_model": "own"},
+            "draft_model is only allowed when speculation is auto or draft, got off",
+        ),
+    ],
+)
+def test_a_draft_model_that_is_missing_or_one_too_many_is_refused(asked: dict[str, object], told: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        drafting(NO_PROFILE, **asked)
+    assert (caught.value.field, caught.value.message) == ("draft_model", told)
+
+
+def test_nobody_drafts_vectors() -> None:
+    wanted = GenerationRequest("r", "tiny", EmbeddingInputs(("a",)))
+    assert WITH_DRAFT.applied_to(wanted, DEFAULT).speculation == Speculation()

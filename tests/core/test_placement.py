@@ -20,6 +20,7 @@ VIEWS = st.lists(
         streams=st.integers(0, 9),
         models=st.integers(0, 3),
         holding=st.sampled_from(Holding),
+        alone=st.booleans(),
     ),
     min_size=1,
     max_size=5,
@@ -77,7 +78,7 @@ def test_the_best_there_is_serves_and_only_the_idle_get_replicas(views: list[Wor
     if any(view.holding is Holding.READY for view in able):
         assert chosen in able
         assert chosen.holding is Holding.READY
-        assert chosen.streams == min(view.streams for view in able if view.holding is Holding.READY)
+        assert _cost(chosen) == min(_cost(view) for view in able if view.holding is Holding.READY)
     if not chosen.ready:
         assert all(view.holding is Holding.FAILED for view in able)
     if placement.replica is not None:
@@ -86,6 +87,18 @@ def test_the_best_there_is_serves_and_only_the_idle_get_replicas(views: list[Wor
         assert replica.streams + POLICY.replicate_above <= chosen.streams
 
 
+def _cost(view: WorkerView) -> int:
+    return view.streams + POLICY.replicate_above * view.alone
+
+
 def test_the_policy_has_limits() -> None:
     with pytest.raises(ValueError, match="replicate_above must be at least 1, got 0"):
         PlacementPolicy(replicate_above=0)
+
+
+def test_who_has_what_goes_with_the_model_serves_unless_others_have_much_less_to_do() -> None:
+    alone = replace(HOLDER, alone=True)
+    assert place([alone, HOLDER], POLICY) == Placement(1)
+    assert place([alone, replace(HOLDER, streams=1)], POLICY) == Placement(1)
+    assert place([alone, replace(HOLDER, streams=3)], POLICY) == Placement(0)
+    assert place([replace(IDLE, alone=True), IDLE], POLICY) == Placement(1)

@@ -10,6 +10,7 @@ from mlx_serving.core.generation import (
     GenerationRequest,
     GenerationStats,
     SamplingParams,
+    Speculation,
     TextPrompt,
 )
 from mlx_serving.core.recovery import Recovery
@@ -186,3 +187,13 @@ def test_vectors_that_were_delivered_are_not_asked_for_again() -> None:
     )
     assert last.stats is not None
     assert last.stats.prompt_tokens == 7
+
+
+def test_a_draft_model_is_insisted_on_until_something_was_lost() -> None:
+    asked = replace(ASKED, speculation=Speculation("draft", "small", 4))
+    one = Recovery(asked, 7, 10.0)
+    assert one.next_request().speculation == asked.speculation
+    one.retry_after(WorkerDied("gone"))
+    assert one.next_request().speculation == Speculation("draft", "small", 4, optional=True)
+    resumed = Recovery(replace(asked, delivered=(1,)), 7, 10.0)
+    assert resumed.next_request().speculation.optional

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..tiny_models import make_llama, make_mamba, make_printable_llama
+from ..tiny_models import VOCABULARY, make_llama, make_mamba, make_printable_llama
 from .driver import WorkerProcess
 
 
@@ -53,7 +53,9 @@ def test_a_report_has_true_values(worker: WorkerProcess) -> None:
 def test_other_vocabularies_do_not_pair(worker: WorkerProcess) -> None:
     report = worker.call("check_draft", primary_id="large", draft_id="words")
     assert report["compatible"] is False
-    assert report["errors"][0].startswith("The vocabularies differ in ")
+    size, ids = report["errors"]
+    assert size == f"The vocabularies differ in size: {VOCABULARY} and 512"
+    assert ids.startswith("The vocabularies differ in ")
 
 
 def test_a_model_whose_cache_cannot_be_cut_does_not_draft(worker: WorkerProcess) -> None:

@@ -103,6 +103,8 @@ def _errors(primary: PairMember, draft: PairMember) -> Iterator[str]:
         yield "The primary model cannot take tokens back: nothing can be drafted for it"
     if not draft.can_draft:
         yield "The draft model cannot take tokens back: it cannot draft"
+    if primary.vocab_size != draft.vocab_size:
+        yield f"The vocabularies differ in size: {primary.vocab_size} and {draft.vocab_size}"
     clashes = _clashes(primary.vocabulary, draft.vocabulary, special=False)
     if clashes:
         yield _told(clashes, "The vocabularies differ")
@@ -114,8 +116,6 @@ def _warnings(primary: PairMember, draft: PairMember) -> Iterator[str]:
         yield _told(clashes, "Special tokens differ")
     if unknown := len(set(mine.ids.values()) - set(other.ids.values())):
         yield f"The draft model does not know {unknown} of the primary model's {len(mine.ids)} tokens"
-    if primary.vocab_size > draft.vocab_size:
-        yield f"The primary model has more token ids ({primary.vocab_size}) than the draft model ({draft.vocab_size})"
     if mine.eos != other.eos:
         yield f"The tokens that end a turn differ: {sorted(mine.eos)} and {sorted(other.eos)}"
     if mine.bos != other.bos:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias
 
@@ -194,6 +194,10 @@ class Speculation:
     draft_model: str | None = None
     num_draft_tokens: int | None = None
     optional: bool = False
+
+    def if_there(self) -> Speculation:
+        """The same, but for a draft model that cannot be had."""
+        return self if self.draft_model is None else replace(self, optional=True)
 
     @property
     def problem(self) -> str | None:

@@ -127,7 +127,7 @@ class ModelProfile:
         if draft_model is None and method == "auto":
             method = self.speculation or "auto"
         if draft_model is None and method in ("auto", "draft"):
-            draft_model, optional = self.draft_model, True
+            draft_model, optional = self.draft_model, self.draft_model is not None
         if draft_model is not None:
             method = "draft"
         elif method == "draft":

@@ -24,7 +24,7 @@ class Recovery:
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=seed))
         if request.delivered:
-            request = replace(request, speculation=replace(request.speculation, optional=True))
+            request = replace(request, speculation=request.speculation.if_there())
         self._request = request
         self._tokens: list[int] = list(request.delivered)
         self._places: set[int] = set()  # of inputs whose vectors were delivered
@@ -56,7 +56,7 @@ class Recovery:
         if isinstance(inputs, EmbeddingInputs):
             inputs = replace(inputs, delivered=inputs.delivered | self._places)
             return replace(self._request, prompt=inputs, fork_of=None)
-        speculation = replace(self._request.speculation, optional=True)
+        speculation = self._request.speculation.if_there()
         return replace(self._request, delivered=tuple(self._tokens), fork_of=None, speculation=speculation)
 
     def admitted(self) -> None:

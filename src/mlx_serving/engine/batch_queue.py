@@ -141,7 +141,7 @@ class _Line(Generic[P, R]):
     async def join(self, params: P) -> R:
         loop = asyncio.get_running_loop()
         raw = msgspec.Raw(msgspec.json.encode(params))  # what cannot be encoded fails here, alone
-        entry = _Entry[P, R](params, raw, loop.create_future())
+        entry: _Entry[P, R] = _Entry(params, raw, loop.create_future())
         self._entries.append(entry)
         if len(self._entries) >= self._policy.max_batch_size:
             self._send_due()

@@ -49,6 +49,6 @@ def _member(model: LoadedModel) -> PairMember:
         parameter_count=facts.parameter_count,
         architecture=facts.model_type,
         memory_bytes=facts.memory_bytes,
-        can_draft=facts.capabilities.draft,
+        can_draft=model.cuttable and facts.capabilities.batch,
         vocabulary=model.tokenizer.vocabulary(),
     )
