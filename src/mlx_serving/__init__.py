@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         TokenLogprob,
         ToolCall,
     )
+    from mlx_serving.facade.speculation import CompatibilityReport
     from mlx_serving.facade.sync import SyncEngine
 
 _HOME = {
@@ -79,6 +80,7 @@ _HOME = {
         "TokenLogprob",
         "ToolCall",
     ),
+    "mlx_serving.facade.speculation": ("CompatibilityReport",),
     "mlx_serving.facade.sync": ("SyncEngine",),
 }
 _ALIASES = {
@@ -101,6 +103,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "ENGINE_API_SNAPSHOT_VERSION",
     "BatchEntry",
+    "CompatibilityReport",
     "Config",
     "CreateGeneratorOptions",
     "EmbedParams",

@@ -61,7 +61,7 @@ def test_every_mistake_is_told_at_once_with_field_rule_and_what_was_given() -> N
     }
 
 
-@pytest.mark.parametrize(("name", "value"), [("multimodal", {"images": []}), ("draftModel", "d"), ("draft_model", "d")])
+@pytest.mark.parametrize(("name", "value"), [("multimodal", {"images": []})])
 def test_what_is_not_supported_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(UnsupportedParameter, match=f"{name} is not supported") as caught:
         parse(GeneratorParams, {**GOOD, name: value})
@@ -70,7 +70,7 @@ def test_what_is_not_supported_is_refused_by_name(name: str, value: object) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("draft", True), ("trust_remote_code", True), ("trustRemoteCode", True)],
+    [("trust_remote_code", True), ("trustRemoteCode", True)],
 )
 def test_a_load_refuses_what_it_would_not_do(name: str, value: object) -> None:
     with pytest.raises(UnsupportedParameter, match=name):

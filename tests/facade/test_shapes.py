@@ -33,7 +33,7 @@ def test_names_become_camel_case(snake: str, expected: str) -> None:
 
 
 def test_chunks_say_of_which_type_they_are() -> None:
-    stats = GenerationStats(3, 10.0, 0.5, 0.8, 7, "m", 4)
+    stats = GenerationStats(3, 10.0, 0.5, 0.8, 7, "m", 4, 6, 2, "ngram")
     assert TokenChunk("hi", 5, (5,)).to_object() == {
         "token": "hi", "tokenId": 5, "tokenIds": [5], "isFinal": False, "type": "token",
     }  # fmt: skip
@@ -56,6 +56,9 @@ def test_chunks_say_of_which_type_they_are() -> None:
             "promptTokens": 7,
             "modelId": "m",
             "cachedTokens": 4,
+            "draftTokens": 6,
+            "draftTokensAccepted": 2,
+            "speculation": "ngram",
         },
         "finishReason": "stop",
         "type": "metadata",

@@ -17,7 +17,7 @@ from pydantic import AliasChoices, BaseModel
 
 import mlx_serving
 from mlx_serving import errors
-from mlx_serving.facade import batches, embeddings, options, shapes
+from mlx_serving.facade import batches, embeddings, options, shapes, speculation
 from mlx_serving.facade.shapes import camel
 
 SNAPSHOT = Path(__file__).with_name("surface.json")
@@ -44,6 +44,10 @@ SHAPES: tuple[type[shapes.Shape], ...] = (
     shapes.ModelAlias,
     shapes.CachedModel,
     shapes.ModelCacheStats,
+    speculation.ComparedModel,
+    speculation.PerformanceEstimate,
+    speculation.CompatibilityDetails,
+    speculation.CompatibilityReport,
     batches.BatchEntry,
     batches.GenerationResult,
     embeddings.EmbeddingResult,

@@ -24,7 +24,7 @@ class ModelSpec:
 
     How it stays in memory makes no other model of it: a `pinned` one gives way to nobody, `keep_alive_s` is how long it
     may be idle (None: as all others), and with `warm_up` it generates a few tokens before anybody
-    gets it.
+    gets it. A `draft` that cannot draft for others is not loaded.
     """
 
     name: str
@@ -39,6 +39,7 @@ class ModelSpec:
     pinned: bool = field(default=False, compare=False, repr=False)
     keep_alive_s: float | None = field(default=None, compare=False, repr=False)
     warm_up: bool = field(default=False, compare=False, repr=False)
+    draft: bool = field(default=False, compare=False, repr=False)
 
     def with_reference(self, reference: str, revision: str | None, weights: WeightOptions | None) -> ModelSpec:
         """The same name and settings for another model; `weights` of None stay as they are as well."""

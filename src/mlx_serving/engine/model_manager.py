@@ -327,6 +327,7 @@ class ModelManager:
                 quantization=spec.weights.quantization,
                 adapter_path=spec.weights.adapter,
                 fuse_adapter=spec.weights.fuse_adapter,
+                draft=spec.draft,
             )
             entry.in_worker, entry.progress = True, None
             try:

@@ -54,6 +54,7 @@ from mlx_serving.facade.shapes import (
     TokenChunk,
     TokenizeResponse,
 )
+from mlx_serving.facade.speculation import CompatibilityReport
 from mlx_serving.facade.vision import (
     ImageMetadata,
     ImageProcessedChunk,
@@ -91,6 +92,7 @@ class Engine:
         self._emitter = Emitter(self._core.events)
         self._starting: asyncio.Task[None] | None = None
         self._closed = False
+        self._drafts: list[str] = []  # models that were loaded to draft, in that order
 
     @property
     def core(self) -> EngineCore:
@@ -150,7 +152,32 @@ class Engine:
             spec = self._core.models.spec(meant)
         else:
             spec = ModelSpec(name, asked.model, *given, weights=form)
-        return self._handle(name, await self._core.load(spec))
+        facts = await self._core.load(replace(spec, draft=True) if asked.draft else spec)
+        if asked.draft:
+            if not facts.capabilities.draft:  # it was there already
+                raise InvalidRequest(f"draft: {name} cannot take tokens back, so it cannot draft", field="draft")
+            self._drafts = [*(each for each in self._drafts if each != name), name]
+        return self._handle(name, facts)
+
+    async def load_draft_model(self, options: LoadModelOptions | Mapping[str, object] | str) -> ModelHandle:
+        """Load a model that is to draft for others: as `load_model`. Raises `InvalidRequest` for one that cannot."""
+        asked = parse(LoadModelOptions, options)
+        return await self.load_model(asked.model_copy(update={"draft": True}))
+
+    async def unload_draft_model(self, model: str | None = None) -> None:
+        """Take a draft model out of memory when nobody uses it any more; by default the one that was loaded last.
+        Raises `ModelNotLoaded` if none was."""
+        name = model or next(reversed(self._drafts), None)
+        if name is None:
+            raise ModelNotLoaded("No draft model is loaded", loaded=[handle.id for handle in self.list_models()])
+        await self.unload_model(name)
+        self._drafts = [each for each in self._drafts if each != name]
+
+    async def is_draft_model_compatible(self, primary: str, draft: str) -> CompatibilityReport:
+        """Whether one model can draft for another, by their vocabularies, caches and sizes. Both are loaded for it.
+        Raises `ModelNotFound`, and what a load raises."""
+        await self.start()
+        return CompatibilityReport.of(await self._core.check_draft(primary, draft))
 
     async def load_vision_model(
         self, options: LoadVisionModelOptions | Mapping[str, object] | str
@@ -187,7 +214,7 @@ class Engine:
 
     def _handle(self, name: str, facts: methods.LoadModelResult) -> ModelHandle:
         meant, _ = self._core.aliases.resolve(name)
-        return ModelHandle.of(name, self._core.models.spec(meant).reference, facts)
+        return ModelHandle.of(name, self._core.models.spec(meant).reference, facts, draft=name in self._drafts)
 
     # -- aliases
 
@@ -335,6 +362,7 @@ class Engine:
             parse_output=asked.is_parsed,
             tool_choice=asked.to_tool_choice(),
             reasoning_budget=asked.budget,
+            speculation=asked.to_speculation(),
             priority=how.core_priority,
             timeout_s=None if how.timeout_ms is None else how.timeout_ms / 1000,
         )
@@ -358,6 +386,9 @@ class Engine:
                 prompt_tokens=measured.prompt_tokens,
                 model_id=request.model,
                 cached_tokens=measured.cached_tokens,
+                draft_tokens=measured.drafted_tokens,
+                draft_tokens_accepted=measured.accepted_tokens,
+                speculation=measured.speculation,
             )
             chunks.append(MetadataChunk(stats, FinishReason(delta.finish_reason)))
         return chunks
@@ -460,6 +491,9 @@ class Engine:
     loadModel = load_model  # noqa: N815
     loadVisionModel = load_vision_model  # noqa: N815
     unloadModel = unload_model  # noqa: N815
+    loadDraftModel = load_draft_model  # noqa: N815
+    unloadDraftModel = unload_draft_model  # noqa: N815
+    isDraftModelCompatible = is_draft_model_compatible  # noqa: N815
     warmupModel = warmup_model  # noqa: N815
     listModels = list_models  # noqa: N815
     setAlias = set_alias  # noqa: N815

@@ -34,6 +34,7 @@ from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.facade.chat_options import ChatFields
 from mlx_serving.facade.option_base import Options, either
+from mlx_serving.facade.speculation import SpeculationFields
 from mlx_serving.facade.structures import as_structure
 
 M = TypeVar("M", bound=BaseModel)
@@ -56,7 +57,8 @@ class LoadModelOptions(Options):
 
     `quantization` packs the weights as they are read: `4bit`, `8bit-g32`, `mxfp4`, or the same as `{"bits": 4,
     "group_size": 64, "mode": "affine"}`, all of which may be left out. `adapter` is the directory of a LoRA adapter,
-    which shares the weights of its model with others unless it is fused: name the result with `name`.
+    which shares the weights of its model with others unless it is fused: name the result with `name`. `draft` is for a
+    model that is to draft for others: one that cannot is refused.
     """
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
@@ -70,7 +72,7 @@ class LoadModelOptions(Options):
     name: str | None = Field(default=None, min_length=1, max_length=256)
     trust_remote_code: bool = Field(default=False, validation_alias=either("trust_remote_code"))
 
-    @field_validator("draft", "trust_remote_code")
+    @field_validator("trust_remote_code")
     @classmethod
     def _off(cls, value: bool) -> bool:
         if value:
@@ -156,7 +158,7 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Ids = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 
 
-class GeneratorParams(ChatFields):
+class GeneratorParams(SpeculationFields, ChatFields):
     """One of `prompt` and `messages` is required; `prompt` is text, a template, or token ids. `structured`, or
     `output_type`, is the form that the answer must have: see `facade.structures.as_structure`. What goes with messages
     only is in `ChatFields`."""
@@ -191,14 +193,13 @@ class GeneratorParams(ChatFields):
         validation_alias=AliasChoices("structured", "structure", "guidance", "output_type", "outputType"),
     )
     multimodal: Any = None
-    draft_model: Any = Field(default=None, validation_alias=either("draft_model"))
 
     @field_validator("structured")
     @classmethod
     def _structure(cls, value: object) -> Structure | None:
         return None if value is None else as_structure(value)
 
-    @field_validator("multimodal", "draft_model")
+    @field_validator("multimodal")
     @classmethod
     def _absent(cls, value: object) -> object:
         if value is not None:
@@ -252,6 +253,7 @@ class GeneratorParams(ChatFields):
 
     @model_validator(mode="after")
     def _consistent(self) -> GeneratorParams:
+        self.to_speculation()
         sampling_defaults.validate(self.to_sampling())  # of values that are in their limits, what contradicts another
         return self
 

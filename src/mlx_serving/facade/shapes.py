@@ -57,7 +57,8 @@ class ModelDescriptor(Shape):
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle(Shape):
-    """A model that is in memory. `metadata` has parameter_count, dtype, memory_usage (bytes), quantization, …"""
+    """A model that is in memory; a `draft` was loaded in order to draft for others. `metadata` has parameter_count,
+    dtype, memory_usage (bytes), quantization, …"""
 
     descriptor: ModelDescriptor
     state: Literal["loading", "ready", "failed"]
@@ -70,7 +71,7 @@ class ModelHandle(Shape):
         return self.descriptor.id
 
     @classmethod
-    def of(cls, name: str, reference: str, facts: LoadModelResult) -> ModelHandle:
+    def of(cls, name: str, reference: str, facts: LoadModelResult, *, draft: bool = False) -> ModelHandle:
         local = "/" not in reference or reference.startswith(("/", ".", "~"))
         return cls(
             descriptor=ModelDescriptor(
@@ -93,13 +94,15 @@ class ModelHandle(Shape):
                 "vocab_size": facts.vocab_size,
                 "capabilities": msgspec.structs.asdict(facts.capabilities),
             },
+            draft=draft,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats(Shape):
     """Times in seconds; `tokens_per_second` counts from the first token. `cached_tokens` of the prompt were not
-    computed, because what the model makes of them was kept."""
+    computed, because what the model makes of them was kept. `draft_tokens` were drafted, and `draft_tokens_accepted` of
+    them are part of the answer; `speculation` says how, or why nobody drafted: see `core.speculation.Outcome`."""
 
     tokens_generated: int
     tokens_per_second: float
@@ -108,6 +111,9 @@ class GenerationStats(Shape):
     prompt_tokens: int
     model_id: str | None = None
     cached_tokens: int = 0
+    draft_tokens: int = 0
+    draft_tokens_accepted: int = 0
+    speculation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

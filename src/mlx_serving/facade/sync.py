@@ -22,6 +22,7 @@ from mlx_serving.facade.batches import BatchEntry, GenerationResult
 from mlx_serving.facade.embeddings import RankedDocument
 from mlx_serving.facade.engine import Engine
 from mlx_serving.facade.shapes import ErrorChunk, GeneratorChunk, ModelAlias, ModelHandle, TokenChunk, TokenizeResponse
+from mlx_serving.facade.speculation import CompatibilityReport
 
 T = TypeVar("T")
 
@@ -45,6 +46,18 @@ class SyncEngine:
 
     def load_model(self, model: str) -> ModelHandle:
         return self._loop.run(self._engine.load_model(model))
+
+    def load_draft_model(self, model: str) -> ModelHandle:
+        """Load a model that is to draft for others."""
+        return self._loop.run(self._engine.load_draft_model(model))
+
+    def unload_draft_model(self, model: str | None = None) -> None:
+        """By default the one that was loaded last."""
+        self._loop.run(self._engine.unload_draft_model(model))
+
+    def is_draft_model_compatible(self, primary: str, draft: str) -> CompatibilityReport:
+        """Whether one model can draft for another."""
+        return self._loop.run(self._engine.is_draft_model_compatible(primary, draft))
 
     def set_alias(self, name: str, model: str, *, profile: Mapping[str, object] | None = None) -> ModelAlias:
         """Have a name mean another model; streams that run stay with the one they began with."""
