@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig, ServedModel, follows, public_name
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.weight_options import WeightOptions
 
 
@@ -73,17 +74,24 @@ def test_a_default_that_is_not_served_is_refused_with_the_names() -> None:
 
 def test_a_form_of_the_weights_is_checked_and_an_adapter_makes_a_name() -> None:
     models = ModelsConfig.model_validate(
-        {"served": [{"model": "org/m", "quantization": "int4"}, {"model": "org/m", "adapter": "adapters/tuned"}]}
+        {
+            "served": [
+                {"model": "org/m", "quantization": "int4"},
+                {"model": "org/m", "adapter": "adapters/tuned", "kv_bits": 8},
+            ]
+        }
     )
     assert [model.name for model in models.served] == ["org/m", "org/m:tuned"]
     assert models.default == "org/m"
     assert [model.weights for model in models.served] == [
         WeightOptions("4bit-g64"),
-        WeightOptions(adapter="adapters/tuned"),
+        WeightOptions(adapter="adapters/tuned", kv=KvForm(8)),
     ]
     for fields, told in (
         ({"quantization": "7bit"}, "the bits must be one of 2, 3, 4, 5, 6, 8, got 7"),
         ({"fuse_adapter": True}, "needs an adapter"),
+        ({"kv_bits": 6}, "should be 4 or 8"),
+        ({"kv_group_size": 32}, "needs kv_bits"),
     ):
         with pytest.raises(ValidationError, match=told):
             ModelsConfig.model_validate({"served": [{"model": "org/m", **fields}]})

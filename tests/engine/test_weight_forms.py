@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.config.schema import Config
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.errors import InvalidRequest
 
-from ..tiny_models import make_adapter
+from ..tiny_models import make_adapter, make_llama
 from .harness import complete, request, running, serving
 
 NAMES = ("tiny", "first", "second", "packed")
@@ -52,6 +53,30 @@ async def test_requests_choose_the_form_by_its_name(tiny_model: Path, adapters: 
         await core.unload_served("tiny", force=False)  # the weights stay: two others have them
         assert (await core.runtime_info()).memory.weights == weights
         assert await complete(core, request(model="first"))
+
+
+async def test_names_of_one_model_differ_in_their_kv_caches_and_share_the_weights(tmp_path: Path) -> None:
+    wide = make_llama(tmp_path / "wide", head_dim=32)
+    async with running(serving(wide)) as core:
+        await complete(core, request())
+        for name, kv in (("eight", KvForm(8, 32)), ("four", KvForm(4, 32))):
+            await core.load_served(str(wide), name=name, revision=None, weights=WeightOptions(kv=kv))
+        with pytest.raises(InvalidRequest, match=r"eight is the name of .* in 8 bits in groups of 32, already"):
+            await core.load_served(str(wide), name="eight", revision=None, weights=WeightOptions())
+        with pytest.raises(InvalidRequest, match="are 32 wide"):
+            await core.load_served(str(wide), name="wrong", revision=None, weights=WeightOptions(kv=KvForm(8)))
+        facts = core.models.loaded()
+        assert {name: facts[name].kv_bits for name in ("tiny", "eight", "four")} == {
+            "tiny": None,
+            "eight": 8,
+            "four": 4,
+        }
+        assert (await core.runtime_info()).memory.weights == facts["tiny"].memory_bytes
+        for name in ("tiny", "eight", "four"):
+            assert await complete(core, request(model=name))
+        assert {model.name: model.kv_bits for model in core.served_models()} == {
+            "tiny": None, "eight": 8, "four": 4
+        }  # fmt: skip
 
 
 async def test_a_form_is_chosen_and_changed_while_it_serves(tiny_model: Path, adapters: list[Path]) -> None:

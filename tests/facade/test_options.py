@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.facade.options import (
     CreateGeneratorOptions,
@@ -94,6 +95,19 @@ def test_weights_are_packed_as_text_or_as_values_say() -> None:
         assert caught.value.field == "quantization"
     with pytest.raises(InvalidRequest, match="bitz"):
         form({"bitz": 4})
+
+
+def test_kv_caches_are_packed_in_either_spelling() -> None:
+    def form(**values: object) -> KvForm | None:
+        return parse(LoadModelOptions, {"model": "m", **values}).weights.kv
+
+    assert form() is None
+    assert form(kv_bits=8) == form(kvBits=8, kvGroupSize=64) == KvForm(8)
+    assert form(kv_bits=4, kv_group_size=32) == KvForm(4, 32)
+    with pytest.raises(InvalidRequest, match="kvBits"):
+        form(kvBits=5)
+    with pytest.raises(InvalidRequest, match="kv_group_size needs kv_bits"):
+        form(kv_group_size=32)
 
 
 def test_an_adapter_makes_a_name_unless_one_is_given() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import WorkerGaveUp
 from mlx_serving.server.settings import ServerSettings
@@ -36,6 +37,7 @@ async def test_a_model_is_loaded_and_described(admin: httpx2.AsyncClient, engine
         "pinned": False,
         "keep_alive_s": None,
         "memory_bytes": None,
+        "kv_bits": None,
         "in_use": 0,
         "progress": None,
         "profile": {},
@@ -57,9 +59,22 @@ async def test_a_name_that_is_in_use_is_taken_over_on_request(
 
 
 async def test_a_form_of_the_weights_is_handed_on(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
-    for form in ({}, {"quantization": "none"}, {"quantization": "int4", "adapter": "a/b", "fuse_adapter": True}):
+    forms: list[dict[str, object]] = [
+        {},
+        {"quantization": "none"},
+        {"quantization": "int4", "adapter": "a/b", "fuse_adapter": True},
+        {"kv_bits": 8},
+        {"kv_bits": 4, "kv_group_size": 32},
+    ]
+    for form in forms:
         assert (await admin.post(LOAD, json={"model": "org/new", **form})).status_code == 200
-    assert engine.forms == [None, WeightOptions(), WeightOptions("4bit-g64", "a/b", fuse_adapter=True)]
+    assert engine.forms == [
+        None,
+        WeightOptions(),
+        WeightOptions("4bit-g64", "a/b", fuse_adapter=True),
+        WeightOptions(kv=KvForm(8)),
+        WeightOptions(kv=KvForm(4, 32)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +84,9 @@ async def test_a_form_of_the_weights_is_handed_on(admin: httpx2.AsyncClient, eng
         ({"quantization": "best"}, "quantization", "must be none, 4bit"),
         ({"fuse_adapter": True}, "fuse_adapter", "needs an adapter"),
         ({"adapter": ""}, "adapter", "must not be empty"),
+        ({"kv_bits": 3}, "kv_bits", "kv_bits must be one of 4, 8; got 3"),
+        ({"kv_bits": 8, "kv_group_size": 7}, "kv_group_size", "must be one of 32, 64, 128; got 7"),
+        ({"kv_group_size": 64}, "kv_group_size", "needs kv_bits"),
     ],
 )
 async def test_a_form_that_there_is_not_is_refused(

@@ -281,7 +281,7 @@ class VirtualWorker:
             generation_config={},
             eos_token_ids=frozenset({END_OF_TEXT}),
             spared_token_ids=frozenset(),
-            make_runner=lambda model, capabilities, padding: cast("Any", VirtualRunner(self._clock)),
+            make_runner=lambda model, capabilities, padding, kv: cast("Any", VirtualRunner(self._clock)),
             kv_bytes_per_token=1,
             prefill_memory=PrefillMemory(),
             output=OutputStyle(),

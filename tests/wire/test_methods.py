@@ -104,6 +104,8 @@ FULL: dict[str, dict[str, object]] = {
         "tool_parser": "mistral",
         "reasoning_parser": "none",
         "pooling": "mean",
+        "kv_bits": 8,
+        "kv_group_size": 32,
         "known": {
             "config_digest": "00ff",
             "capabilities": {

@@ -90,6 +90,8 @@ def load(
         quantization=form.quantization,
         adapter_path=form.adapter,
         fuse_adapter=form.fuse_adapter,
+        kv_bits=None if form.kv is None else form.kv.bits,
+        kv_group_size=None if form.kv is None else form.kv.group_size,
     )
     return loader.load(params, make_runner, lambda stage, done, total: None, require_memory, find_base)
 

@@ -11,10 +11,13 @@ import mlx.nn as nn
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 from mlx_lm.utils import load_model
 
-from mlx_serving.worker.kv_cache import GROWTH_TOKENS, MergedCache, RowLengths, SlotKVCache, SoloCache, decode_layer
+from mlx_serving.core.kv_form import KvForm
+from mlx_serving.worker.decode_layer import DecodeLayer, decode_layer
+from mlx_serving.worker.kv_cache import GROWTH_TOKENS, MergedCache, RowLengths, SlotKVCache, SoloCache
+from mlx_serving.worker.packed_kv import make_caches
 
 from ..tiny_models import VOCABULARY
 
@@ -28,10 +31,11 @@ def prompt_of(seed: int, length: int) -> list[int]:
 class Crowd:
     """Sequences in one batch, each with a twin in caches of its own; every step compares their logits."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, form: KvForm | None = None) -> None:
         self._model: Any = model
+        self._form = form
         self._lengths = RowLengths()
-        self._layers: list[SlotKVCache | MergedCache] = []
+        self._layers: list[DecodeLayer] = []
         self._twins: list[list[Any]] = []
         self._next: list[int] = []
 
@@ -44,7 +48,7 @@ class Crowd:
 
     def join(self, prompt: list[int], place: int | None = None) -> None:
         """As the last row, or in the place of one that leaves."""
-        caches, twin = make_prompt_cache(self._model), make_prompt_cache(self._model)
+        caches, twin = make_caches(self._model, self._form), make_caches(self._model, self._form)
         for one in (caches, twin):
             if prompt[:-1]:
                 self._model(mx.array([prompt[:-1]]), cache=one)

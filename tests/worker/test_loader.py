@@ -9,6 +9,7 @@ import mlx.nn as nn
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelParams, ModelCapabilities
 from mlx_serving.worker import loader
@@ -54,7 +55,10 @@ def test_a_runner_is_made_for_the_model_and_renewed_as_it_was(
     """A model that cannot be batched gets a runner whose sequences do not share steps, both times."""
     asked: list[tuple[nn.Module, ModelCapabilities, float]] = []
 
-    def make_runner(model: nn.Module, capabilities: ModelCapabilities, padding_tokens: float) -> ModelRunner:
+    def make_runner(
+        model: nn.Module, capabilities: ModelCapabilities, padding_tokens: float, kv: KvForm | None
+    ) -> ModelRunner:
+        assert kv is None
         asked.append((model, capabilities, padding_tokens))
         return ModelRunner(model, capabilities, padding_tokens)
 

@@ -61,6 +61,9 @@ def test_loading_a_model_answers_with_its_facts(worker: WorkerProcess, speller: 
         "eos_token_ids": [258],
         "adapter": None,
         "embedding": None,
+        "kv_bits": None,
+        "kv_group_size": None,
+        "kv_bytes_per_token": 512,
     }
 
 

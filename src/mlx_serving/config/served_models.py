@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from mlx_serving.config.origin import Path
 from mlx_serving.config.profiles import Profile
+from mlx_serving.core import kv_form
 from mlx_serving.core.model_room import RoomPolicy
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest
@@ -91,6 +92,16 @@ class ServedModel(BaseModel):
         description="Whether the adapter is added to the weights, which are then this name's own, instead of being "
         "computed beside them.",
     )
+    kv_bits: Literal[4, 8] | None = Field(
+        default=None,
+        description="How many bits a number takes in the model's KV caches and in what is kept of them; null keeps "
+        "them as they are computed.",
+    )
+    kv_group_size: Literal[32, 64, 128] | None = Field(
+        default=None,
+        description="How many numbers share a scale in packed KV caches; the model's heads must divide into such "
+        "groups. Null is 64.",
+    )
     name: PublicName = Field(
         default_factory=_name_from,
         validate_default=True,
@@ -141,13 +152,16 @@ class ServedModel(BaseModel):
 
     @property
     def weights(self) -> WeightOptions:
-        """The form in which the weights are served."""
-        return WeightOptions(self.quantization, self.adapter, self.fuse_adapter)
+        """The form in which the model is served."""
+        kv = kv_form.of(self.kv_bits, self.kv_group_size)
+        return WeightOptions(self.quantization, self.adapter, self.fuse_adapter, kv)
 
     @model_validator(mode="after")
-    def _fuses_something(self) -> Self:
+    def _packs_and_fuses_something(self) -> Self:
         if self.fuse_adapter and self.adapter is None:
             raise PydanticCustomError("fuse_adapter", "needs an adapter", {"at": ["fuse_adapter"]})
+        if self.kv_group_size is not None and self.kv_bits is None:
+            raise PydanticCustomError("kv_group_size", "needs kv_bits", {"at": ["kv_group_size"]})
         return self
 
 

@@ -32,9 +32,10 @@ class ServedModel:
     it is `failed`.
     At most one served model is the `default`, which answers requests that name none.
 
-    `pinned` and `keep_alive_s` say how it stays in memory, of which its weights take `memory_bytes`; `in_use` is how
-    many use it now, `progress` how far its load is. `profile` is what holds under the name where a request is silent;
-    an alias is the model `alias_of` under another name.
+    `pinned` and `keep_alive_s` say how it stays in memory, of which its weights take `memory_bytes`; its KV caches have
+    `kv_bits` a number, None as they are computed. `in_use` is how many use it now, `progress` how far its load is.
+    `profile` is what holds under the name where a request is silent; an alias is the model `alias_of` under another
+    name.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ServedModel:
     pinned: bool = False
     keep_alive_s: float | None = None
     memory_bytes: int | None = None
+    kv_bits: int | None = None
     in_use: int = 0
     progress: LoadProgress | None = None
     profile: Mapping[str, object] = field(default_factory=dict[str, object])

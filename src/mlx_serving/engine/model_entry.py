@@ -166,6 +166,7 @@ class Entry:
             pinned=self.spec.pinned,
             keep_alive_s=self.spec.keep_alive_s,
             memory_bytes=None if facts is None else facts.memory_bytes,
+            kv_bits=None if self.spec.weights.kv is None else self.spec.weights.kv.bits,
             in_use=len(state.in_use) if isinstance(state, residency.Ready | residency.Draining) else 0,
             progress=self.progress if isinstance(state, residency.Loading) else None,
         )

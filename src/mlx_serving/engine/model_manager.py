@@ -328,6 +328,8 @@ class ModelManager:
                 adapter_path=spec.weights.adapter,
                 fuse_adapter=spec.weights.fuse_adapter,
                 draft=spec.draft,
+                kv_bits=None if spec.weights.kv is None else spec.weights.kv.bits,
+                kv_group_size=None if spec.weights.kv is None else spec.weights.kv.group_size,
             )
             entry.in_worker, entry.progress = True, None
             try:

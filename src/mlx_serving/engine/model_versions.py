@@ -46,6 +46,7 @@ class ModelVersions:
         if known is not None and known[0] is facts:
             return known[1]
         told = f"{facts.config_digest} {facts.quantization} {facts.dtype} {facts.context_length} "
+        told += f"{facts.kv_bits} {facts.kv_group_size} "
         told += " ".join(_stamps(Path(facts.cached_path)))
         alive = {id(each) for each in self._models.all_facts()}
         self._files = {key: value for key, value in self._files.items() if key in alive}

@@ -28,6 +28,7 @@ from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.embeddings import Embeddings, gather
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, Served
 from mlx_serving.core.serving import EngineTelemetry, HealthReport
+from mlx_serving.core.weight_options import AS_THEY_ARE
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.errors import EngineClosed, EngineError, InvalidRequest, ModelLoadError, ModelNotLoaded
@@ -148,7 +149,7 @@ class Engine:
         given = (asked.revision, asked.context_length, asked.local_path)
         name, form = asked.served_name, asked.weights
         meant, _ = self._core.aliases.resolve(name)
-        if given == (None, None, None) and form.is_plain and meant in self._core.models.names():
+        if given == (None, None, None) and form == AS_THEY_ARE and meant in self._core.models.names():
             spec = self._core.models.spec(meant)
         else:
             spec = ModelSpec(name, asked.model, *given, weights=form)

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from mlx_serving.config.served_models import default_name
-from mlx_serving.core import quantization, sampling_defaults
+from mlx_serving.core import kv_form, quantization, sampling_defaults
 from mlx_serving.core.generation import (
     Priority,
     Prompt,
@@ -57,8 +57,9 @@ class LoadModelOptions(Options):
 
     `quantization` packs the weights as they are read: `4bit`, `8bit-g32`, `mxfp4`, or the same as `{"bits": 4,
     "group_size": 64, "mode": "affine"}`, all of which may be left out. `adapter` is the directory of a LoRA adapter,
-    which shares the weights of its model with others unless it is fused: name the result with `name`. `draft` is for a
-    model that is to draft for others: one that cannot is refused.
+    which shares the weights of its model with others unless it is fused: name the result with `name`. `kv_bits` packs
+    the KV caches, in groups of `kv_group_size` (64). `draft` is for a model that is to draft for others: one that
+    cannot is refused.
     """
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
@@ -69,6 +70,8 @@ class LoadModelOptions(Options):
     quantization: str | None = None
     adapter: str | None = Field(default=None, validation_alias=either("adapter", "adapter_path", "adapterPath"))
     fuse_adapter: bool = Field(default=False, validation_alias=either("fuse_adapter"))
+    kv_bits: Literal[4, 8] | None = Field(default=None, validation_alias=either("kv_bits"))
+    kv_group_size: Literal[32, 64, 128] | None = Field(default=None, validation_alias=either("kv_group_size"))
     name: str | None = Field(default=None, min_length=1, max_length=256)
     trust_remote_code: bool = Field(default=False, validation_alias=either("trust_remote_code"))
 
@@ -92,14 +95,17 @@ class LoadModelOptions(Options):
             raise PydanticCustomError("quantization", "{rule}", {"rule": reason}) from None
 
     @model_validator(mode="after")
-    def _fuses_something(self) -> Self:
+    def _packs_and_fuses_something(self) -> Self:
         if self.fuse_adapter and self.adapter is None:
             raise PydanticCustomError("fuse_adapter", "fuse_adapter needs an adapter", {})
+        if self.kv_group_size is not None and self.kv_bits is None:
+            raise PydanticCustomError("kv_group_size", "kv_group_size needs kv_bits", {})
         return self
 
     @property
     def weights(self) -> WeightOptions:
-        return WeightOptions(self.quantization, self.adapter, self.fuse_adapter)
+        kv = kv_form.of(self.kv_bits, self.kv_group_size)
+        return WeightOptions(self.quantization, self.adapter, self.fuse_adapter, kv)
 
     @property
     def served_name(self) -> str:

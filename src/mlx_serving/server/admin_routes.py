@@ -9,8 +9,9 @@ from pydantic import Field
 from starlette.requests import Request
 
 from mlx_serving.catalog.trusted_paths import require_trusted
+from mlx_serving.core import kv_form
 from mlx_serving.core.serving import EngineTelemetry, ReuseStats, ServedModel, ServedModelState
-from mlx_serving.core.weight_options import WeightOptions
+from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.errors import InvalidConfig, NotFound
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_admin_key
@@ -43,6 +44,10 @@ class LoadModelRequest(Body):
         description="Directory of a LoRA adapter in mlx-lm's form, which shares the weights of its model with others.",
     )
     fuse_adapter: bool = Field(default=False, description="Add the adapter to the weights, which are then its own.")
+    kv_bits: int | None = Field(default=None, description="Pack the KV caches: 4 or 8 bits a number.")
+    kv_group_size: int | None = Field(
+        default=None, description="How many numbers share a scale in packed KV caches: 32, 64 (unless given) or 128."
+    )
     replace: bool = Field(
         default=False,
         description="Take over a name that is in use: running requests go on with this model, which must have the same "
@@ -69,6 +74,7 @@ class ServedModelDocument(Document):
     pinned: bool = Field(default=False, description="Whether it stays in memory whatever other models need.")
     keep_alive_s: float | None = Field(default=None, description="How long it stays when nobody uses it.")
     memory_bytes: int | None = Field(default=None, description="What its weights take; null while it is not loaded.")
+    kv_bits: int | None = Field(default=None, description="Bits a number takes in its KV caches; null as computed.")
     in_use: int = Field(default=0, description="Requests that use it now.")
     progress: LoadProgressDocument | None = None
     profile: dict[str, object] = Field(
@@ -147,14 +153,15 @@ def admin_routes(service: Service) -> APIRouter:
         require_trusted(wanted.model, service.settings.trusted_paths, "model")
         if wanted.adapter is not None:
             require_trusted(wanted.adapter, service.settings.trusted_paths, "adapter")
-        form = WeightOptions(wanted.quantization, wanted.adapter, wanted.fuse_adapter)
+        kv = kv_form.of(wanted.kv_bits, wanted.kv_group_size)
+        form = WeightOptions(wanted.quantization, wanted.adapter, wanted.fuse_adapter, kv)
         return _document(
             await service.engine.load_served(
                 wanted.model,
                 name=wanted.name,
                 revision=wanted.revision,
                 replace=wanted.replace,
-                weights=None if wanted.quantization is None and form.is_plain else form,
+                weights=None if wanted.quantization is None and form == AS_THEY_ARE else form,
             )
         )
 
@@ -243,6 +250,7 @@ def _document(model: ServedModel) -> ServedModelDocument:
         pinned=model.pinned,
         keep_alive_s=model.keep_alive_s,
         memory_bytes=model.memory_bytes,
+        kv_bits=model.kv_bits,
         in_use=model.in_use,
         progress=progress_document(model),
         profile=dict(model.profile),

@@ -115,7 +115,7 @@ class ModelCapabilities(msgspec.Struct, frozen=True):
     batch:          sequences decode together. Otherwise they take turns.
     batch_prefill:  prompts of different lengths are computed together.
     trim:           its cache can be cut back to any earlier length.
-    quantise_cache: its cache can be kept in 8 bits.
+    quantise_cache: its cache can be packed, in 8 or in 4 bits.
     draft:          it can verify a draft and be one: both cut rejected tokens off.
     """
 
@@ -153,8 +153,9 @@ class LoadModelParams(Params):
     """`model_id` is a hub id, a path or a known alias. `local_path` overrides where it is read from. `tool_parser` and
     `reasoning_parser` name how the model writes calls and reasoning, or say `none`; left out, its files tell. `known`
     is what an earlier worker found out of it. `quantization` (`4bit`, `8bit-g32`, `mxfp4`, `none`) packs its weights as
-    they are read; the adapter at `adapter_path` is computed beside them, or added to them if `fuse_adapter`. `pooling`
-    has a model that writes text make vectors instead. `draft` refuses one that cannot draft for others."""
+    they are read; the adapter at `adapter_path` is computed beside them, or added to them if `fuse_adapter`. `kv_bits`
+    packs its KV caches, in groups of `kv_group_size`. `pooling` has a model that writes text make vectors instead.
+    `draft` refuses one that cannot draft for others."""
 
     model_id: ModelId
     revision: Annotated[str, msgspec.Meta(max_length=256)] | None = None
@@ -169,12 +170,15 @@ class LoadModelParams(Params):
     known: KnownCapabilities | None = None
     adapter_path: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
     fuse_adapter: bool = False
+    kv_bits: int | None = None
+    kv_group_size: int | None = None
 
 
 class LoadModelResult(msgspec.Struct, frozen=True):
     """`parameter_count` counts weights, `memory_bytes` what they take, also where other models share them.
     `config_digest` is the SHA-256 of its config.json, or of a model that is packed or adapted as it is loaded, one of
-    that as well."""
+    that as well. `kv_bits` and `kv_group_size` say how its KV caches are packed, None that they are not;
+    `kv_bytes_per_token` is what a token takes in them."""
 
     model_id: str
     state: Literal["ready"]
@@ -193,6 +197,9 @@ class LoadModelResult(msgspec.Struct, frozen=True):
     eos_token_ids: list[int]
     adapter: str | None = None
     embedding: EmbeddingFacts | None = None
+    kv_bits: int | None = None
+    kv_group_size: int | None = None
+    kv_bytes_per_token: int | None = None
 
 
 class UnloadModelParams(Params):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlx.nn as nn
 
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire.methods import ModelCapabilities
@@ -82,12 +83,12 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
 
 
 def make_runner(
-    features: FeatureCache, model: nn.Module, capabilities: ModelCapabilities, padding_tokens: float
+    features: FeatureCache, model: nn.Module, capabilities: ModelCapabilities, padding_tokens: float, kv: KvForm | None
 ) -> ModelRunner:
     """See `RunnerFactory`."""
     if isinstance(model, VisionText):
-        return VisionRunner(model, capabilities, padding_tokens, features)
-    return ModelRunner(model, capabilities, padding_tokens)
+        return VisionRunner(model, capabilities, padding_tokens, kv, features)
+    return ModelRunner(model, capabilities, padding_tokens, kv)
 
 
 def _disk(

@@ -24,8 +24,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_serving.errors import GuidanceError
+from mlx_serving.worker.decode_layer import DecodeLayer, decode_layer
 from mlx_serving.worker.forced_runs import ForcedRuns
-from mlx_serving.worker.kv_cache import MergedCache, RowLengths, SlotKVCache, SoloCache, decode_layer
+from mlx_serving.worker.kv_cache import RowLengths, SoloCache
 from mlx_serving.worker.logprobs import RowLogprobs
 from mlx_serving.worker.sampler import BatchSampler, Launched
 from mlx_serving.worker.sampling_row import SamplingRow
@@ -92,7 +93,7 @@ class DecodeBatch:
         self._place = place
         self._rows: list[_Row] = []
         self._lengths = RowLengths()
-        self._layers: list[SlotKVCache | MergedCache | SoloCache] = []
+        self._layers: list[DecodeLayer] = []
         self._inputs = mx.array([], dtype=mx.uint32)  # [rows]: what each row is fed next
         self._sampler: BatchSampler | None = None
         self._unread: _Unread | None = None
@@ -312,7 +313,7 @@ class DecodeBatch:
         self._sampler = None
         return tokens
 
-    def _layer(self, cache: Any) -> SlotKVCache | MergedCache | SoloCache:
+    def _layer(self, cache: Any) -> DecodeLayer:
         return decode_layer(cache, self._lengths, self._spare_tokens) if self._shared else SoloCache()
 
     def _present(self) -> list[int]:

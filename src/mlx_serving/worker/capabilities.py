@@ -22,8 +22,12 @@ from mlx_lm.models.cache import (
     trim_prompt_cache,
 )
 
+from mlx_serving.core.kv_form import GROUP_SIZES, KvForm
+from mlx_serving.errors import InvalidRequest
 from mlx_serving.wire.methods import ModelCapabilities
-from mlx_serving.worker.kv_cache import RowLengths, decode_layer
+from mlx_serving.worker.decode_layer import decode_layer
+from mlx_serving.worker.kv_cache import RowLengths
+from mlx_serving.worker.packed_kv import is_packable, make_caches
 from mlx_serving.worker.prompts import Prompt, begin_together
 
 # Two lengths, and no text: token ids that every vocabulary has. The logits after the last of them are compared.
@@ -34,7 +38,7 @@ _CUT = 4
 # Of the spread of the logits. Rounding in 16 bits stays below a hundredth; a state that took padding in is far above.
 _TOLERANCE = 0.05
 
-_GROUP_SIZE, _BITS = 64, 8  # mlx-lm's defaults
+_BITS = 8  # what fewer bits lose is too near to what a wrong cache loses
 
 
 def probe(model: nn.Module) -> ModelCapabilities:
@@ -71,9 +75,41 @@ def kv_bytes_and_logits(model: nn.Module) -> tuple[int, int]:
     needs is then overestimated, which is safe.
     """
     caches = make_prompt_cache(model)
-    logits = cast(mx.array, cast(Any, model)(mx.array([[0]], dtype=mx.uint32), cache=caches))
+    logits = _begin(model, caches)
     growing = [one for one in _flat(caches) if isinstance(one, KVCache | RotatingKVCache | ChunkedKVCache)]
     return sum(cache.nbytes // cache.keys.shape[2] for cache in growing), logits.shape[-1]
+
+
+def packed_kv_bytes(model: nn.Module, form: KvForm, capabilities: ModelCapabilities, model_id: str) -> int:
+    """What one token takes in caches in that form, in bytes.
+
+    Raises `InvalidRequest` for a model whose caches cannot be had in it.
+    """
+    caches = make_prompt_cache(model)
+    if not is_packable(caches):
+        kinds = sorted({type(cache).__name__ for cache in caches} - {KVCache.__name__})
+        raise _not_packable(form, model_id, f"it has layers with caches of other kinds ({', '.join(kinds)})")
+    _begin(model, caches)
+    form.require(_head_dims(caches), model_id)
+    if not capabilities.quantise_cache:
+        raise _not_packable(form, model_id, "its attention does not compute the same from packed keys and values")
+    packed = make_caches(model, form)
+    _begin(model, packed)
+    return sum(cache.nbytes // cache.keys[0].shape[2] for cache in packed)
+
+
+def _begin(model: nn.Module, caches: Sequence[Any]) -> mx.array:
+    return cast(mx.array, cast(Any, model)(mx.array([[0]], dtype=mx.uint32), cache=list(caches)))
+
+
+def _head_dims(caches: Sequence[Any]) -> set[int]:
+    return {array.shape[3] for cache in caches for array in (cache.keys, cache.values)}
+
+
+def _not_packable(form: KvForm, model_id: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The KV caches of {model_id} cannot be packed: {reason}; leave kv_bits out", field="kv_bits", given=form.bits
+    )
 
 
 def _flat(caches: Iterable[Any]) -> Iterator[Any]:
@@ -134,8 +170,13 @@ class _Trials:
             yield self._logits_after(_SHORT[-1], caches), self._logits_alone((*kept, _SHORT[-1]))
 
     def quantised(self) -> Iterator[tuple[mx.array, mx.array]]:
-        """A sequence that goes on with its caches in 8 bits."""
-        caches = [cache.to_quantized(group_size=_GROUP_SIZE, bits=_BITS) for cache in self._caches_of_long()]
+        """A sequence whose caches are in 8 bits."""
+        caches = self._caches_of_long()
+        if not is_packable(caches):
+            return
+        group_size = next(size for size in GROUP_SIZES if all(width % size == 0 for width in _head_dims(caches)))
+        caches = make_caches(self._model, KvForm(_BITS, group_size))
+        self._logits([_LONG[:-1]], caches)
         yield self._logits_after(_LONG[-1], caches), self._logits_alone(_LONG)
 
     def _begun(self, tokens: Sequence[int]) -> Prompt:

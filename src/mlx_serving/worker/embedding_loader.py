@@ -53,9 +53,10 @@ def embedder_loading(
     if how is None:
         return None
     with blaming("its architecture or weights", params.model_id, directory):
-        if params.quantization not in (None, "none") or params.adapter_path is not None:
+        packed = params.quantization not in (None, "none") or params.kv_bits is not None
+        if packed or params.adapter_path is not None:
             raise ModelLoadError(
-                f"{params.model_id} makes embeddings: it is neither quantised on load nor given an adapter",
+                f"{params.model_id} makes embeddings: nothing of it is quantised on load, and it takes no adapter",
                 model=params.model_id,
             )
         require_memory(sum(file.stat().st_size for file in directory.rglob("*.safetensors")))

@@ -113,7 +113,7 @@ class Generation:
     def add_model(self, model: LoadedModel) -> None:
         self._models[model.model_id] = model
         capabilities = model.facts.capabilities
-        self._prefixes.add_model(model.model_id, model.fingerprint, exact=not model.cuttable)
+        self._prefixes.add_model(model.model_id, model.fingerprint, exact=not model.cuttable, form=model.options.kv)
         model.runner.offer = self._prefixes.offer
         self._scheduler.add_model(
             model.model_id,

@@ -302,10 +302,5 @@ class SoloCache:
         return 0 if self.cache is None else self.cache.nbytes
 
 
-def decode_layer(cache: Any, rows: RowLengths, spare_tokens: float = math.inf) -> SlotKVCache | MergedCache:
-    """The layer of a shared batch for sequences whose own caches are like `cache`."""
-    return SlotKVCache(rows, spare_tokens) if type(cache) is KVCache else MergedCache()
-
-
 def _in_steps(tokens: int) -> int:
     return -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS

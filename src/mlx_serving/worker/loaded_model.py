@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.nn as nn
 
@@ -13,6 +14,7 @@ from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.wire.methods import LoadModelResult
 from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
 from mlx_serving.worker.output_style import OutputStyle
+from mlx_serving.worker.packed_kv import make_caches
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import Decode, PromptTokenizer
@@ -63,6 +65,10 @@ class LoadedModel:
     def model_id(self) -> str:
         return self.facts.model_id
 
+    def make_caches(self) -> list[Any]:
+        """Empty ones, as its sequences have them."""
+        return make_caches(self.model, self.options.kv)
+
     def renew_runner(self) -> None:
         self.runner.close()
         self.runner = self._new_runner()
@@ -70,4 +76,4 @@ class LoadedModel:
     def _new_runner(self) -> ModelRunner:
         # As many tokens take as much memory in the caches as the weights do: reading either costs a step the same.
         padding_tokens = self.facts.memory_bytes / self.kv_bytes_per_token if self.kv_bytes_per_token else math.inf
-        return self.make_runner(self.model, self.facts.capabilities, padding_tokens)
+        return self.make_runner(self.model, self.facts.capabilities, padding_tokens, self.options.kv)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import get_total_parameters, load_tokenizer
 
 from mlx_serving.catalog.prepare import prepare
 from mlx_serving.catalog.reference import parse_reference
+from mlx_serving.core import kv_form
 from mlx_serving.core.load_pace import LoadPace
 from mlx_serving.core.output_formats import MARKERS
 from mlx_serving.core.vision_models import sees
@@ -23,12 +23,13 @@ from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.machine import page_cache
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult, ModelCapabilities
-from mlx_serving.worker.capabilities import kv_bytes_and_logits, probing
+from mlx_serving.worker.capabilities import kv_bytes_and_logits, packed_kv_bytes, probing
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.model_files import blaming, read_object
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.model_shape import prefill_memory_of
 from mlx_serving.worker.output_style import find_style, knows_tools
+from mlx_serving.worker.packed_kv import make_caches
 from mlx_serving.worker.prefix_kv import is_plain
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
@@ -116,7 +117,9 @@ def loading(
     words = files.words
     blind: str | None = "it reads text only"
     with blaming("its architecture or weights", params.model_id, directory):
-        model, config = plan.open(partial(open_model, config=files.config, model_id=params.model_id)) if files.sees else plan.open()
+        model, config = (
+            plan.open(partial(open_model, config=files.config, model_id=params.model_id)) if files.sees else plan.open()
+        )
         yield None
         for done, total in plan.evaluate(model, pace):
             on_progress("loading", done, total)
@@ -130,6 +133,8 @@ def loading(
         if params.draft:
             require_draft(params.model_id, capabilities)
         per_token, logits = kv_bytes_and_logits(model)
+        if options.kv is not None:
+            per_token = packed_kv_bytes(model, options.kv, capabilities, params.model_id)
         yield None
         if isinstance(model, VisionText):
             blind = why_blind(model, words.prompts)
@@ -153,6 +158,9 @@ def loading(
         config_digest=digest,
         quantization=_quantization(config),
         adapter=options.adapter,
+        kv_bits=None if options.kv is None else options.kv.bits,
+        kv_group_size=None if options.kv is None else options.kv.group_size,
+        kv_bytes_per_token=per_token,
         eos_token_ids=sorted(words.eos_token_ids),
     )
     return LoadedModel(
@@ -167,12 +175,14 @@ def loading(
         spared_token_ids=words.spared_token_ids,
         make_runner=make_runner,
         kv_bytes_per_token=per_token,
-        prefill_memory=prefill_memory_of(_text_config(config), 4 if dtype == "float32" else 2),
+        prefill_memory=prefill_memory_of(
+            _text_config(config), 4 if dtype == "float32" else 2, packed_kv=options.kv is not None
+        ),
         output=find_style(words.tokenizer, params.tool_parser, params.reasoning_parser),
         knows_tools=knows_tools(words.tokenizer),
         decode_marked=words.decode_marked,
-        fingerprint=_fingerprint(directory, digest, dtype, files.sees),
-        cuttable=capabilities.trim and is_plain(make_prompt_cache(model)),
+        fingerprint=_fingerprint(directory, f"{digest} {options.kv}", dtype, files.sees),
+        cuttable=capabilities.trim and is_plain(make_caches(model, options.kv)),
         options=options,
         base=base,
         own_bytes=own_bytes,
@@ -192,15 +202,17 @@ def require_draft(model_id: str, capabilities: ModelCapabilities) -> None:
 
 def options_of(params: LoadModelParams) -> WeightOptions:
     """Raises `InvalidRequest` for a form that there is not."""
-    return WeightOptions(params.quantization, params.adapter_path, params.fuse_adapter)
+    kv = kv_form.of(params.kv_bits, params.kv_group_size)
+    return WeightOptions(params.quantization, params.adapter_path, params.fuse_adapter, kv)
 
 
-def _fingerprint(directory: Path, config_digest: str, dtype: str, sees: bool) -> str:
-    """What the KV of the model depends on besides tokens: its files, and the code that computes it."""
+def _fingerprint(directory: Path, form: str, dtype: str, sees: bool) -> str:
+    """What the KV of the model depends on besides tokens: its files, the form they and it are in, and the code that
+    computes it."""
     software = " ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm", *(["mlx-vlm"] if sees else [])))
     files = sorted(directory.glob("*.safetensors"))
     stamps = ((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    told = repr((config_digest, dtype, software, *stamps))
+    told = repr((form, dtype, software, *stamps))
     return hashlib.sha256(told.encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_serving.core.load_pace import LoadPace
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import ModelProgress
@@ -79,7 +80,7 @@ class ModelHandlers:
         if given != wanted:
             raise InvalidRequest(
                 f"{params.model_id} is loaded already, as {given} and not as {wanted}: unload it first",
-                field="quantization" if given.quantization != wanted.quantization else "adapter_path",
+                field=_differing(given, wanted),
                 given=str(wanted),
             )
         if loaded is None:
@@ -172,3 +173,9 @@ class ModelHandlers:
 
     def _users(self, model_id: str) -> int:
         return self._streams.count(model_id) + self._embeds.count(model_id)
+
+
+def _differing(given: WeightOptions, wanted: WeightOptions) -> str:
+    if given.quantization != wanted.quantization:
+        return "quantization"
+    return "adapter_path" if given.kv == wanted.kv else "kv_bits"

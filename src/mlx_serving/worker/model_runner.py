@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import KVCache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, trim_prompt_cache
 
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.scheduling import PrefillChunk
@@ -22,6 +23,7 @@ from mlx_serving.core.speculation import Drafting
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.batch import DecodeBatch, Place, Token
 from mlx_serving.worker.matcher import Matcher
+from mlx_serving.worker.packed_kv import make_caches
 from mlx_serving.worker.prefix_cache import Beginning
 from mlx_serving.worker.prompts import Prompt, advance_all
 from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
@@ -74,10 +76,18 @@ def _decline(stream_id: str, token_ids: Sequence[int], caches: Sequence[Any], *,
 
 
 class ModelRunner:
-    """`padding_tokens`: as many tokens of padding in the caches of a batch cost what a pass over the weights costs."""
+    """`padding_tokens`: as many tokens of padding in the caches of a batch cost what a pass over the weights costs.
+    `kv` is the form of the caches, None as they are computed."""
 
-    def __init__(self, model: nn.Module, capabilities: ModelCapabilities, padding_tokens: float = math.inf) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        capabilities: ModelCapabilities,
+        padding_tokens: float = math.inf,
+        kv: KvForm | None = None,
+    ) -> None:
         self._model = model
+        self._kv = kv
         self._capabilities = capabilities
         self._padding_tokens = padding_tokens
         self._rows: dict[str, SamplingRow] = {}
@@ -87,7 +97,7 @@ class ModelRunner:
         self._kept: dict[str, _Snapshot] = {}
         self._batches: list[DecodeBatch] = []
         self._place: Place | None = None
-        takes_drafts = capabilities.draft and capabilities.batch and _takes_runs(make_prompt_cache(model), capabilities)
+        takes_drafts = capabilities.draft and capabilities.batch and _takes_runs(make_caches(model, kv), capabilities)
         self.speculator = Speculator(ModelDrafter, able=takes_drafts)
         self.offer: Offer = _decline
         """Called with what was computed of a sequence: as its prompt goes on, and when it leaves."""
@@ -251,7 +261,7 @@ class ModelRunner:
         batch.join(stream_id, caches, count, token_ids[-1], self._rows[stream_id], shift=shift)
 
     def _prompt(self, stream_id: str) -> Prompt:
-        return Prompt(self._model, self.token_ids(stream_id))
+        return Prompt(self._model, self.token_ids(stream_id), self._kv)
 
     def _shift(self, stream_id: str) -> int:
         """By how much the positions of its answer are beyond their numbers."""
@@ -288,11 +298,12 @@ class ModelRunner:
         return None
 
 
-RunnerFactory = Callable[[nn.Module, ModelCapabilities, float], ModelRunner]
-"""Called with a model, what it can do, and its `padding_tokens`."""
+RunnerFactory = Callable[[nn.Module, ModelCapabilities, float, KvForm | None], ModelRunner]
+"""Called with a model, what it can do, its `padding_tokens`, and the form of its caches."""
 
 
 def _takes_runs(caches: Sequence[Any], capabilities: ModelCapabilities) -> bool:
     """Whether the rows of a batch may be fed different numbers of tokens: padding must leave no trace in its caches,
     which a row alone has none of."""
-    return not capabilities.batch or (capabilities.batch_prefill and all(type(cache) is KVCache for cache in caches))
+    plain = all(type(cache) in (KVCache, QuantizedKVCache) for cache in caches)
+    return not capabilities.batch or (capabilities.batch_prefill and plain)

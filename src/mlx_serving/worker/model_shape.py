@@ -17,8 +17,9 @@ _INNER_PER_WIDTH = 4  # the usual proportion, where the config does not tell
 _FUSED_HEAD_DIMS = (64, 80, 128)
 
 
-def prefill_memory_of(config: Mapping[str, Any], activation_bytes: int) -> PrefillMemory:
-    """`config` is that of the text model. Unknown (nothing is bounded) when it does not even tell the width."""
+def prefill_memory_of(config: Mapping[str, Any], activation_bytes: int, *, packed_kv: bool = False) -> PrefillMemory:
+    """`config` is that of the text model. Unknown (nothing is bounded) when it does not even tell the width.
+    `packed_kv`: attention computes its scores from packed caches."""
     width = _largest(config, _WIDTH)
     if not width:
         return PrefillMemory()
@@ -35,7 +36,7 @@ def prefill_memory_of(config: Mapping[str, Any], activation_bytes: int) -> Prefi
         inner_width=inner,
         heads=heads,
         item_bytes=activation_bytes,
-        fused_attention=is_gpu and head_dim in _FUSED_HEAD_DIMS,
+        fused_attention=is_gpu and not packed_kv and head_dim in _FUSED_HEAD_DIMS,
     )
 
 

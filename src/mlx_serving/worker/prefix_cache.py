@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.prefix_index import Entry, Insertion, Match, PrefixCachePolicy, PrefixIndex
 from mlx_serving.core.runtime_telemetry import PrefixTelemetry
 from mlx_serving.core.token_chain import TokenChain, root_key
@@ -65,6 +66,7 @@ class PrefixCache:
         self._chains: dict[str, TokenChain] = {}
         self._claims: dict[str, _Claim] = {}
         self._fingerprints: dict[str, str] = {}
+        self._forms: dict[str, KvForm | None] = {}
         self._exact: set[str] = set()
         self._spare: Callable[[], float] = lambda: float("inf")
         self._limit: float = float("inf") if policy.memory_bytes is None else policy.memory_bytes
@@ -95,9 +97,10 @@ class PrefixCache:
 
     # -- models and sequences
 
-    def add_model(self, model_id: str, fingerprint: str, *, exact: bool) -> None:
-        """`exact`: its caches cannot be cut, so that their whole state is kept."""
+    def add_model(self, model_id: str, fingerprint: str, *, exact: bool, form: KvForm | None = None) -> None:
+        """`exact`: its caches cannot be cut, so that their whole state is kept. `form` is what they are in."""
         self._fingerprints[model_id] = fingerprint
+        self._forms[model_id] = form
         if exact:
             self._exact.add(model_id)
 
@@ -105,6 +108,7 @@ class PrefixCache:
         """Forget it, with all that is kept of its sequences."""
         self.clear(model_id)
         self._fingerprints.pop(model_id, None)
+        self._forms.pop(model_id, None)
         self._exact.discard(model_id)
 
     def clear(self, model_id: str) -> None:
@@ -171,7 +175,8 @@ class PrefixCache:
         if isinstance(first, CacheState):
             return Beginning(first.begin(), claim.match.tokens)
         blocks = [kept for kept in claim.kept if isinstance(kept, KvBlock)]
-        return Beginning(prefix_kv.join(blocks, claim.match.tokens, room), claim.match.tokens)
+        form = self._forms[self._chains[id].owner]
+        return Beginning(prefix_kv.join(blocks, claim.match.tokens, room, form), claim.match.tokens)
 
     def offer(self, stream_id: str, token_ids: Sequence[int], caches: Sequence[Any], *, whole: bool) -> None:
         """The caches of a sequence hold exactly these tokens: keep what is not kept yet, as far as there is room.

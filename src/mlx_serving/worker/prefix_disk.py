@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlx_lm.models.cache import make_prompt_cache
-
 from mlx_serving.catalog.identity import IdentityIndex
 from mlx_serving.catalog.prefix_records import Content, UnusableRecord, version_folder
 from mlx_serving.core.prefix_disk import Found
@@ -27,6 +25,7 @@ from mlx_serving.core.prefix_traffic import patience_s
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
 from mlx_serving.core.token_chain import TokenChain
 from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.packed_kv import unpacked
 from mlx_serving.worker.prefix_arrays import caches_of, from_content, to_content, tree_of
 from mlx_serving.worker.prefix_cache import MIN_TOKENS, PrefixCache
 from mlx_serving.worker.prefix_files import PrefixFiles, Reading
@@ -39,11 +38,12 @@ _PUMP_BYTES = 4 << 20
 @dataclass(frozen=True, slots=True)
 class _Model:
     """`fingerprint` tells the files of different models apart. `classes` are those of its caches, layer by layer, of
-    which a token takes `token_bytes` in all."""
+    which a token takes `token_bytes` in all; of what can be cut there are `pairs` of keys and values."""
 
     fingerprint: str
     token_bytes: int
     classes: list[type[Any]]
+    pairs: int
 
 
 @dataclass(slots=True, eq=False)
@@ -82,14 +82,18 @@ class PrefixDisk:
 
     def add_model(self, model: LoadedModel) -> None:
         """Find what is on disk of it. Its files are read once, in the background, to know them by what they hold."""
-        classes: list[type[Any]] = [type(cache) for cache in make_prompt_cache(model.model)]
+        caches = model.make_caches()
+        classes: list[type[Any]] = [type(cache) for cache in caches]
+        pairs = len(unpacked(caches))
         directory = Path(model.facts.cached_path)
         weights = sorted(directory.glob("*.safetensors"))
         facts = f"{model.facts.config_digest} {model.facts.dtype} {model.kv_bytes_per_token}"
+        if model.options.kv is not None:
+            facts += f" {model.options.kv}"
 
         def identified(digests: Sequence[str]) -> None:
             fingerprint = _fingerprint(facts, digests)
-            self._models[model.model_id] = _Model(fingerprint, model.kv_bytes_per_token, classes)
+            self._models[model.model_id] = _Model(fingerprint, model.kv_bytes_per_token, classes, pairs)
             self._files.add_model(fingerprint)
 
         def identify() -> None:
@@ -285,7 +289,7 @@ class _Restored:
             layers = [(keys, values) for keys, values in tree]
             sizes = {(array.ndim, array.shape[0], array.shape[2]) for layer in layers for array in layer}
             block = KvBlock(layers)
-            fits = len(layers) == len(self._model.classes) and block.nbytes == self._model.token_bytes * record.count
+            fits = len(layers) == self._model.pairs and block.nbytes == self._model.token_bytes * record.count
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise UnusableRecord(f"it holds no keys and values: {error}") from error
         if sizes != {(4, 1, record.count)} or not fits:

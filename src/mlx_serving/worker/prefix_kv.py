@@ -1,7 +1,7 @@
 """What is kept of KV caches for others, as copies that hold no more memory than they need.
 
-Of plain key-value caches pieces are cut, which are put together again for a sequence that begins with them. Caches of
-other kinds are copied whole.
+Of plain key-value caches pieces are cut, which are put together again for a sequence that begins with them; of packed
+ones as well, which are three plain ones a layer. Caches of other kinds are copied whole.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
-from mlx_lm.models.cache import CacheList, KVCache
+from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache
 
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.worker.kv_cache import GROWTH_TOKENS
+from mlx_serving.worker.packed_kv import form_of, pack, parts_of, repacked, unpacked
 
 
 @dataclass(frozen=True, slots=True)
 class KvBlock:
-    """Keys and values of each layer, [1, heads, tokens, head_dim]."""
+    """Keys and values of each layer, [1, heads, tokens, head_dim]; of packed ones three pairs a layer."""
 
     layers: list[tuple[mx.array, mx.array]]
 
@@ -47,17 +49,19 @@ Kept: TypeAlias = KvBlock | CacheState
 
 def is_plain(caches: Sequence[Any]) -> bool:
     """Whether pieces of them can be cut."""
-    return all(type(cache) is KVCache for cache in caches)
+    return all(type(cache) in (KVCache, QuantizedKVCache) for cache in caches)
 
 
-def token_bytes(caches: Sequence[KVCache]) -> int:
+def token_bytes(caches: Sequence[Any]) -> int:
     """What a token takes in all layers."""
-    return sum(array.nbytes // array.shape[2] for cache in caches for array in (cache.keys, cache.values))
+    return sum(array.nbytes // array.shape[2] for cache in unpacked(caches) for array in (cache.keys, cache.values))
 
 
-def cut(caches: Sequence[KVCache], start: int, end: int) -> KvBlock:
+def cut(caches: Sequence[Any], start: int, end: int) -> KvBlock:
     """A copy of the tokens [start, end)."""
-    return KvBlock([(_copied(cache.keys[:, :, start:end]), _copied(cache.values[:, :, start:end])) for cache in caches])
+    return KvBlock(
+        [(_copied(cache.keys[:, :, start:end]), _copied(cache.values[:, :, start:end])) for cache in unpacked(caches)]
+    )
 
 
 def piece(blocks: Sequence[KvBlock], start: int, end: int) -> KvBlock:
@@ -76,12 +80,13 @@ def _slice(pieces: Sequence[mx.array], start: int, end: int) -> mx.array:
     return _copied(whole[:, :, start:end])
 
 
-def join(blocks: Sequence[KvBlock], tokens: int, room: int) -> list[KVCache]:
-    """Caches that hold the first `tokens` tokens of these blocks, with room for `room` tokens in all."""
+def join(blocks: Sequence[KvBlock], tokens: int, room: int, form: KvForm | None = None) -> list[Any]:
+    """Caches in that form that hold the first `tokens` tokens of these blocks, with room for `room` tokens in all."""
     capacity = -(-max(room, tokens) // GROWTH_TOKENS) * GROWTH_TOKENS
-    return [
+    joined = [
         _joined([block.layers[layer] for block in blocks], tokens, capacity) for layer in range(len(blocks[0].layers))
     ]
+    return repacked(joined, form)
 
 
 def _joined(pieces: Sequence[tuple[mx.array, mx.array]], tokens: int, capacity: int) -> KVCache:
@@ -121,6 +126,8 @@ def compute(kept: Sequence[Kept]) -> None:
 def _clone(cache: Any) -> Any:
     if isinstance(cache, CacheList):
         return CacheList(*(_clone(part) for part in cache.caches))
+    if type(cache) is QuantizedKVCache:
+        return pack([_clone(part) for part in parts_of(cache)], form_of(cache))
     if type(cache) is KVCache:
         fresh = KVCache()
         fresh.keys = _copied(cache.keys[:, :, : cache.offset])

@@ -12,9 +12,11 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import ConcatenateKVCache, KVCache, make_prompt_cache
+from mlx_lm.models.cache import ConcatenateKVCache, KVCache, QuantizedKVCache
 
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.prefill_passes import passes
+from mlx_serving.worker.packed_kv import form_of, make_caches, pack, parts_of
 
 PASS_TOKENS = 24
 """What a pass costs besides its tokens, in tokens: reading all weights. Measured on the CPU backend 25 for a model of
@@ -33,9 +35,9 @@ class Prompt:
     is_alone = False
     """Whether it shares no pass with others."""
 
-    def __init__(self, model: nn.Module, token_ids: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, token_ids: Sequence[int], kv: KvForm | None = None) -> None:
         self.token_ids = token_ids
-        self.caches: list[Any] = make_prompt_cache(model)
+        self.caches = make_caches(model, kv)
         self.done = 0
 
     def advance(self, model: nn.Module, end: int) -> None:
@@ -90,6 +92,10 @@ class _Layer:
         if type(rows[0]) is KVCache:
             self.cache = ConcatenateKVCache()
             return
+        if type(rows[0]) is QuantizedKVCache:
+            form = form_of(rows[0])
+            self.cache = QuantizedKVCache(form.group_size, form.bits)
+            return
         self.cache = rows[0].merge(rows)
         longest = max(lengths)
         self._padded = min(lengths) < longest
@@ -99,17 +105,23 @@ class _Layer:
     def split(self) -> list[Any]:
         """A cache a row, without the padding."""
         if isinstance(self.cache, ConcatenateKVCache):
-            return [self._row(index, length) for index, length in enumerate(self._lengths)]
+            return [_row(self.cache, index, length) for index, length in enumerate(self._lengths)]
+        if isinstance(self.cache, QuantizedKVCache):
+            form, parts = form_of(self.cache), parts_of(self.cache)
+            return [
+                pack([_row(part, index, length) for part in parts], form) for index, length in enumerate(self._lengths)
+            ]
         if self._padded:
             self.cache.finalize()
         return [self.cache.extract(index) for index in range(len(self._lengths))]
 
-    def _row(self, index: int, length: int) -> KVCache:
-        row = KVCache()
-        row.keys = self.cache.keys[index : index + 1, :, :length]
-        row.values = self.cache.values[index : index + 1, :, :length]
-        row.offset = length
-        return row
+
+def _row(rows: Any, index: int, length: int) -> KVCache:
+    row = KVCache()
+    row.keys = rows.keys[index : index + 1, :, :length]
+    row.values = rows.values[index : index + 1, :, :length]
+    row.offset = length
+    return row
 
 
 def _evaluate(caches: Sequence[Any]) -> None:

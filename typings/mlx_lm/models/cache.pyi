@@ -12,6 +12,18 @@ class KVCache:
     @property
     def state(self) -> Any: ...
 
+class QuantizedKVCache:
+    keys: tuple[mx.array, mx.array, mx.array] | None
+    values: tuple[mx.array, mx.array, mx.array]
+    offset: int
+    group_size: int
+    bits: int
+    def __init__(self, group_size: int = 64, bits: int = 8) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def state(self) -> Any: ...
+
 class ConcatenateKVCache:
     keys: mx.array
     values: mx.array

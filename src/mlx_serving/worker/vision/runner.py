@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_serving.core.encodings import ImageSpan
+from mlx_serving.core.kv_form import KvForm
+from mlx_serving.core.speculation import Drafting
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.model_runner import Job, ModelRunner
 from mlx_serving.worker.prompts import Prompt
@@ -27,19 +29,24 @@ from mlx_serving.worker.vision.pictures import Prepared
 
 class VisionRunner(ModelRunner):
     def __init__(
-        self, model: VisionText, capabilities: ModelCapabilities, padding_tokens: float, features: FeatureCache
+        self,
+        model: VisionText,
+        capabilities: ModelCapabilities,
+        padding_tokens: float,
+        kv: KvForm | None,
+        features: FeatureCache,
     ) -> None:
-        super().__init__(model, capabilities, padding_tokens)
+        super().__init__(model, capabilities, padding_tokens, kv)
         self._sight = model
         self._features = features
         self._pictured: dict[str, Prepared] = {}
         self._shifts: dict[str, int] = {}
         self._place = model.place
 
-    def open(self, job: Job) -> None:
-        super().open(job)
+    def open(self, job: Job) -> Drafting | None:
         if job.pictures:
             self._pictured[job.stream_id] = job.prepared
+        return super().open(job)
 
     def encode(self, stream_id: str, index: int) -> None:
         """Encode an image of a sequence, unless it is gone."""
@@ -72,7 +79,7 @@ class VisionRunner(ModelRunner):
         fed = [*pictured.fed, *self._rows[stream_id].drawn]
         spans = [picture.span for picture in pictured.pictures]
         images = _Images(spans, partial(self._features_of, stream_id, pictured))
-        return PicturedPrompt(self._sight, self.token_ids(stream_id), fed, positions, images)
+        return PicturedPrompt(self._sight, self.token_ids(stream_id), fed, positions, images, self._kv)
 
     def _join(self, stream_id: str, prompt: Prompt) -> None:
         super()._join(stream_id, prompt)
@@ -143,8 +150,9 @@ class PicturedPrompt(Prompt):
         fed: Sequence[int],
         positions: NDArray[np.int32] | None,
         images: _Images,
+        kv: KvForm | None = None,
     ) -> None:
-        super().__init__(model, token_ids)
+        super().__init__(model, token_ids, kv)
         self._sight = model
         self._fed = fed
         self._positions = positions
