@@ -9,7 +9,7 @@ from openai import AsyncOpenAI
 
 from mlx_serving.config.served_models import EMBEDDED_MODEL
 
-from . import actor
+from . import actor, schooled
 from .served_process import ServedProcess, serving
 from .tiny_server import KEYS, config_of
 
@@ -26,6 +26,13 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def embedded(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[ServedProcess]:
     """A server as a new user starts it: the embedded model and no configuration."""
     async with serving(tmp_path_factory.mktemp("embedded"), "--model", EMBEDDED_MODEL) as served:
+        yield served
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def school(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[ServedProcess]:
+    """A server of the embedded model as `schooled` configures it."""
+    async with serving(tmp_path_factory.mktemp("school"), keys=schooled.KEYS, config=schooled.config()) as served:
         yield served
 
 

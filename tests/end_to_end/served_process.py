@@ -35,10 +35,10 @@ class ServedProcess:
         headers = {"authorization": f"Bearer {self._keys[key]}"} if key in self._keys else {}
         return httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=LIMIT_S)
 
-    def openai(self) -> AsyncOpenAI:
+    def openai(self, key: str = "api_key") -> AsyncOpenAI:
         """OpenAI's own client, which fails at the first failure."""
-        key = self._keys.get("api_key", "none")
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=LIMIT_S)
+        secret = self._keys.get(key, "none")
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=secret, max_retries=0, timeout=LIMIT_S)
 
     async def health(self) -> dict[str, Any]:
         async with self.http() as http:
@@ -92,12 +92,13 @@ async def serving(
 ) -> AsyncGenerator[ServedProcess]:
     """Serve on a free port until the block ends, from the empty directory `home`.
 
-    `keys` are `api_key` and `admin_key`, `config` is the content of the configuration file.
+    `keys` are `api_key`, `admin_key` and any others that the configuration has by their hashes, `config` is the content
+    of the configuration file.
     """
     keys = keys or {}
     if config is not None:
         (home / "mlx-serving.yaml").write_text(json.dumps(config))  # JSON is YAML
-    secrets = {f"MLX_SERVING_SERVER__{name.upper()}": secret for name, secret in keys.items()}
+    secrets = {f"MLX_SERVING_SERVER__{name.upper()}": keys[name] for name in ("api_key", "admin_key") if name in keys}
     process = await asyncio.create_subprocess_exec(
         *command("serve", "--port", "0", "--json", *arguments),
         cwd=home,

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.lib.responses_tool_runner import AsyncRegisteredFunction, AsyncResponsesToolRunner
 from openai.types.responses import Response
 from pydantic import BaseModel
 
@@ -77,6 +78,20 @@ async def test_a_loop_of_tools_without_the_server_remembering(client: AsyncOpenA
     asked.append({"type": "function_call_output", "call_id": call.call_id, "output": "A lot."})
     last = await client.responses.create(model="actor", input=asked, tools=[TOOL], store=False)
     assert last.output_text == REPORT
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_tool_runner_calls_and_reports(client: AsyncOpenAI, stream: bool) -> None:
+    looked_up: list[object] = []
+
+    async def look_up(arguments: dict[str, object]) -> str:
+        looked_up.append(arguments["what"])
+        return "A lot."
+
+    strict: Any = TOOL | {"strict": True}
+    runner = AsyncResponsesToolRunner(functions=[AsyncRegisteredFunction(strict, look_up)])
+    last = await runner.run(client, {"model": "actor", "input": "How do cats sleep?"}, stream=stream, max_steps=3)
+    assert (looked_up, last.output_text) == (["cats"], REPORT)
 
 
 async def test_a_call_can_be_forced_and_streams_its_arguments(client: AsyncOpenAI) -> None:

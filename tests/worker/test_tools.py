@@ -253,6 +253,16 @@ def test_a_model_whose_template_knows_no_tools_takes_none(worker: WorkerProcess,
     assert refusal.details["field"] == "tools"
 
 
+def test_a_template_in_place_of_the_models_decides_whether_there_are_tools(
+    worker: WorkerProcess, caller: Path, llama: Path
+) -> None:
+    given: dict[str, Any] = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 1}
+    untaught = "{{ messages[0].content }}"
+    assert worker.refusal("generate", model_id=str(caller), chat_template=untaught, **given).details["field"] == "tools"
+    worker.call("load_model", model_id=str(llama))
+    assert list(worker.notifications(worker.generate(model_id=str(llama), chat_template=TEMPLATE, **given)))
+
+
 def test_a_parser_that_does_not_exist_is_refused_with_those_that_do(worker: WorkerProcess, caller: Path) -> None:
     worker.call("unload_model", model_id=str(caller))
     refusal = worker.refusal("load_model", model_id=str(caller), tool_parser="mistrel")

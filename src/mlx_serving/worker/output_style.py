@@ -117,7 +117,12 @@ def knows_tools(wrapper: TokenizerWrapper) -> bool:
     if not wrapper.has_chat_template:
         return False
     source = template_source(wrapper)
-    return not source or "tools" in source
+    return not source or tells_of_tools(source)
+
+
+def tells_of_tools(template: str) -> bool:
+    """Whether a chat template, in Jinja, has a place for tools."""
+    return "tools" in template
 
 
 def _tool_style(name: str | None) -> ToolStyle | str | None:

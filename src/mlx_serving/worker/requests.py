@@ -19,6 +19,7 @@ from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, Unsupporte
 from mlx_serving.wire.methods import GenerateParams, ImageParam
 from mlx_serving.worker.embedding_model import EmbeddingModel
 from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.output_style import tells_of_tools
 from mlx_serving.worker.sampling_row import TokenRules
 from mlx_serving.worker.structure import Form
 
@@ -69,8 +70,8 @@ def check_images(
 
 
 def check_tools(params: GenerateParams, model: LoadedModel) -> None:
-    """Raises `UnsupportedParameter` for tools of which the model's template does not tell it, or whose calls nobody can
-    read; `InvalidRequest` for a choice that there is not."""
+    """Raises `UnsupportedParameter` for tools of which the chat template, the model's or that of the request, does not
+    tell it, or whose calls nobody can read; `InvalidRequest` for a choice that there is not."""
     names = [str(_function(tool).get("name")) for tool in params.tools]
     if params.tool_choice == "required" and not names:
         raise InvalidRequest("tool_choice asks for a call, but there are no tools", field="tool_choice")
@@ -80,7 +81,7 @@ def check_tools(params: GenerateParams, model: LoadedModel) -> None:
         )
     if not names or params.tool_choice == "none":
         return
-    if not model.knows_tools:
+    if not (model.knows_tools if params.chat_template is None else tells_of_tools(params.chat_template)):
         raise UnsupportedParameter(
             f"tools are not supported by {model.model_id}: its chat template does not tell it of any", field="tools"
         )
