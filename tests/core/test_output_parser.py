@@ -27,6 +27,15 @@ CALLS = {
     "qwen3_coder": "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
     "glm47": "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
     "gemma4": "<|tool_call>call:f{x:1}<tool_call|>",
+    "function_gemma": "<start_function_call>call:f{x:1}<end_function_call>",
+    "laguna": "<tool_call>f<arg_key>x</arg_key><arg_value>1</arg_value></tool_call>",
+    "longcat": "<longcat_tool_call>f\n<longcat_arg_key>x</longcat_arg_key>\n<longcat_arg_value>1</longcat_arg_value>\n"
+    "</longcat_tool_call>",
+    "minicpm5": '<function name="f"><param name="x">1</param></function>',
+    "minimax_m2": '<minimax:tool_call>\n<invoke name="f">\n<parameter name="x">1</parameter>\n</invoke>\n'
+    "</minimax:tool_call>",
+    "muse_spark": '<atem:function_calls>\n<atem:invoke name="f">\n<atem:parameter name="x">1</atem:parameter>\n'
+    "</atem:invoke>\n</atem:function_calls>",
     "pythonic": "<|tool_call_start|>[f(x=1)]<|tool_call_end|>",
     "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
     '{"x": 1}<|tool_call_end|><|tool_calls_section_end|>',

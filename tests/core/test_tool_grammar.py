@@ -38,6 +38,16 @@ ANSWERS = {
     "</minimax:tool_call>",
     "pythonic": "<|tool_call_start|>[f(x=1)]<|tool_call_end|>",
     "qwen3_coder": "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
+    "laguna": "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+    "longcat": "<longcat_tool_call>f\n<longcat_arg_key>x</longcat_arg_key>\n<longcat_arg_value>1</longcat_arg_value>\n"
+    "</longcat_tool_call>",
+    "minicpm5": '<function name="f"><param name="x">1</param></function>',
+    "muse_spark": '<atem:function_calls>\n<atem:invoke name="f">\n<atem:parameter name="x">1</atem:parameter>\n'
+    "</atem:invoke>\n</atem:function_calls>",
+    "gemma4": "<|tool_call>call:f{x:1}<tool_call|>",
+    "function_gemma": "<start_function_call>call:f{x:1}<end_function_call>",
+    "kimi_k3": '<|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|><|open|>argument key="x" type="number"<|sep|>'
+    "1<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>",
     "harmony": '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}',
 }
 
@@ -52,12 +62,12 @@ def fits(grammar: str, text: str) -> bool:
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
 
-READ_HERE = [style for style in FORCIBLE if style == HARMONY or style in TOOL_STYLES]
-"""The others are read by mlx-lm's parsers."""
-
-
 def format_of(style: str) -> OutputFormat:
-    return output_format(style if style in READ_HERE else None, THINK.get(style, "think"))
+    return output_format(style, THINK.get(style, "think"))
+
+
+def test_every_style_can_be_forced() -> None:
+    assert sorted(FORCIBLE) == sorted([*TOOL_STYLES, HARMONY]) == sorted(ANSWERS)
 
 
 @pytest.mark.parametrize("style", FORCIBLE)
@@ -71,10 +81,10 @@ def test_a_call_fits_and_is_read_again(style: str, thinking: bool) -> None:
     before = ("" if thinking else start) + "hm" + end + ("<|start|>assistant" if style == HARMONY else "\n")
     assert fits(grammar, before + answer)
     assert fits(grammar, answer) is not thinking
-    assert not fits(grammar, before + answer.replace("1", "3"))
+    assert not fits(grammar, before + "3".join(answer.rsplit("1", 1)))
     assert not fits(grammar, "Hello")
     parser = OutputParser(output, "s", tools=TOOLS, thinking=thinking)
-    if style != "llama" and style in READ_HERE:
+    if style != "llama":
         [call] = parser.feed(before + answer).tool_calls
         assert (call.name, json.loads(call.arguments)) == ("f", {"x": 1})
 
@@ -92,7 +102,17 @@ def test_markers_that_are_tokens_are_written_as_tokens() -> None:
     assert '<[12]> "f" <[6]> args_0' in grammar
 
 
-TAGGED = ["qwen3_coder", "glm47", "deepseek_v32", "pythonic"]
+TAGGED = [
+    "qwen3_coder",
+    "glm47",
+    "deepseek_v32",
+    "pythonic",
+    "longcat",
+    "minimax_m2",
+    "minicpm5",
+    "muse_spark",
+    "kimi_k3",
+]
 MIXED: dict[str, object] = {
     "type": "object",
     "properties": {
@@ -139,6 +159,29 @@ def written(style: str, arguments: Mapping[str, object]) -> str:
             )
             section = f'<｜DSML｜invoke name="f">\n{inside}</｜DSML｜invoke>\n'
             return f"<｜DSML｜tool_calls>\n{section}</｜DSML｜tool_calls>"
+        case "longcat":
+            return "<longcat_" + written("glm47", arguments)[1:].replace("arg_", "longcat_arg_").replace(
+                "</tool_call>", "</longcat_tool_call>"
+            )
+        case "minimax_m2" | "muse_spark":
+            tag, section = ("", "minimax:tool_call") if style == "minimax_m2" else ("atem:", "atem:function_calls")
+            inside = "".join(f'<{tag}parameter name="{key}">{value(key)}</{tag}parameter>\n' for key in keys)
+            return f'<{section}>\n<{tag}invoke name="f">\n{inside}</{tag}invoke>\n</{section}>'
+        case "minicpm5":
+            texts = {key: value(key) for key in keys}
+            if "\n" in texts.get("text", ""):
+                texts["text"] = f"<![CDATA[{texts['text']}]]>"
+            inside = "".join(f'<param name="{key}">{text}</param>' for key, text in texts.items())
+            return f'<function name="f">{inside}</function>'
+        case "kimi_k3":
+            kinds = {"list": "array", "maybe": "null", "any": "object"}
+            inside = "".join(
+                f'<|open|>argument key="{key}" type="{kinds.get(key, "string")}"<|sep|>{value(key)}'
+                "<|close|>argument<|sep|>"
+                for key in keys
+            )
+            call = f'<|open|>call tool="f" index="1"<|sep|>{inside}<|close|>call<|sep|>'
+            return f"<|open|>tools<|sep|>{call}<|close|>tools<|sep|>"
         case _:
             inside = ", ".join(f"{key}={value(key)}" for key in keys)
             return f"<|tool_call_start|>[f({inside})]<|tool_call_end|>"
@@ -158,6 +201,89 @@ def test_arguments_between_tags_fit_their_schemas(style: str, arguments: dict[st
     parser = OutputParser(output_format(style, None), "s", tools=tools)
     [call] = parser.feed(answer).tool_calls
     assert json.loads(call.arguments) == arguments
+
+
+GEMMA: dict[str, object] = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "word": {"enum": ["a b", 1, None, ["x", {"b": 2.5, "a": "y"}]]},
+        "short": {"type": "string", "minLength": 1, "maxLength": 3},
+        "list": {"type": "array", "items": {"$ref": "#/$defs/n"}, "maxItems": 2},
+        "some": {"type": "array", "items": {"type": "boolean"}, "minItems": 1},
+        "none": {"type": "array", "maxItems": 0},
+        "in": {"type": "object", "properties": {"a: b": {"type": "number"}, "c d": {"type": "string"}}},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "empty": {"type": "object"},
+    },
+    "required": ["word", "list"],
+    "$defs": {"n": {"type": "integer", "minimum": 1}},
+}
+
+
+@pytest.mark.parametrize(("style", "quote"), [("gemma4", '<|"|>'), ("function_gemma", "<escape>")])
+@pytest.mark.parametrize(
+    ("inside", "arguments"),
+    [
+        ("list:[],word:1", {"list": [], "word": 1}),
+        ("in:{},list:[1,2],word:~a b~", {"in": {}, "list": [1, 2], "word": "a b"}),
+        (
+            (
+                "empty:{},in:{~a: b~:1.5,c d:~x, {y}~},list:[3],maybe:null,none:[],"
+                "short:~ab~,some:[true,false],text:~two\nlines, <b> 'more'~,word:[~x~,{a:~y~,b:2.5}]"
+            ),
+            {
+                "empty": {},
+                "in": {"a: b": 1.5, "c d": "x, {y}"},
+                "list": [3],
+                "maybe": None,
+                "none": [],
+                "short": "ab",
+                "some": [True, False],
+                "text": "two\nlines, <b> 'more'",
+                "word": ["x", {"a": "y", "b": 2.5}],
+            },
+        ),
+    ],
+)
+def test_arguments_in_gemmas_notation_fit_their_schemas(
+    style: str, quote: str, inside: str, arguments: dict[str, object]
+) -> None:
+    grammar = tool_grammar(style, {"f": GEMMA}, no_token, parallel=True, lead=Lead(""))
+    answer = ANSWERS[style].replace("x:1", inside.replace("~", quote))
+    assert fits(grammar, answer)
+    for good, bad in (("list:[", "list:[0,"), (",word:", ",other:1,word:"), ("~ab~", "~abcd~"), ("[true", "[1")):
+        mistaken = answer.replace(good.replace("~", quote), bad.replace("~", quote))
+        assert mistaken == answer or not fits(grammar, mistaken)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": GEMMA}}]
+    [call] = OutputParser(output_format(style, None), "s", tools=tools).feed(answer).tool_calls
+    assert json.loads(call.arguments) == arguments
+
+
+def test_gemmas_quotes_may_be_tokens() -> None:
+    grammar = tool_grammar("gemma4", {"f": GEMMA}, {'<|"|>': 7}.get, parallel=True, lead=Lead(""))
+    assert LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)) == ""
+    assert "<[7]> ARGS_0_TEXT <[7]>" in grammar
+
+
+def test_kimis_calls_follow_every_schema_in_one_object() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^x+$"}}, "required": ["a"]}
+    grammar = tool_grammar("kimi_k3", {"f": schema}, no_token, parallel=True, lead=Lead(""))
+    start, end = (
+        '<|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|>',
+        "<|close|>call<|sep|><|close|>tools<|sep|>",
+    )
+    for text, is_fit in (("xx", True), ("y", False)):
+        block = f'<|open|>json type="object"<|sep|>{{"a": "{text}"}}<|close|>json<|sep|>'
+        assert fits(grammar, start + block + end) is is_fit
+    assert not fits(grammar, f'{start}<|open|>argument key="a" type="string"<|sep|>xx<|close|>argument<|sep|>{end}')
+
+
+def test_texts_of_one_line_with_markup_stand_in_sections_where_there_are_any() -> None:
+    schema = {"properties": {"a": {"type": "string", "enum": ["a", "b & c"]}}, "required": ["a"]}
+    grammar = tool_grammar("minicpm5", {"f": schema}, no_token, parallel=True, lead=Lead(""))
+    for text, is_fit in (("a", True), ("<![CDATA[b & c]]>", True), ("b & c", False)):
+        assert fits(grammar, f'<function name="f"><param name="a">{text}</param></function>') is is_fit
 
 
 @pytest.mark.parametrize("style", TAGGED)

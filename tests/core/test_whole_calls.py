@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from mlx_serving.core.gemma_calls import GEMMA_4
 from mlx_serving.core.tool_arguments import Schemas, WholeCall, property_of, schemas_of, typed
 from mlx_serving.core.whole_calls import (
+    NamedParameters,
     ReadCalls,
+    is_whole_longcat,
     is_whole_xtml,
     read_argument_pairs,
     read_dsml,
-    read_gemma,
+    read_longcat,
     read_pythonic,
     read_tagged_parameters,
     read_xtml,
@@ -28,10 +31,14 @@ SCHEMAS: Schemas = schemas_of(
         (read_tagged_parameters, "a b><parameter=x>1</parameter>"),
         (read_argument_pairs, "a b<arg_key>x</arg_key>"),
         (read_dsml, "no name"),
-        (read_gemma, "nothing"),
-        (read_gemma, "call:f{x:1"),
-        (read_gemma, 'call:f{x:<|"|>never ends}'),
-        (read_gemma, "call:f{x"),
+        (GEMMA_4.read, "nothing"),
+        (read_longcat, '{"name": "f"}'),
+        (read_longcat, '{"name": "f", "arguments": [1]}'),
+        (read_longcat, '{"name": "f'),
+        (NamedParameters("param").read, "nothing"),
+        (GEMMA_4.read, "call:f{x:1"),
+        (GEMMA_4.read, 'call:f{x:<|"|>never ends}'),
+        (GEMMA_4.read, "call:f{x"),
         (read_pythonic, "f("),
         (read_pythonic, "[1]"),
         (read_pythonic, "f(1)"),
@@ -55,8 +62,11 @@ def test_what_is_no_call_is_none(read: ReadCalls, body: str) -> None:
         (read_tagged_parameters, "f>\n<parameter=x>\n1\n<parameter=x>\n2\n</parameter>", {"x": "2"}),
         (read_argument_pairs, "f", {}),
         (read_dsml, ' name="f">', {}),
-        (read_gemma, "call:f{}", {}),
-        (read_gemma, 'call:f{a:"b", c: {d:[1,true]}, <|"|>e f<|"|>:<|"|>g<|"|>}',
+        (GEMMA_4.read, "call:f{}", {}),
+        (read_longcat, ' {"name": "f", "arguments": {"x": "1"}}', {"x": "1"}),
+        (NamedParameters("p", sections=True).read, '"f"><p name="x"><![CDATA[a</p>\n]]></p>', {"x": "a</p>\n"}),
+        (NamedParameters("p").read, " name='f' more><p name=x> 1\n</p>\n<p name='y'>2</p>", {"x": " 1\n", "y": 2}),
+        (GEMMA_4.read, 'call:f{a:"b", c: {d:[1,true]}, <|"|>e f<|"|>:<|"|>g<|"|>}',
          {"a": "b", "c": {"d": [1, True]}, "e f": "g"}),
         (read_pythonic, "f(a=-1, b=(1, 'x'), c={'k': null}, d=true)",
          {"a": -1, "b": [1, "x"], "c": {"k": None}, "d": True}),
@@ -73,6 +83,11 @@ def test_names_may_have_dots() -> None:
 
 
 def test_an_end_inside_of_an_argument_is_none_of_the_call() -> None:
+    assert is_whole_longcat('{"a": "}"}')
+    assert not is_whole_longcat('{"a": "')
+    assert not is_whole_longcat("f<longcat_arg_key>x</longcat_arg_key><longcat_arg_value>1")
+    assert NamedParameters("p").is_whole('"f">')
+    assert not NamedParameters("p").is_whole('"f"><p name="x">1')
     assert is_whole_xtml("no arguments")
     assert not is_whole_xtml("<|open|>argument")
     assert is_whole_xtml("<|open|>…<|close|>argument<|sep|> ")

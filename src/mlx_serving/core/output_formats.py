@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mlx_serving.core.gemma_calls import FUNCTION_GEMMA, GEMMA_4
 from mlx_serving.core.harmony import HarmonyFormat
 from mlx_serving.core.output_parser import MarkedFormat, OutputFormat
 from mlx_serving.core.parsed_output import IdStyle
@@ -19,14 +20,15 @@ from mlx_serving.core.tool_call_stream import (
     WrappedJson,
 )
 from mlx_serving.core.whole_calls import (
+    NamedParameters,
     is_whole_argument_pairs,
     is_whole_dsml,
-    is_whole_gemma,
+    is_whole_longcat,
     is_whole_tagged_parameters,
     is_whole_xtml,
     read_argument_pairs,
     read_dsml,
-    read_gemma,
+    read_longcat,
     read_pythonic,
     read_tagged_parameters,
     read_xtml,
@@ -43,6 +45,10 @@ def _kimi_name(header: str) -> tuple[str, str | None] | None:
 def _plain_name(header: str) -> tuple[str, str | None] | None:
     return (header, None) if re.fullmatch(r"[\w.-]+", header) else None
 
+
+_MINICPM = NamedParameters("param", sections=True)
+_MINIMAX = NamedParameters("parameter")
+_MUSE = NamedParameters("atem:parameter")
 
 _DSML_SECTIONS = tuple(
     (f"<｜DSML｜{name}>", f"</｜DSML｜{name}>") for name in ("function_calls", "tool_calls", " calls", " tool_calls")
@@ -72,6 +78,11 @@ class ThinkStyle:
 HARMONY = "harmony"
 """Thinks and calls in one notation: the name of a style of either kind, which only go together."""
 
+_GLM = ToolStyle(
+    WholeCalls((("<tool_call>", "</tool_call>"),), read_argument_pairs, is_whole_argument_pairs),
+    ignored=("</tool_call>",),
+)
+
 TOOL_STYLES: Mapping[str, ToolStyle] = {
     "json_tools": ToolStyle(WrappedJson("<tool_call>", "</tool_call>")),
     "llama": ToolStyle(BareCalls(), trims=False, ignored=("<|python_end|>",)),
@@ -86,11 +97,33 @@ TOOL_STYLES: Mapping[str, ToolStyle] = {
         calls_end_thought=True,
         ignored=("</tool_call>",),
     ),
-    "glm47": ToolStyle(
-        WholeCalls((("<tool_call>", "</tool_call>"),), read_argument_pairs, is_whole_argument_pairs),
-        ignored=("</tool_call>",),
+    "glm47": _GLM,
+    "laguna": _GLM,
+    "longcat": ToolStyle(
+        WholeCalls((("<longcat_tool_call>", "</longcat_tool_call>"),), read_longcat, is_whole_longcat)
     ),
-    "gemma4": ToolStyle(WholeCalls((("<|tool_call>", "<tool_call|>"),), read_gemma, is_whole_gemma), trims=False),
+    "minicpm5": ToolStyle(WholeCalls((("<function name=", "</function>"),), _MINICPM.read, _MINICPM.is_whole)),
+    "minimax_m2": ToolStyle(
+        WholeCalls(
+            (("<invoke", "</invoke>"),),
+            _MINIMAX.read,
+            _MINIMAX.is_whole,
+            (("<minimax:tool_call>", "</minimax:tool_call>"),),
+        )
+    ),
+    "muse_spark": ToolStyle(
+        WholeCalls(
+            (("<atem:invoke", "</atem:invoke>"),),
+            _MUSE.read,
+            _MUSE.is_whole,
+            (("<atem:function_calls>", "</atem:function_calls>"),),
+        )
+    ),
+    "gemma4": ToolStyle(WholeCalls((("<|tool_call>", "<tool_call|>"),), GEMMA_4.read, GEMMA_4.is_whole), trims=False),
+    "function_gemma": ToolStyle(
+        WholeCalls((("<start_function_call>", "<end_function_call>"),), FUNCTION_GEMMA.read, FUNCTION_GEMMA.is_whole),
+        trims=False,
+    ),
     "pythonic": ToolStyle(WholeCalls((("<|tool_call_start|>", "<|tool_call_end|>"),), read_pythonic)),
     "kimi_k2": ToolStyle(
         HeadedJson(

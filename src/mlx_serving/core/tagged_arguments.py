@@ -20,15 +20,18 @@ _OF_TEXTS = {"type", "enum", "const", "minLength", "maxLength", *_ANNOTATIONS}
 
 @dataclass(frozen=True, slots=True)
 class TaggedArguments:
-    """`opening` gives what stands before an argument, as a rule, from its name and whether it is text; `closing` and
-    `space` stand behind it. With `quoted` a text is JSON as well; with `between` arguments are separated, not closed.
+    """`opening` gives what stands before an argument, as a rule, from its name and its type in the schema, empty for
+    one that may be of several; `closing` and `space` stand behind it. With `quoted` a text is JSON as well; with
+    `between` arguments are separated, not closed; with `sections` a text of several lines, or with `<` or `&`, stands
+    in a CDATA section.
     """
 
-    opening: Callable[[str, bool], str]
+    opening: Callable[[str, str], str]
     closing: str = ""
     space: str = ""
     between: str = ""
     quoted: bool = False
+    sections: bool = False
 
     def rules(self, name: str, tool: str, schema: Mapping[str, object], token_of: TokenOf) -> list[str]:
         """The rule `name` of arguments that fit a tool's schema, in the order of its properties, and those it needs.
@@ -73,7 +76,8 @@ class TaggedArguments:
             raise _refusal(tool, f"of {key} allows no value", [])
         described = cast("Mapping[str, Any]", schema if isinstance(schema, Mapping) else {})
         is_text = described.get("type") == "string" and not self.quoted
-        opening = self.opening(key, is_text)
+        kind = described.get("type")
+        opening = self.opening(key, kind if isinstance(kind, str) else "")
         closing = f"{mark(self.closing, token_of)} " if self.closing else ""
         closing += json.dumps(self.space) if self.space else ""
         if not is_text:
@@ -82,17 +86,31 @@ class TaggedArguments:
         _require(tool, key, described, _OF_TEXTS)
         values = described.get("enum", [described["const"]] if "const" in described else None)
         if values is not None:
-            texts = " | ".join(json.dumps(each, ensure_ascii=False) for each in values if isinstance(each, str))
+            texts = " | ".join(_text(self._section(each)) for each in values if isinstance(each, str))
             return [f"{opening} ({texts}) {closing}".rstrip()]
         if "minLength" in described or "maxLength" in described:
             lengths = f"{described.get('minLength', 0)},{described.get('maxLength', '')}"
-            return [f"{opening} {name.upper()} {closing}".rstrip(), f"{name.upper()}: /[^<\\n]{{{lengths}}}/"]
+            return [f"{opening} {name.upper()} {closing}".rstrip(), f"{name.upper()}: /{self._plain}{{{lengths}}}/"]
+        if self.sections:
+            text, rule = text_until("]]>", name, token_of)
+            return [f'{opening} (/{self._plain}*/ | "<![CDATA[" {text}) {closing}'.rstrip(), rule]
         text, rule = text_until(self.closing, name, token_of)
         return [f"{opening} {text} {json.dumps(self.space) if self.space else ''}".rstrip(), rule]
+
+    @property
+    def _plain(self) -> str:
+        return r"[^<&\n]" if self.sections else r"[^<\n]"
+
+    def _section(self, text: str) -> str:
+        return f"<![CDATA[{text}]]>" if self.sections and re.search(r"[<&\n]", text) else text
 
 
 # JSON is written as most models write it in one line: nothing is left to choose but the values.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _require(tool: str, key: str, schema: Mapping[str, object], known: set[str]) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeAlias
 
+from mlx_serving.core.gemma_calls import FUNCTION_GEMMA, GEMMA_4
 from mlx_serving.core.tagged_arguments import JSON_STYLE, TaggedArguments
 from mlx_serving.core.thought_grammar import Lead, TokenOf, mark
 from mlx_serving.core.tool_arguments import Schemas
+from mlx_serving.errors import GuidanceError
 
 
 def tool_grammar(style: str, schemas: Schemas, token_of: TokenOf, *, parallel: bool, lead: Lead) -> str:
@@ -126,6 +130,38 @@ def _minimax(names: Sequence[str], mark: Mark, arguments: Callable[[int], str]) 
     return f'{mark("<minimax:tool_call>")} "\\n"', '""', mark("</minimax:tool_call>"), calls
 
 
+def _longcat(names: Sequence[str], mark: Mark, arguments: Callable[[int], str]) -> _Parts:
+    start, end = mark("<longcat_tool_call>"), mark("</longcat_tool_call>")
+    calls = [f"{start} {_text(name)} /\\n?/ {arguments(number)} {end}" for number, name in enumerate(names)]
+    return "", "/\\n?/", "", calls
+
+
+def _minicpm(names: Sequence[str], mark: Mark, arguments: Callable[[int], str]) -> _Parts:
+    begins = [mark(f'<function name="{name}">') for name in names]
+    calls = [f"{begin} {arguments(number)} {mark('</function>')}" for number, begin in enumerate(begins)]
+    return "", "/\\n?/", "", calls
+
+
+def _muse(names: Sequence[str], mark: Mark, arguments: Callable[[int], str]) -> _Parts:
+    begins = [_text(f'<atem:invoke name="{name}">\n') for name in names]
+    calls = [f'{begin} {arguments(number)} "</atem:invoke>\\n"' for number, begin in enumerate(begins)]
+    return f'{mark("<atem:function_calls>")} "\\n"', '""', mark("</atem:function_calls>"), calls
+
+
+def _gemma(start: str, end: str, names: Sequence[str], mark: Mark, arguments: Callable[[int], str]) -> _Parts:
+    calls = [
+        f"{mark(start)} {_text(f'call:{name}')} {arguments(number)} {mark(end)}" for number, name in enumerate(names)
+    ]
+    return "", '""', "", calls
+
+
+def _xtml(names: Sequence[str], mark: Mark, arguments: Callable[[int], str]) -> _Parts:
+    begins = [mark(f'<|open|>call tool="{name}" index="') for name in names]
+    separator, end = mark("<|sep|>"), mark("<|close|>call<|sep|>")
+    calls = [f'{begin} /[0-9]+"/ {separator} {arguments(number)} {end}' for number, begin in enumerate(begins)]
+    return mark("<|open|>tools<|sep|>"), '""', mark("<|close|>tools<|sep|>"), calls
+
+
 def _pythonic(names: Sequence[str], mark: Mark, arguments: Callable[[int], str]) -> _Parts:
     calls = [f'{_text(name + "(")} {arguments(number)} ")"' for number, name in enumerate(names)]
     return f'{mark("<|tool_call_start|>")} "["', '", "', f'"]" {mark("<|tool_call_end|>")}', calls
@@ -147,29 +183,87 @@ _PARTS: dict[str, Callable[[Sequence[str], Mark, Callable[[int], str]], _Parts]]
     "minimax_m2": _minimax,
     "pythonic": _pythonic,
     "qwen3_coder": _qwen_coder,
+    "laguna": _glm,
+    "longcat": _longcat,
+    "minicpm5": _minicpm,
+    "muse_spark": _muse,
+    "gemma4": partial(_gemma, "<|tool_call>", "<tool_call|>"),
+    "function_gemma": partial(_gemma, "<start_function_call>", "<end_function_call>"),
+    "kimi_k3": _xtml,
 }
 
 FORCIBLE = tuple(_PARTS)
 """The styles in which a call can be forced, with arguments that fit the tool's schema."""
 
-_TAGGED: dict[str, Callable[[Mark], TaggedArguments]] = {
-    "qwen3_coder": lambda mark: TaggedArguments(
-        lambda key, is_text: _text(f"<parameter={key}>\n"), "\n</parameter>", "\n"
-    ),
-    "glm47": lambda mark: TaggedArguments(
-        lambda key, is_text: f"{mark('<arg_key>')} {_text(key)} {mark('</arg_key>')} /\\n?/ {mark('<arg_value>')}",
-        "</arg_value>",
+
+class Arguments(Protocol):
+    """How a style writes arguments that are no JSON object."""
+
+    def rules(self, name: str, tool: str, schema: Mapping[str, object], token_of: TokenOf) -> list[str]:
+        """The rule `name` of arguments that fit a tool's schema, and those it needs. Raises `GuidanceError` for a
+        schema that cannot be followed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _XtmlArguments:
+    """Kimi K3's: each with its type, or all in one JSON object, which can follow every schema."""
+
+    mark: Mark
+
+    def rules(self, name: str, tool: str, schema: Mapping[str, object], token_of: TokenOf) -> list[str]:
+        start, end = self.mark('<|open|>json type="object"<|sep|>'), self.mark("<|close|>json<|sep|>")
+        block = f"{start} {name}_json {end}"
+        whole = f"{name}_json: %json {json.dumps({**schema, 'x-guidance': JSON_STYLE})}"
+        apart = TaggedArguments(self._opening, "<|close|>argument<|sep|>")
+        try:
+            return [f"{name}: {name}_each | {block}", whole, *apart.rules(f"{name}_each", tool, schema, token_of)]
+        except GuidanceError:
+            return [f"{name}: {block}", whole]
+
+    def _opening(self, key: str, kind: str) -> str:
+        kind = "number" if kind == "integer" else kind
+        kinds = [kind] if kind else ["number", "boolean", "null", "object", "array"]
+        written = " | ".join(_text(f'{each}"') for each in kinds)
+        begin = self.mark(f'<|open|>argument key="{key}" type="')
+        return f"{begin} ({written}) {self.mark('<|sep|>')}"
+
+
+def _pairs(prefix: str, mark: Mark) -> TaggedArguments:
+    key_start, key_end, value = f"<{prefix}arg_key>", f"</{prefix}arg_key>", f"<{prefix}arg_value>"
+    return TaggedArguments(
+        lambda key, kind: f"{mark(key_start)} {_text(key)} {mark(key_end)} /\\n?/ {mark(value)}",
+        f"</{prefix}arg_value>",
         "\n",
+    )
+
+
+_TAGGED: dict[str, Callable[[Mark], Arguments]] = {
+    "qwen3_coder": lambda mark: TaggedArguments(
+        lambda key, kind: _text(f"<parameter={key}>\n"), "\n</parameter>", "\n"
     ),
+    "glm47": partial(_pairs, ""),
+    "laguna": partial(_pairs, ""),
+    "longcat": partial(_pairs, "longcat_"),
     "deepseek_v32": lambda mark: TaggedArguments(
-        lambda key, is_text: (
-            f'"<" {mark("｜DSML｜")} ' + _text(f'parameter name="{key}" string="{"true" if is_text else "false"}">')
+        lambda key, kind: (
+            f'"<" {mark("｜DSML｜")} '
+            + _text(f'parameter name="{key}" string="{"true" if kind == "string" else "false"}">')
         ),
         "</｜DSML｜parameter>",
         "\n",
     ),
     "minimax_m2": lambda mark: TaggedArguments(
-        lambda key, is_text: _text(f'<parameter name="{key}">'), "</parameter>", "\n"
+        lambda key, kind: _text(f'<parameter name="{key}">'), "</parameter>", "\n"
     ),
-    "pythonic": lambda mark: TaggedArguments(lambda key, is_text: _text(f"{key}="), between=", ", quoted=True),
+    "muse_spark": lambda mark: TaggedArguments(
+        lambda key, kind: _text(f'<atem:parameter name="{key}">'), "</atem:parameter>", "\n"
+    ),
+    "minicpm5": lambda mark: TaggedArguments(
+        lambda key, kind: mark(f'<param name="{key}">'), "</param>", sections=True
+    ),
+    "gemma4": lambda mark: GEMMA_4,
+    "function_gemma": lambda mark: FUNCTION_GEMMA,
+    "kimi_k3": _XtmlArguments,
+    "pythonic": lambda mark: TaggedArguments(lambda key, kind: _text(f"{key}="), between=", ", quoted=True),
 }

@@ -7,9 +7,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias, cast
 
-from mlx_serving.core.tool_arguments import Schemas, WholeCall, property_names, property_of, typed
+from mlx_serving.core.tool_arguments import Schemas, WholeCall, property_names, property_of, read_json, typed
 
 ReadCalls: TypeAlias = Callable[[str, Schemas], Sequence[WholeCall] | None]
 IsWhole: TypeAlias = Callable[[str], bool]
@@ -46,24 +48,85 @@ def is_whole_tagged_parameters(body: str) -> bool:
 
 # -- name <arg_key>key</arg_key> <arg_value>value</arg_value>
 
-_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)(?:</arg_value>\s*(?=<arg_key>|\Z)|\Z)", re.S)
+
+def _pairs(prefix: str) -> re.Pattern[str]:
+    key, value = f"{prefix}arg_key>", f"{prefix}arg_value>"
+    return re.compile(rf"<{key}(.*?)</{key}\s*<{value}(.*?)(?:</{value}\s*(?=<{key}|\Z)|\Z)", re.S)
 
 
-def read_argument_pairs(body: str, schemas: Schemas) -> list[WholeCall] | None:
-    """GLM's: behind `<tool_call>`, before `</tool_call>`."""
-    name, _, _ = body.partition("<arg_key>")
+_ARGUMENTS = {prefix: _pairs(prefix) for prefix in ("", "longcat_")}
+
+
+def read_argument_pairs(body: str, schemas: Schemas, prefix: str = "") -> list[WholeCall] | None:
+    """GLM's: behind `<tool_call>`, before `</tool_call>`. The tags may have a prefix."""
+    name, _, _ = body.partition(f"<{prefix}arg_key>")
     name = name.strip()
     if not _NAME.fullmatch(name):
         return None
     arguments: dict[str, object] = {}
-    for match in _ARGUMENT.finditer(body):
+    for match in _ARGUMENTS[prefix].finditer(body):
         key = match.group(1).strip()
         arguments[key] = typed(match.group(2), property_of(schemas, name, key))
     return [WholeCall(name, arguments)]
 
 
 def is_whole_argument_pairs(body: str) -> bool:
-    return "<arg_key>" not in body or body.rstrip().endswith("</arg_value>")
+    return "arg_key>" not in body or body.rstrip().endswith("arg_value>")
+
+
+def read_longcat(body: str, schemas: Schemas) -> list[WholeCall] | None:
+    """LongCat's: as GLM's with tags of its own, or a JSON object."""
+    if not body.lstrip().startswith("{"):
+        return read_argument_pairs(body, schemas, "longcat_")
+    try:
+        whole = cast("Mapping[str, object]", read_json(body))
+    except ValueError:
+        return None
+    name, arguments = whole.get("name"), whole.get("arguments")
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        return None
+    return [WholeCall(name, cast("Mapping[str, object]", arguments))]
+
+
+def is_whole_longcat(body: str) -> bool:
+    return body.rstrip().endswith("}") if body.lstrip().startswith("{") else is_whole_argument_pairs(body)
+
+
+# -- name="name"><parameter name="key">value</parameter>
+
+_QUOTED = r"""("[^"]*"|'[^']*'|[^\s"'<>]+)"""
+_HEAD = re.compile(rf"\s*(?:[^>]*?\bname\s*=\s*)?{_QUOTED}[^>]*>")
+_CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedParameters:
+    """Calls that give their names and those of their arguments as attributes: MiniMax's, MiniCPM's, Muse Spark's. `tag`
+    is an argument's; with `sections` its value may stand in a CDATA section, as texts of several lines do."""
+
+    tag: str
+    sections: bool = False
+
+    def read(self, body: str, schemas: Schemas) -> list[WholeCall] | None:
+        """Behind the tag of a call, before its end."""
+        head = _HEAD.match(body)
+        if head is None:
+            return None
+        name = head.group(1).strip("\"'")
+        arguments: dict[str, object] = {}
+        for match in _named(self.tag).finditer(body, head.end()):
+            key, value = match.group(1).strip("\"'"), match.group(2)
+            section = _CDATA.fullmatch(value) if self.sections else None
+            arguments[key] = typed(section.group(1) if section else value, property_of(schemas, name, key))
+        return [WholeCall(name, arguments)]
+
+    def is_whole(self, body: str) -> bool:
+        return f"<{self.tag}" not in body or body.rstrip().endswith(f"</{self.tag}>")
+
+
+@cache
+def _named(tag: str) -> re.Pattern[str]:
+    return re.compile(rf"<{tag}\b[^>]*?\bname\s*=\s*{_QUOTED}[^>]*>(.*?)</{tag}>\s*(?=<{tag}\b|\Z)", re.S)
 
 
 # -- name="name"> <…parameter name="key" string="true">value</…parameter>
@@ -92,96 +155,6 @@ def read_dsml(body: str, schemas: Schemas) -> list[WholeCall] | None:
 
 def is_whole_dsml(body: str) -> bool:
     return "｜parameter" not in body.replace(" ", "") or body.rstrip().endswith("parameter>")
-
-
-# -- call:name{key:<|"|>text<|"|>,other:[1,true]}
-
-_QUOTE = '<|"|>'
-_BARE_VALUE = re.compile(r"[^,\]}]*")
-
-
-def is_whole_gemma(body: str) -> bool:
-    return body.count(_QUOTE) % 2 == 0
-
-
-def read_gemma(body: str, schemas: Schemas) -> list[WholeCall] | None:
-    """Gemma's: behind `<|tool_call>`, before `<tool_call|>`; it may be several."""
-    calls: list[WholeCall] = []
-    at = 0
-    while match := re.compile(r"\s*,?\s*call:([^{\s]+)\s*(?=\{)").match(body, at):
-        reader = _GemmaReader(body, match.end())
-        try:
-            arguments = reader.mapping()
-        except (ValueError, RecursionError):
-            return None
-        calls.append(WholeCall(match.group(1), arguments))
-        at = reader.at
-    return calls or None
-
-
-class _GemmaReader:
-    """Keys are bare up to their colon; texts stand between quotes of their own; all else is as in JSON."""
-
-    def __init__(self, text: str, at: int) -> None:
-        self._text = text
-        self.at = at
-
-    def mapping(self) -> dict[str, object]:
-        found: dict[str, object] = {}
-        self.at += 1
-        while not self._closes("}"):
-            key = self._quoted() if self._text.startswith(_QUOTE, self.at) else None
-            end = self._text.index(":", self.at)
-            key = self._text[self.at : end].strip() if key is None else key
-            found[key] = self._value_at(end + 1)
-        return found
-
-    def _value_at(self, at: int) -> object:
-        self.at = at
-        self._skip_space()
-        if self._text.startswith(_QUOTE, self.at):
-            return self._quoted()
-        match self._text[self.at : self.at + 1]:
-            case "{":
-                return self.mapping()
-            case "[":
-                self.at += 1
-                items: list[object] = []
-                while not self._closes("]"):
-                    items.append(self._value_at(self.at))
-                return items
-            case '"':
-                end = self._text.index('"', self.at + 1)
-                text, self.at = self._text[self.at + 1 : end], end + 1
-                return text
-            case _:
-                bare = _BARE_VALUE.match(self._text, self.at)
-                assert bare is not None  # it matches nothing, too
-                self.at = bare.end()
-                return typed(bare.group().strip(), {})
-
-    def _quoted(self) -> str:
-        start = self.at + len(_QUOTE)
-        end = self._text.index(_QUOTE, start)
-        self.at = end + len(_QUOTE)
-        return self._text[start:end]
-
-    def _closes(self, bracket: str) -> bool:
-        """Whether the bracket comes next, which then is passed, as commas are. Raises ValueError at the end."""
-        self._skip_space()
-        if self._text.startswith(",", self.at):
-            self.at += 1
-            self._skip_space()
-        if self.at >= len(self._text):
-            raise ValueError("it does not end")
-        if not self._text.startswith(bracket, self.at):
-            return False
-        self.at += 1
-        return True
-
-    def _skip_space(self) -> None:
-        while self._text[self.at : self.at + 1].isspace():
-            self.at += 1
 
 
 # -- [name(key="text", other=[1, True]), …]

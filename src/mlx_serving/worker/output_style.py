@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_serving.core.output_formats import HARMONY, THINK_STYLES, TOOL_STYLES, ToolStyle, output_format
+from mlx_serving.core.output_formats import HARMONY, THINK_STYLES, TOOL_STYLES, output_format
 from mlx_serving.core.output_parser import OutputFormat
 from mlx_serving.core.suggest import did_you_mean
-from mlx_serving.core.tool_arguments import Schemas, WholeCall
-from mlx_serving.core.tool_call_stream import WholeCalls
 from mlx_serving.errors import InvalidRequest
 
 NONE = "none"
 
-_MLX_LM_PARSERS = ("function_gemma", "laguna", "longcat", "minicpm5", "minimax_m2", "muse_spark")
-"""Formats that mlx-lm reads and `core.output_formats` does not."""
-
-_SECTIONS: Mapping[str, tuple[str, str]] = {
-    "minimax_m2": ("<invoke", "</invoke>"),
-    "muse_spark": ("<atem:invoke", "</atem:invoke>"),
-}
-"""What a call stands between, where several share the markers that mlx-lm knows."""
-
-TOOL_PARSERS = tuple(sorted([HARMONY, NONE, *TOOL_STYLES, *_MLX_LM_PARSERS]))
+TOOL_PARSERS = tuple(sorted([HARMONY, NONE, *TOOL_STYLES]))
 REASONING_PARSERS = tuple(sorted([HARMONY, NONE, *THINK_STYLES]))
 
 _TOOLS_BY_TEMPLATE: Sequence[tuple[str, str]] = (
@@ -58,9 +46,8 @@ class OutputStyle:
 
     def format(self, *, tools: bool) -> OutputFormat:
         """With or without calls apart."""
-        style = _tool_style(self.tool_parser) if tools else None
         think = HARMONY if self.tool_parser == HARMONY else self.reasoning_parser
-        return output_format(style, think)
+        return output_format(self.tool_parser if tools else None, think)
 
 
 def find_style(wrapper: TokenizerWrapper, tool_parser: str | None, reasoning_parser: str | None) -> OutputStyle:
@@ -123,41 +110,3 @@ def knows_tools(wrapper: TokenizerWrapper) -> bool:
 def tells_of_tools(template: str) -> bool:
     """Whether a chat template, in Jinja, has a place for tools."""
     return "tools" in template
-
-
-def _tool_style(name: str | None) -> ToolStyle | str | None:
-    if name is None or name == HARMONY or name in TOOL_STYLES:
-        return name
-    module: Any = importlib.import_module(f"mlx_lm.tool_parsers.{name}")
-    section = (str(module.tool_call_start), str(module.tool_call_end))
-    if name not in _SECTIONS:
-        return ToolStyle(WholeCalls((section,), _reader(module.parse_tool_call)))
-    start, end = _SECTIONS[name]
-    read = _reader(lambda body, tools: module.parse_tool_call(start + body + end, tools))
-    return ToolStyle(WholeCalls(((start, end),), read, sections=(section,)))
-
-
-def _reader(parse: Callable[[str, Any], Any]) -> Callable[[str, Schemas], list[WholeCall] | None]:
-    """mlx-lm's parsers raise whatever they stumble over, and return a call or a list of those."""
-
-    def read(body: str, schemas: Schemas) -> list[WholeCall] | None:
-        tools = [
-            {"type": "function", "function": {"name": name, "parameters": dict(schema)}}
-            for name, schema in schemas.items()
-        ]
-        try:
-            parsed = parse(body, tools)
-            calls = cast("list[Any]", parsed) if isinstance(parsed, list) else [parsed]
-            return [_whole_call(call) for call in calls]
-        except Exception:  # noqa: BLE001  what cannot be read is no call, whatever the parser says
-            return None
-
-    return read
-
-
-def _whole_call(call: Mapping[str, Any]) -> WholeCall:
-    arguments = call["arguments"]
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments)
-    json.dumps(arguments)
-    return WholeCall(str(call["name"]), dict(arguments))

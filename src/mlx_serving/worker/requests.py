@@ -14,7 +14,7 @@ from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.structure import check
 from mlx_serving.core.thought_grammar import Thinking, form_lead, thinking_of, thought_lead
 from mlx_serving.core.tool_arguments import schemas_of
-from mlx_serving.core.tool_grammar import FORCIBLE, tool_grammar
+from mlx_serving.core.tool_grammar import tool_grammar
 from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from mlx_serving.wire.methods import GenerateParams, ImageParam
 from mlx_serving.worker.embedding_model import EmbeddingModel
@@ -85,22 +85,14 @@ def check_tools(params: GenerateParams, model: LoadedModel) -> None:
         raise UnsupportedParameter(
             f"tools are not supported by {model.model_id}: its chat template does not tell it of any", field="tools"
         )
-    if params.parse_output and model.output.tool_parser is None:
+    if model.output.tool_parser is None and (params.parse_output or is_forced(params)):
         raise UnsupportedParameter(
             f"tools are not supported by {model.model_id}: how it writes its calls is not known. Name it in the "
             "configuration (models.served[].tool_parser)",
             field="tools",
         )
-    if not is_forced(params):
-        return
-    if params.guidance is not None:
+    if is_forced(params) and params.guidance is not None:
         raise InvalidRequest("tool_choice forces a call, which leaves no room for a structure", field="tool_choice")
-    if model.output.tool_parser not in FORCIBLE:
-        raise UnsupportedParameter(
-            f"tool_choice cannot force a call of {model.model_id}: it is known how to for {', '.join(FORCIBLE)}, and "
-            f"it writes {model.output.tool_parser}",
-            field="tool_choice",
-        )
 
 
 def is_forced(params: GenerateParams) -> bool:
