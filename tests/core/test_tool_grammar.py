@@ -10,10 +10,10 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from mlx_serving.core.output_formats import HARMONY, TOOL_STYLES, output_format
-from mlx_serving.core.output_parser import OutputFormat, OutputParser
-from mlx_serving.core.thought_grammar import Lead, Thinking, thought_lead
+from mlx_serving.core.output_parser import FormFormat, MarkedFormat, OutputFormat, OutputParser
+from mlx_serving.core.thought_grammar import Lead, Thinking, form_rule, thought_lead
 from mlx_serving.core.tool_arguments import Schemas
-from mlx_serving.core.tool_grammar import FORCIBLE, tool_grammar
+from mlx_serving.core.tool_grammar import BARE, FORCIBLE, tool_grammar
 from mlx_serving.errors import GuidanceError
 
 from .test_output_parser import THINK
@@ -87,6 +87,35 @@ def test_a_call_fits_and_is_read_again(style: str, thinking: bool) -> None:
     if style != "llama":
         [call] = parser.feed(before + answer).tool_calls
         assert (call.name, json.loads(call.arguments)) == ("f", {"x": 1})
+
+
+FORM = {"name": "form", "json_schema": {"const": ["a <tool_call> b"]}}
+SAID = '["a <tool_call> b"]'
+
+
+@pytest.mark.parametrize("style", [style for style in FORCIBLE if style not in BARE])
+@pytest.mark.parametrize("thinking", [Thinking.AHEAD, Thinking.OVER])
+def test_an_answer_may_be_a_form_or_calls_and_is_read_again(style: str, thinking: Thinking) -> None:
+    output = format_of(style)
+    lead = thought_lead(output, thinking, no_token)
+    form = form_rule(output, no_token)
+    grammar = tool_grammar(style, SCHEMAS, no_token, parallel=False, lead=lead, form=form)
+    whole = json.dumps({"grammars": [{"lark_grammar": grammar}, FORM]})
+    said = ("<|channel|>final<|message|>" if style == HARMONY else "") + SAID
+    call = ANSWERS[style]
+    twice = f"{call}<|call|><|start|>assistant{call}" if style == HARMONY else f"{call}\n{call}"
+    for answer, is_fit in ((said, True), (call, True), (said + call, False), ("no", False)):
+        assert LLMatcher.validate_grammar(whole) == ""
+        matcher = LLMatcher(LLTokenizer("byte"), whole)
+        tokens = list(answer.encode())
+        assert (matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()) is is_fit
+    read = FormFormat(output) if isinstance(output, MarkedFormat) else output
+    for answer, text, names in ((said, SAID, []), (call, "", ["f"]), (twice, "", ["f", "f"])):
+        for pieces in ([answer], list(answer)):
+            parser = OutputParser(read, "s", tools=TOOLS)
+            parts = [*map(parser.feed, pieces), parser.finish()]
+            called = [piece.name for part in parts for piece in part.tool_calls if piece.name is not None]
+            assert ("".join(part.text for part in parts), called) == (text, names)
 
 
 def test_several_calls_only_where_they_may_be() -> None:

@@ -231,6 +231,47 @@ def test_a_form_is_all_of_an_answer_that_is_not_taken_apart(worker: WorkerProces
     assert json.loads(text) in ({"what": "cats"}, {"what": "dogs"})
 
 
+def test_with_tools_an_answer_has_the_form_or_is_a_call(worker: WorkerProcess, caller: Path) -> None:
+    color = {"type": "object", "properties": {"color": {"enum": ["red", "<tool_call>"]}}, "required": ["color"]}
+    form = {"mode": "json_schema", "schema": {**color, "additionalProperties": False}}
+    ends: set[str] = set()
+    for seed in range(8):
+        params: dict[str, Any] = {"temperature": 1.0, "seed": seed, "reasoning_budget": 3}
+        events = ask(worker, caller, None, guidance=form, parallel_tool_calls=False, **params)
+        ends.add(events[-1]["finish_reason"])
+        called = [(name, json.loads(arguments)) for _, name, arguments in calls(events)]
+        if called:
+            assert said(events) == ""
+            assert {name for name, _ in called} == {"look_up"}
+            assert all(arguments["what"] in ("cats", "dogs") for _, arguments in called)
+        else:
+            assert json.loads(said(events))["color"] in ("red", "<tool_call>")
+    assert ends == {"stop", "tool_calls"}
+
+
+def test_where_a_call_could_not_be_told_from_a_form_there_is_none(worker: WorkerProcess, caller: Path) -> None:
+    worker.call("unload_model", model_id=str(caller))
+    worker.call("load_model", model_id=str(caller), tool_parser="llama")
+    call = {"name": "look_up", "parameters": {"what": "cats"}}
+    events = ask(worker, caller, None, guidance={"mode": "json_schema", "schema": {"const": call}}, reasoning_budget=1)
+    assert (json.loads(said(events)), calls(events), events[-1]["finish_reason"]) == (call, [], "stop")
+    worker.call("unload_model", model_id=str(caller))
+    worker.call("load_model", model_id=str(caller))
+
+
+def test_whose_schema_cannot_be_followed_is_told(worker: WorkerProcess, caller: Path) -> None:
+    cannot = {"type": "array", "uniqueItems": True}
+    form = {"mode": "json_schema", "schema": {"const": 1}, "field": "response_format"}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": cannot}}}}
+    given: dict[str, Any] = {"messages": MESSAGES, "parse_output": True}
+    for field, asked in (
+        ("tools", {"tools": [tool], "guidance": form}),
+        ("response_format", {"tools": TOOLS, "guidance": {**form, "schema": cannot}}),
+    ):
+        refusal = worker.refusal("generate", model_id=str(caller), **given, **asked)
+        assert (refusal.details["field"], refusal.details["keywords"]) == (field, ["uniqueItems"])
+
+
 @pytest.mark.parametrize(
     ("params", "field"),
     [

@@ -86,7 +86,8 @@ class MarkedFormat:
 
 @dataclass(frozen=True, slots=True)
 class FormFormat:
-    """An answer that has a form, behind reasoning as `thought` marks it: whatever stands in it is said."""
+    """An answer that has a form, behind reasoning as `thought` marks it: whatever stands in it is said. Where `thought`
+    has calls, one that comes first makes it an answer of calls, in which nothing is said."""
 
     thought: MarkedFormat
     trims: bool = False
@@ -119,7 +120,23 @@ class FormFormat:
             sink.break_thought()
             yield from text.skip_space()
         yield from text.accept(self.answer_start)
-        yield from text.until((), sink.say)
+        found = yield from self._call(text)
+        if found is None:
+            yield from text.until((), sink.say)
+        while found is not None:
+            yield from self.thought.calls.read(found, text, sink, schemas)
+            found = yield from text.until(self.thought.calls.starts, _drop)
+
+    def _call(self, text: TextScanner) -> Reading[str | None]:
+        """The marker of a call that comes next, which then is passed over."""
+        for start in sorted(self.thought.calls.starts, key=len, reverse=True):
+            if (yield from text.accept(start)):
+                return start
+        return None
+
+
+def _drop(_: str) -> None:
+    pass
 
 
 def opens_thought(prompt: str, output: OutputFormat) -> bool:

@@ -84,9 +84,15 @@ def form_lead(output: OutputFormat, thinking: Thinking, token_of: TokenOf) -> st
     """The grammar whose `@form` is the grammar of the form that the answer must have; None where the form is all that
     the model writes."""
     first, rules = thought_lead(output, thinking, token_of)
+    answer = form_rule(output, token_of)
+    return "\n".join([f"start: {first}{answer}", *rules]) + "\n" if first or answer != "@form" else None
+
+
+def form_rule(output: OutputFormat, token_of: TokenOf) -> str:
+    """An answer that has a form, behind what `thought_lead` allows."""
     if isinstance(output, HarmonyFormat):
-        first += f'{mark("<|channel|>", token_of)} "final" {mark("<|message|>", token_of)} '
-    return "\n".join([f"start: {first}@form", *rules]) + "\n" if first else None
+        return f'{mark("<|channel|>", token_of)} "final" {mark("<|message|>", token_of)} @form'
+    return "@form"
 
 
 def _marked(output: OutputFormat, thinking: Thinking, token_of: TokenOf) -> Lead:

@@ -14,10 +14,16 @@ from mlx_serving.core.thought_grammar import Lead, TokenOf, mark
 from mlx_serving.core.tool_arguments import Schemas
 from mlx_serving.errors import GuidanceError
 
+BARE = frozenset({"llama"})
+"""Styles whose calls nothing tells from an answer that is JSON."""
 
-def tool_grammar(style: str, schemas: Schemas, token_of: TokenOf, *, parallel: bool, lead: Lead) -> str:
-    """An answer that is one call or, with `parallel`, several, behind what `lead` allows. Raises KeyError for a style
-    that is not one of `FORCIBLE`, `GuidanceError` for a schema that cannot be followed in this style."""
+
+def tool_grammar(
+    style: str, schemas: Schemas, token_of: TokenOf, *, parallel: bool, lead: Lead, form: str | None = None
+) -> str:
+    """An answer that is one call or, with `parallel`, several, behind what `lead` allows; with `form`, calls or what
+    that rule says, which must not be in a style of `BARE`. Raises KeyError for a style that is not one of `FORCIBLE`,
+    `GuidanceError` for a schema that cannot be followed in this style."""
 
     def marked(marker: str) -> str:
         return mark(marker, token_of)
@@ -28,7 +34,8 @@ def tool_grammar(style: str, schemas: Schemas, token_of: TokenOf, *, parallel: b
     names = list(schemas)
     before, between, after, call = _PARTS[style](names, marked, arguments)
     repeated = f"({between} call)*" if parallel and between is not None else ""
-    lines = [f"start: {lead.first}{before} call {repeated} {after}".rstrip(), *lead.rules]
+    answer = "calls" if form is None else f"(calls | {form})"
+    lines = [f"start: {lead.first}{answer}", *lead.rules, f"calls: {before} call {repeated} {after}".rstrip()]
     lines.append("call: " + " | ".join(call))
     tagged = _TAGGED.get(style)
     for number, name in enumerate(names):

@@ -12,9 +12,9 @@ from mlx_serving.core.output_parser import FormFormat, MarkedFormat, OutputForma
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.structure import check
-from mlx_serving.core.thought_grammar import Thinking, form_lead, thinking_of, thought_lead
+from mlx_serving.core.thought_grammar import Thinking, form_lead, form_rule, thinking_of, thought_lead
 from mlx_serving.core.tool_arguments import schemas_of
-from mlx_serving.core.tool_grammar import tool_grammar
+from mlx_serving.core.tool_grammar import BARE, tool_grammar
 from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from mlx_serving.wire.methods import GenerateParams, ImageParam
 from mlx_serving.worker.embedding_model import EmbeddingModel
@@ -106,15 +106,29 @@ def form_of(
     """The form of the answer to this prompt, if it must have one: of what is said behind the reasoning, where that is
     told apart, else of all; or a call of a tool. Runs on the tokenizer thread."""
     if is_forced(params):
-        return Form(Structure("grammar", _forced_call(params, model, token_ids), "tool_choice"))
+        return Form(Structure("grammar", _calls(params, model, token_ids), "tool_choice"))
     if structure is None or not params.parse_output:
         return None if structure is None else Form(structure)
+    token_of = model.structures.token_of
+    if _may_call_instead(params, model):
+        form = form_rule(model.output.format(tools=True), token_of)
+        return Form(structure, _calls(params, model, token_ids, form), calls=_calls(params, model, token_ids))
     output = model.output.format(tools=False)
-    lead = form_lead(output, _thinking(model, token_ids, output), model.structures.token_of)
-    return Form(structure, lead)
+    return Form(structure, form_lead(output, _thinking(model, token_ids, output), token_of))
 
 
-def _forced_call(params: GenerateParams, model: LoadedModel, token_ids: Sequence[int]) -> str:
+def _may_call_instead(params: GenerateParams, model: LoadedModel) -> bool:
+    """Whether an answer that is no call must have a form, which can be told from one."""
+    is_offered = bool(params.tools) and params.tool_choice != "none"
+    return is_offered and _has_json_form(params) and model.output.tool_parser not in BARE
+
+
+def _has_json_form(params: GenerateParams) -> bool:
+    return params.guidance is not None and params.guidance.mode in ("json_schema", "json_object")
+
+
+def _calls(params: GenerateParams, model: LoadedModel, token_ids: Sequence[int], form: str | None = None) -> str:
+    """The grammar of an answer that is calls, or that `form`."""
     output = model.output.format(tools=True)
     schemas = schemas_of(params.tools)
     if params.named_tool is not None:
@@ -126,6 +140,7 @@ def _forced_call(params: GenerateParams, model: LoadedModel, token_ids: Sequence
         token_of,
         parallel=params.parallel_tool_calls and params.named_tool is None,
         lead=thought_lead(output, _thinking(model, token_ids, output), token_of),
+        form=form,
     )
 
 
@@ -143,7 +158,9 @@ def parser_of(params: GenerateParams, model: LoadedModel, token_ids: Sequence[in
     output = model.output.format(tools=calls)
     if not output.think_starts and not calls:
         return None
-    if params.guidance is not None and not calls and isinstance(output, MarkedFormat):
+    if _has_json_form(params) and not _may_call_instead(params, model):
+        output = model.output.format(tools=False)
+    if isinstance(output, MarkedFormat) and (_has_json_form(params) or (params.guidance is not None and not calls)):
         output = FormFormat(output)
     digest = hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()
     return OutputParser(

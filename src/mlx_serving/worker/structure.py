@@ -40,10 +40,12 @@ _NAMED_KEYWORD = re.compile(r"^(oneOf|'?(?:minimum|maximum|multipleOf)'?|Unknown
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What an answer must be: the structure, behind what `lead` allows (see `core.thought_grammar.form_lead`)."""
+    """What an answer must be: the structure, behind what `lead` allows (see `core.thought_grammar.form_lead`). `calls`
+    is the grammar of the calls that `lead` allows instead, if it does."""
 
     structure: Structure
     lead: str | None = None
+    calls: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -126,6 +128,9 @@ class StructureCompiler:
         field = form.structure.field
         grammar = _grammar(form)
         problem = checker.check(grammar, value if isinstance(value, Mapping) else None, field)
+        if problem and form.calls is not None:
+            in_tools = checker.check(LLMatcher.grammar_from_lark(form.calls), None, "tools")
+            problem, field = (in_tools, "tools") if in_tools else (problem, field)
         if problem:
             raise _refusal(problem, field)
         compiled = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
