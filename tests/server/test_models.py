@@ -72,5 +72,5 @@ async def test_the_index_lists_what_there_is(http: httpx2.AsyncClient) -> None:
     response = await http.get("/")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
     address = str(http.base_url).rstrip("/")
-    for expected in ("POST /v1/chat/completions", "GET  /health/ready", "/openapi.json", f"base_url={address}/v1"):
+    for expected in ("POST   /v1/chat/completions", "GET    /health/ready", "/openapi.json", f"base_url={address}/v1"):
         assert expected in response.text

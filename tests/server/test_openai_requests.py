@@ -248,7 +248,7 @@ def test_parts_that_are_no_text_are_refused_by_name(kind: str) -> None:
         ({"max_completion_tokens": -1}, "max_completion_tokens"),
         ({"temperature": 2.1}, "temperature"),
         ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"),
+        ({"top_k": -2}, "top_k"),
         ({"min_p": 1.5}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"presence_penalty": 3}, "presence_penalty"),

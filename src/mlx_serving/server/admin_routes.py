@@ -9,13 +9,14 @@ from pydantic import Field
 from starlette.requests import Request
 
 from mlx_serving.catalog.trusted_paths import require_trusted
+from mlx_serving.config.served_models import PublicName, Reference
 from mlx_serving.core import kv_form
 from mlx_serving.core.serving import EngineTelemetry, ReuseStats, ServedModel, ServedModelState
 from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.errors import InvalidConfig, NotFound
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_admin_key
-from mlx_serving.server.body import read_json_object
+from mlx_serving.server.body import read_json_object, refuse_parameters
 from mlx_serving.server.errors import ConfigRefused
 from mlx_serving.server.openai_documents import Document, LoadProgressDocument
 from mlx_serving.server.openai_routes import progress_document
@@ -29,8 +30,8 @@ from mlx_serving.server.service import Service
 class LoadModelRequest(Body):
     """Body of POST /admin/models/load."""
 
-    model: str = Field(min_length=1, description="Hub id, local directory, GGUF path or alias.")
-    name: str | None = Field(default=None, min_length=1, description="The name that clients use; made from `model`.")
+    model: Reference = Field(description="Hub id, local directory, GGUF path or alias.")
+    name: PublicName | None = Field(default=None, description="The name that clients use; made from `model`.")
     revision: str | None = Field(default=None, min_length=1, description="Of a hub id: branch, tag or commit.")
     quantization: str | None = Field(
         default=None,
@@ -180,9 +181,10 @@ def admin_routes(service: Service) -> APIRouter:
     @router.post(
         "/workers/restart",
         summary="Replace the workers, one after the other; running requests go on in the new ones",
-        responses=error_responses(401, 403, 503),
+        responses=error_responses(400, 401, 403, 503),
     )
-    async def restart() -> RestartedDocument:
+    async def restart(request: Request) -> RestartedDocument:
+        await refuse_parameters(request, service.settings)
         await service.engine.restart_workers()
         workers = (await service.engine.health()).workers
         return RestartedDocument(
@@ -196,7 +198,8 @@ def admin_routes(service: Service) -> APIRouter:
         summary="Read the configuration again and go on with it, as SIGHUP does",
         responses=error_responses(400, 401, 403, 404),
     )
-    async def reload() -> ReloadedDocument:
+    async def reload(request: Request) -> ReloadedDocument:
+        await refuse_parameters(request, service.settings)
         if service.reloader is None:
             raise NotFound("This server was not started from a configuration that could be read again")
         try:
@@ -209,8 +212,9 @@ def admin_routes(service: Service) -> APIRouter:
     async def reuse() -> ReuseStats:
         return service.engine.reuse()
 
-    @router.post("/cache/clear", summary="Forget the answers that are kept", responses=error_responses(401, 403))
-    async def clear_cache() -> ClearedDocument:
+    @router.post("/cache/clear", summary="Forget the answers that are kept", responses=error_responses(400, 401, 403))
+    async def clear_cache(request: Request) -> ClearedDocument:
+        await refuse_parameters(request, service.settings)
         return ClearedDocument(answers=await service.engine.clear_responses())
 
     @router.get(

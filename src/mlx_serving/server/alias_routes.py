@@ -14,7 +14,7 @@ from mlx_serving.config.profiles import Profile
 from mlx_serving.core.alias_table import AliasView, Target
 from mlx_serving.errors import NotFound
 from mlx_serving.server.auth import require_admin_key
-from mlx_serving.server.body import read_json_object
+from mlx_serving.server.body import read_json_object, refuse_parameters
 from mlx_serving.server.openai_documents import Document
 from mlx_serving.server.openai_schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
@@ -116,7 +116,8 @@ def alias_routes(service: Service) -> APIRouter:
         summary="Have a name mean what it meant before",
         responses=error_responses(400, 401, 403, 404, 500, 503, 507),
     )
-    async def rollback(name: str) -> RolledBackDocument:
+    async def rollback(name: str, request: Request) -> RolledBackDocument:
+        await refuse_parameters(request, service.settings)
         view = await service.engine.roll_back_alias(name)
         return RolledBackDocument(name=name, alias=None if view is None else _document(view))
 

@@ -30,6 +30,7 @@ from mlx_serving.server.error_handlers import (
     handle_too_large,
 )
 from mlx_serving.server.handover import Handover
+from mlx_serving.server.head import HeadAsGet
 from mlx_serving.server.health_routes import health_routes
 from mlx_serving.server.in_flight import InFlight
 from mlx_serving.server.key_ring import KeyRing
@@ -81,7 +82,7 @@ class ServerApp:
         self._api = api
         self._service = service
         self._asgi = AccessLog(
-            CrossOrigin(api, lambda: service.settings.cors_origins), lambda: service.settings.access_log
+            HeadAsGet(CrossOrigin(api, lambda: service.settings.cors_origins)), lambda: service.settings.access_log
         )
 
     @property
@@ -181,6 +182,6 @@ def _index(api: FastAPI, base_url: str) -> str:
         "",
     ]
     for path, operations in api.openapi()["paths"].items():
-        lines += [f"{method.upper():5}{path}  {operation['summary']}" for method, operation in operations.items()]
-    lines.append(f"GET  {WEBSOCKET_PATH}  Chats over a WebSocket, several at a time")
-    return "\n".join([*lines, "GET  /openapi.json  The description of all of these", ""])
+        lines += [f"{method.upper():7}{path}  {operation['summary']}" for method, operation in operations.items()]
+    lines.append(f"GET    {WEBSOCKET_PATH}  Chats over a WebSocket, several at a time")
+    return "\n".join([*lines, "GET    /openapi.json  The description of all of these", ""])

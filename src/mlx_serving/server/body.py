@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from mlx_serving.errors import Aborted, InvalidEnvelope, MalformedMessage, MessageTooLarge
 from mlx_serving.server.errors import BodyTimedOut
-from mlx_serving.server.json_values import as_object, has_more_parts
+from mlx_serving.server.issues import refuse, screen
+from mlx_serving.server.json_values import as_object, has_more_parts, kind_of
 from mlx_serving.server.settings import ServerSettings
 
 _LINGER_S = 2.0
@@ -28,19 +29,30 @@ async def read_json_object(request: Request, settings: ServerSettings) -> Mappin
     when it is compressed, `InvalidEnvelope` when the JSON is no object, and `Aborted` when the client leaves before the
     end.
     """
+    return parse_json_object(await _read_in_time(request, settings))
+
+
+async def refuse_parameters(request: Request, settings: ServerSettings) -> None:
+    """For what takes no parameters: its body is empty or an empty object. Raises as `read_json_object` otherwise, and
+    `InvalidRequest` with all names."""
+    body = await _read_in_time(request, settings)
+    if body.strip():
+        refuse(screen(parse_json_object(body), (), {})[1])
+
+
+async def _read_in_time(request: Request, settings: ServerSettings) -> bytes:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise MalformedMessage(f"The request body must be JSON as it is, got the content-encoding {encoding[:80]!r}")
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            body = await _read(request, settings.max_body_bytes)
+            return await _read(request, settings.max_body_bytes)
     except TimeoutError:
         raise BodyTimedOut(
             f"The request body did not arrive within {settings.body_timeout_s:g} s", limit=settings.body_timeout_s
         ) from None
     except ClientDisconnect:
         raise Aborted("The client left before its request was complete") from None
-    return parse_json_object(body)
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -78,7 +90,7 @@ def parse_json_object(body: bytes) -> Mapping[str, object]:
         raise InvalidEnvelope(f"The request body may have at most {_MAX_PARTS} objects and lists", limit=_MAX_PARTS)
     given = as_object(document)
     if given is None:
-        raise InvalidEnvelope(f"The request body must be a JSON object, got {type(document).__name__}")
+        raise InvalidEnvelope(f"The request body must be a JSON object, got {kind_of(document)}")
     return given
 
 

@@ -53,7 +53,7 @@ class EmbeddingsRequest(Body):
         default=None,
         description="The first so many of the model's; what is left has the length 1 again, if the model's have.",
     )
-    encoding_format: Literal["float", "base64"] = Field(
+    encoding_format: Literal["float", "base64"] | None = Field(
         default="float", description="base64 is of little-endian 32-bit floats."
     )
     truncate_prompt_tokens: Truncate = None
@@ -100,7 +100,7 @@ def embedding_routes(service: Service) -> APIRouter:
         model = named_model(service, request, asked.model, asked.user)
         wanted = EmbeddingInputs(inputs, dimensions=asked.dimensions, truncate_to=asked.truncate_prompt_tokens)
         made = await computed(service, request, model, wanted)
-        return json_response(await _document(made, model.name, asked.encoding_format))
+        return json_response(await _document(made, model.name, asked.encoding_format or "float"))
 
     return router
 

@@ -90,6 +90,13 @@ _KIND_BY_TYPE: Mapping[str, str] = {
     "model_type": "an object",
 }
 
+_RULE_BY_TYPE: Mapping[str, tuple[str, str]] = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
 
 def from_validation_error(error: ValidationError) -> Iterable[Issue]:
     """pydantic's findings in the words of the API. Raises `InvalidRequest` when they are more than `MAX_ISSUES`."""
@@ -101,7 +108,10 @@ def from_validation_error(error: ValidationError) -> Iterable[Issue]:
 
 
 def _from_finding(found: ErrorDetails) -> Issue:
-    field = _path(found["loc"])
+    location = found["loc"]
+    is_key = location[-1:] == ("[key]",)
+    field = _path(location[:-2] if is_key else location)
+    subject = f"a key of {field}" if is_key else field
     context = found.get("ctx", {})
     match found["type"]:
         case "missing":
@@ -116,9 +126,18 @@ def _from_finding(found: ErrorDetails) -> Issue:
             return Issue(field, f"{field} must be {expected}, got {shown(found['input'])}", limit=expected)
         case "too_short" | "string_too_short":
             return Issue(field, f"{field} must not be empty")
-        case "greater_than_equal":
-            limit = context["ge"]
-            return Issue(field, f"{field} must be at least {limit}, got {shown(found['input'])}", limit=limit)
+        case "too_long" | "string_too_long":
+            limit, unit = context["max_length"], "characters" if isinstance(found["input"], str) else "entries"
+            return Issue(field, f"{subject} must have at most {limit} {unit}, got {len(found['input'])}", limit=limit)
+        case "string_pattern_mismatch":
+            pattern = context["pattern"]
+            return Issue(
+                field, f"{subject} must match the pattern {pattern}, got {shown(found['input'])}", limit=pattern
+            )
+        case kind if kind in _RULE_BY_TYPE:
+            key, rule = _RULE_BY_TYPE[kind]
+            limit = context[key]
+            return Issue(field, f"{subject} must be {rule} {limit}, got {shown(found['input'])}", limit=limit)
         case "unsupported":
             text = f"{field} {found['msg']}, got {shown(found['input'])}"
             return Issue(field, text, "unsupported_parameter")
@@ -137,7 +156,8 @@ def _path(location: tuple[int | str, ...]) -> str:
         if isinstance(step, int):
             path += f"[{step}]"
         elif not step.startswith("<"):
-            path += f".{step}" if path else step
+            name = step[:_MAX_SHOWN_CHARS]
+            path += f".{name}" if path else name
     return path
 
 

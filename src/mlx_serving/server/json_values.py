@@ -16,6 +16,23 @@ def as_array(value: object) -> list[object] | None:
     return cast("list[object]", value) if isinstance(value, list) else None
 
 
+def kind_of(value: object) -> str:
+    """What `value` is, in JSON's words."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return "a number"
+
+
 def depth(value: object, limit: int) -> int:
     """Levels of nesting of `value`, counted up to `limit + 1`; a number or a string has none.
 

@@ -6,7 +6,7 @@ The body is used up: what is not served is taken out of its lists.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -72,6 +72,8 @@ class Asked:
     parse_output: bool = False
     tool_choice: ToolChoice = _ANY_TOOL
     reasoning_budget: int | None = None
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the client calls the engine's fields, where that differs."""
 
 
 def parse_chat(body: Mapping[str, object]) -> Asked:
@@ -92,7 +94,8 @@ def parse_chat(body: Mapping[str, object]) -> Asked:
         sources=pictures.sources,
     )
     asked = _asked(request, (prompt,), _choices(given), _max_tokens(given), _logprobs_given(given)[1])
-    return replace(asked, parse_output=True, tool_choice=request.choice(), reasoning_budget=thought.budget)
+    names = {"prompt": "messages", "max_tokens": _max_tokens_given(given)[0]}
+    return replace(asked, parse_output=True, tool_choice=request.choice(), reasoning_budget=thought.budget, names=names)
 
 
 def parse_completion(body: Mapping[str, object]) -> Asked:
@@ -100,7 +103,8 @@ def parse_completion(body: Mapping[str, object]) -> Asked:
     given, issues = screen(body, CompletionRequest.model_fields, unsupported.COMPLETION)
     request = _checked(CompletionRequest, given, issues)
     max_tokens = _COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _asked(request, _prompts(request.prompt), _choices(given), max_tokens, request.logprobs)
+    asked = _asked(request, _prompts(request.prompt), _choices(given), max_tokens, request.logprobs)
+    return replace(asked, names={"prompt_tokens": "prompt"})
 
 
 _R = TypeVar("_R", bound=GenerationFields)

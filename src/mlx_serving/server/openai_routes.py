@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from fastapi import APIRouter, Depends
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,6 +23,7 @@ from mlx_serving.server.anthropic_models import (
 )
 from mlx_serving.server.auth import api_key_of, is_allowed, require_allowed, require_api_key
 from mlx_serving.server.body import read_json_object
+from mlx_serving.server.client_fields import ClientFields
 from mlx_serving.server.generation import Generation, StreamedResponse, whole_response
 from mlx_serving.server.journal import Noted, seeded
 from mlx_serving.server.metering import granted
@@ -73,6 +75,8 @@ def openai_routes(service: Service) -> APIRouter:
     # Names may be hub ids, which contain a slash.
     @router.get("/models/{model_id:path}", summary="One model", responses=error_responses(401, 404))
     async def model(request: Request, model_id: str) -> ModelDocument | AnthropicModel:
+        if not model_id:  # which would be the default model elsewhere
+            raise HTTPException(404)
         found = require_allowed(service.model(model_id))
         if is_from_anthropics_client(request):
             return anthropic_model(found)
@@ -139,7 +143,7 @@ def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str]
     return Generation(
         requests=requests,
         choices=asked.choices,
-        backend=service.engine,
+        backend=ClientFields(service.engine, asked.names),
         in_flight=service.in_flight,
         answer=answer_of(api, heading, include_usage=asked.include_usage, logprobs=asked.sampling.logprobs is not None),
         record=record,

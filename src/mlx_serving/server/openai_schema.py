@@ -79,6 +79,8 @@ Stop: TypeAlias = Annotated[
         _text_or_list, custom_error_type="wrong_type", custom_error_message="must be a string or a list of strings"
     ),
 ]
+_TopK: TypeAlias = Annotated[int | None, AfterValidator(lambda top_k: 0 if top_k == -1 else top_k)]
+"""vLLM writes -1 for none."""
 _Text: TypeAlias = Annotated[str, Field(min_length=1)]
 _Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 PromptValue: TypeAlias = Annotated[
@@ -100,7 +102,7 @@ class SamplingFields(Body):
     max_tokens: int | None = Field(default=None, description="Tokens to generate at most.")
     temperature: float | None = Field(default=None, description="0 always takes the likeliest token; at most 2.")
     top_p: float | None = Field(default=None, description="Sample from the likeliest tokens of this probability.")
-    top_k: int | None = Field(default=None, description="Sample from this many likeliest tokens; 0 is off.")
+    top_k: _TopK = Field(default=None, description="Sample from this many likeliest tokens; 0 and -1 are off.")
     min_p: float | None = Field(default=None, description="Drop tokens below this fraction of the likeliest one.")
     typical_p: float | None = Field(
         default=None, description="Sample from the tokens of this probability whose surprise is nearest to the mean."

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 from fastapi import APIRouter, Depends
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from starlette.requests import Request
 
 from mlx_serving.core.embeddings import Embeddings, floats
@@ -31,6 +31,7 @@ from mlx_serving.server.openai_documents import Document
 from mlx_serving.server.openai_schema import Body
 from mlx_serving.server.openapi import GENERATION_ERRORS, body_of, error_responses
 from mlx_serving.server.parsing import parse_body
+from mlx_serving.server.request_fields import string_or
 from mlx_serving.server.service import Service
 
 
@@ -40,12 +41,29 @@ class TextObject(Body):
     text: str = Field(min_length=1)
 
 
+def _text_or_object(value: object) -> str | None:
+    return "<text>" if isinstance(value, str) else "<object>" if isinstance(value, (dict, TextObject)) else None
+
+
+_TextOrObject: TypeAlias = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[TextObject, Tag("<object>")],
+    Discriminator(
+        _text_or_object,
+        custom_error_type="wrong_type",
+        custom_error_message="must be a string or an object with a text",
+    ),
+]
+_TextOrTexts: TypeAlias = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")], string_or("strings")
+]
+
+
 class RerankRequest(Body):
     """Body of POST /v1/rerank."""
 
     model: str | None = Field(default=None, description="A name that GET /v1/models lists; the default model if none.")
     query: str = Field(min_length=1)
-    documents: list[str | TextObject] = Field(min_length=1, description=f"At most {MAX_INPUTS}.")
+    documents: list[_TextOrObject] = Field(min_length=1, description=f"At most {MAX_INPUTS}.")
     top_n: int | None = Field(default=None, ge=0, description="As many of the best; null and 0 are all.")
     return_documents: bool = Field(default=True, description="Whether the results have the texts.")
     truncate_prompt_tokens: Truncate = None
@@ -56,8 +74,8 @@ class ScoreRequest(Body):
     """Body of POST /score."""
 
     model: str | None = Field(default=None, description="A name that GET /v1/models lists; the default model if none.")
-    text_1: str | list[str] = Field(description="One text for all of `text_2`, or one for each.")
-    text_2: str | list[str] = Field(description=f"At most {MAX_INPUTS}.")
+    text_1: _TextOrTexts = Field(description="One text for all of `text_2`, or one for each.")
+    text_2: _TextOrTexts = Field(description=f"At most {MAX_INPUTS}.")
     truncate_prompt_tokens: Truncate = None
     user: str | None = None
 

@@ -31,7 +31,8 @@ from mlx_serving.server.responses_schema import (
     SchemaFormat,
 )
 
-_NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
+FIELD_NAMES = {"prompt": "input", "max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
+"""What the API calls the engine's fields, where that differs."""
 _NO_PARAMETERS: Mapping[str, object] = {"type": "object", "properties": {}}
 
 
@@ -111,7 +112,7 @@ def _asked(request: ResponsesRequest) -> AskedResponse:
 
 def _contradictions(asked: AskedResponse) -> Iterator[Issue]:
     request = asked.request
-    yield from range_issues(asked.sampling, _NAMES)
+    yield from range_issues(asked.sampling, FIELD_NAMES)
     names = [tool.name for tool in request.tools or ()]
     yield from tool_issues(names, asked.tool_choice, "tool_choice")
     if isinstance(request.tool_choice, AllowedTools):

@@ -15,6 +15,7 @@ from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import owner_of, require_allowed, require_api_key
 from mlx_serving.server.body import read_json_object
+from mlx_serving.server.client_fields import ClientFields
 from mlx_serving.server.errors import json_response
 from mlx_serving.server.metering import granted
 from mlx_serving.server.openapi import (
@@ -26,7 +27,7 @@ from mlx_serving.server.openapi import (
 )
 from mlx_serving.server.responses_answer import ResponseAnswer
 from mlx_serving.server.responses_documents import DeletedResponse, InputItemList, InputTokens, ResponseDocument
-from mlx_serving.server.responses_requests import AskedResponse, parse_response
+from mlx_serving.server.responses_requests import FIELD_NAMES, AskedResponse, parse_response
 from mlx_serving.server.responses_schema import ResponsesRequest
 from mlx_serving.server.service import Service
 from mlx_serving.server.service_tier import ServedTier, priority_of, tier_of
@@ -124,7 +125,7 @@ async def _answer(service: Service, request: Request) -> Response:
             tool_choice=asked.tool_choice,
             reasoning_budget=asked.thought.budget,
         ),
-        backend=service.engine,
+        backend=ClientFields(service.engine, FIELD_NAMES),
         in_flight=service.in_flight,
         answer=ResponseAnswer(
             _facts(asked, response_id, model.name, tier_of(priority)),

@@ -34,6 +34,9 @@ _WHOLE = {
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
+PREFIX = "/v1/resumed/"
+
+
 def resumed_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["Resumed"], dependencies=[Depends(require_api_key(service))])
 
