@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from mlx_serving.core.encodings import ImageSpan
 from mlx_serving.core.generation import Priority
+from mlx_serving.core.prefixes import NO_PREFIXES
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.scheduling import SchedulerPolicy, Step
 
@@ -24,19 +26,21 @@ from .kept_prefixes import KeptPrefixes, Text
 @dataclass(frozen=True)
 class DeviceCost:
     """Seconds: a step costs `fixed`, `row` for each decoded row, and for each prompt token `token` and `token_context`
-    times its context. Real times scatter by `noise` (standard deviation, relative)."""
+    times its context, and `image_token` for each token of the image that it encodes. Real times scatter by `noise` (standard deviation, relative)."""
 
     fixed: float = 0.01
     row: float = 0.0005
     token: float = 0.0005
     token_context: float = 1e-7
+    image_token: float = 0.002
     noise: float = 0.03
 
     def of(self, step: Step) -> float:
         prefill = sum(
             chunk.count * (self.token + self.token_context * (chunk.start + chunk.count / 2)) for chunk in step.prefill
         )
-        return self.fixed + self.row * len(step.decode) + prefill
+        image = self.image_token * step.encode.tokens if step.encode is not None else 0.0
+        return self.fixed + self.row * len(step.decode) + prefill + image
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Request:
     fork_of: str | None = None
     text: Text | None = None  # else it has nothing in common with others
     stops: tuple[int, ...] = ()
+    images: tuple[ImageSpan, ...] = ()
     cached: int = 0
     token_times: list[float] = field(default_factory=list[float])
     started: float | None = None
@@ -69,6 +74,34 @@ class Request:
         return [later - earlier for earlier, later in pairwise(times)]
 
 
+class KeptEncodings:
+    """Images of one size are the same. `ready` are those whose tokens a sequence can compute, by its id and their
+    places."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, list[int]] = {}
+        self._kept: set[int] = set()
+        self.ready: set[tuple[str, int]] = set()
+
+    def open(self, id: str, sizes: Iterable[int]) -> None:  # noqa: A002
+        self._sizes[id] = list(sizes)
+
+    def claim(self, id: str, index: int) -> bool:  # noqa: A002
+        if self._sizes[id][index] not in self._kept:
+            return False
+        self.ready.add((id, index))
+        return True
+
+    def encode(self, id: str, index: int) -> None:  # noqa: A002
+        assert (id, index) not in self.ready or self._sizes[id][index] not in self._kept, "encoded for nothing"
+        self._kept.add(self._sizes[id][index])
+        self.ready.add((id, index))
+
+    def forget(self) -> None:
+        """Memory is short. Who has begun with an image has it still."""
+        self._kept.clear()
+
+
 @dataclass
 class Cache:
     computed: int
@@ -78,9 +111,15 @@ class Cache:
 
 class Referee:
     def __init__(
-        self, policy: SchedulerPolicy, kv_bytes: dict[str, int], untrimmable: frozenset[str], prefixes: KeptPrefixes
+        self,
+        policy: SchedulerPolicy,
+        kv_bytes: dict[str, int],
+        untrimmable: frozenset[str],
+        prefixes: KeptPrefixes,
+        encodings: KeptEncodings,
     ) -> None:
         self.policy = policy
+        self.encodings = encodings
         self.prefixes = prefixes
         self.untrimmable = untrimmable
         self.kept: set[str] = set()
@@ -96,6 +135,7 @@ class Referee:
         self.requests[request.id] = request
         self.generated[request.id] = 0
         assert request.text is None or len(request.text) == request.prompt
+        self.encodings.open(request.id, [image.tokens for image in request.images])
         self.prefixes.open(
             request.id, request.model, request.text or tuple((request.id, n) for n in range(request.prompt))
         )
@@ -139,6 +179,13 @@ class Referee:
             generated = self.generated[admission.id]
             self.caches[admission.id] = Cache(computed, request.prompt + generated, generated)
         yielded = list(step.decode)
+        if step.encode is not None:
+            assert not (step.decode or step.prefill or step.ending)
+            image = self.requests[step.encode.id].images[step.encode.index]
+            assert image.tokens == step.encode.tokens
+            assert self.caches[step.encode.id].computed < image.end, "its tokens are computed already"
+            assert step.encode.id not in self.paused
+            self.encodings.encode(step.encode.id, step.encode.index)
         assert self.paused.isdisjoint(step.decode)
         assert self.paused.isdisjoint(chunk.id for chunk in step.prefill)
         assert len(set(step.decode)) == len(step.decode)
@@ -151,6 +198,9 @@ class Referee:
             assert chunk.id not in step.decode
             assert chunk.count > 0
             assert chunk.start == cache.computed < cache.target
+            for index, image in enumerate(self.requests[chunk.id].images):
+                if image.start < chunk.start + chunk.count and chunk.start < image.end:
+                    assert (chunk.id, index) in self.encodings.ready, "an image is not encoded yet"
             cache.computed += chunk.count
             assert cache.computed <= cache.target
             assert chunk.last == (cache.computed == cache.target)
@@ -163,7 +213,7 @@ class Referee:
                 if has_heirs(chunk.id):
                     assert cache.computed == self.requests[chunk.id].prompt
                     self.kept.add(chunk.id)
-        assert yielded or step.prefill, "an empty step"
+        assert yielded or step.prefill or step.encode, "an empty step"
         assert step.prefill_tokens <= self.policy.max_prefill_chunk
         assert len(step.decode) + len(step.prefill) <= self.policy.max_num_seqs
         for one in yielded:
@@ -204,8 +254,9 @@ class Simulation:
         self.costs = costs
         self.random = random.Random(seed)
         self.prefixes = KeptPrefixes(untrimmable)
-        self.scheduler = Scheduler(policy, self.prefixes) if prefixes else Scheduler(policy)
-        self.referee = Referee(policy, dict.fromkeys(costs, kv_bytes), untrimmable, self.prefixes)
+        self.encodings = KeptEncodings()
+        self.scheduler = Scheduler(policy, self.prefixes if prefixes else NO_PREFIXES, self.encodings)
+        self.referee = Referee(policy, dict.fromkeys(costs, kv_bytes), untrimmable, self.prefixes, self.encodings)
         if not prefixes:
             self.prefixes.claimed = defaultdict(int)
         for model in costs:
@@ -246,6 +297,7 @@ class Simulation:
             deadline=request.deadline,
             fork_of=request.fork_of,
             stops=request.stops,
+            images=request.images,
         )
         self.referee.accept(request)
         self.accepted.append(request)

@@ -6,6 +6,7 @@ from typing import get_args
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_serving.core.encodings import ImageSpan
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.errors import ContextLengthExceeded, Overloaded
@@ -57,6 +58,7 @@ class Story:
             self.simulation.set_kv_budget(who % 500)
         elif kind == "forget":
             self.simulation.prefixes.forget()
+            self.simulation.encodings.forget()
         elif kind == "hiccup":
             self.simulation.slow_steps[len(self.simulation.steps) + who % 3] = 1.0
         elif accepted:
@@ -81,6 +83,7 @@ class Story:
             fork_of=parent.id if parent else None,
             text=parent.text if parent else _text(prompt, who),
             stops=(prompt // 3, prompt // 2) if who % 2 and prompt > 5 else (),
+            images=parent.images if parent else _images(prompt, who),
         )
         try:
             simulation.submit(request)
@@ -90,6 +93,13 @@ class Story:
     def resume_all(self) -> None:
         for request in self.simulation.accepted:
             self.simulation.resume(request.id)
+
+
+def _images(prompt: int, who: int) -> tuple[ImageSpan, ...]:
+    """Up to three, some of them side by side."""
+    size, between = 1 + who % 11, who % 4
+    starts = range(who % 5, prompt - size, size + between)
+    return tuple(ImageSpan(start, start + size) for start in starts)[: who % 4]
 
 
 def _text(length: int, who: int) -> Text:

@@ -177,3 +177,14 @@ def test_throughput_tells_how_long_tokens_take() -> None:
     for _ in range(3000):
         throughput.learn(50, 1.0)
     assert throughput.seconds_for(200) == pytest.approx(4.0, rel=0.01)
+
+
+def test_an_image_costs_by_its_tokens() -> None:
+    cost = StepCost(4)
+    assert cost.encode_s(100) == 0.0
+    cost.learn_encode(100, 0.5)
+    assert cost.encode_s(200) == pytest.approx(1.0)
+    cost.learn_encode(100, 50.0)  # a kernel was compiled
+    assert cost.encode_s(100) < 1.0
+    cost.learn_encode(100, 0.01)
+    assert cost.encode_s(100) == pytest.approx(0.01)

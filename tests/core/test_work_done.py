@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_serving.core.scheduling import PrefillChunk, Step, WorkDone
+from mlx_serving.core.scheduling import Encode, PrefillChunk, Step, WorkDone
 from mlx_serving.core.work_done import WorkMeter
 
 
@@ -39,3 +39,9 @@ def test_no_more_than_the_whole_step_is_taken_for_decoding() -> None:
     meter.add(step("a", prefill=(10,)), 0.1, 5.0)
     assert meter.read().prefill_s == pytest.approx(0.0)
     assert meter.read().decode_s == pytest.approx(0.1)
+
+
+def test_images_are_counted_by_themselves() -> None:
+    meter = WorkMeter()
+    meter.add(Step("m", (), (), (), (), (), 0.0, Encode("a", 0, 10)), 0.5, 0.0)
+    assert meter.read() == WorkDone(1, 1, 1.0, 0, 0.0, 0, 0.0, encoded_images=1, encode_s=0.5)
