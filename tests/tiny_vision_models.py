@@ -72,10 +72,10 @@ def make(family: Family, directory: Path, *, seed: int = 0) -> Path:
 
 def narrow_phi3_v() -> None:
     """Have mlx-vlm build Phi-3-Vision with two layers of its encoder, in this process."""
-    from mlx_vlm.models.phi3_v.phi3_v import VisionModel
+    from mlx_vlm.models.phi3_v.vision import VisionModel
 
     shape = cast(Any, VisionModel).CLIP_VIT_LARGE_PATCH14_336_CONFIG
-    narrow = {**vars(shape), "num_hidden_layers": 2, "intermediate_size": 128}
+    narrow: dict[str, object] = {**vars(shape), "num_hidden_layers": 2, "intermediate_size": 128}
     cast(Any, VisionModel).CLIP_VIT_LARGE_PATCH14_336_CONFIG = SimpleNamespace(**narrow)
 
 
@@ -102,7 +102,7 @@ def _write_tokenizer(directory: Path, kind: str) -> Mapping[str, int]:
             **({"extra_special_tokens": {"image_token": "<image>"}} if kind == "llava" else {}),
         },
     )
-    return {"vocabulary": tokenizer.get_vocab_size(), **{name: tokenizer.token_to_id(name) for name in names}}
+    return {"vocabulary": tokenizer.get_vocab_size(), **tokenizer.get_vocab(with_added_tokens=True)}
 
 
 def _configs(family: Family, ids: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -232,14 +232,15 @@ def _qwen(
 
 def _build(config: Mapping[str, Any]) -> nn.Module:
     """As mlx-vlm does when it loads."""
-    from mlx_vlm.utils import get_model_and_args, update_module_configs
+    import mlx_vlm.utils as library
 
+    tools: Any = library
     described: dict[str, Any] = json.loads(json.dumps(config))
-    architecture: Any = cast(Any, get_model_and_args)(described)[0]
+    architecture: Any = tools.get_model_and_args(described)[0]
     for part in ("text_config", "vision_config", "audio_config"):
         described.setdefault(part, {})
     shape = architecture.ModelConfig.from_dict(described)
-    return architecture.Model(cast(Any, update_module_configs)(shape, architecture, described, ["text", "vision"]))
+    return architecture.Model(tools.update_module_configs(shape, architecture, described, ["text", "vision"]))
 
 
 def _drawn(name: str, shape: Sequence[int], seed: int) -> NDArray[np.float32]:

@@ -25,8 +25,9 @@ from .kept_prefixes import KeptPrefixes, Text
 
 @dataclass(frozen=True)
 class DeviceCost:
-    """Seconds: a step costs `fixed`, `row` for each decoded row, and for each prompt token `token` and `token_context`
-    times its context, and `image_token` for each token of the image that it encodes. Real times scatter by `noise` (standard deviation, relative)."""
+    """Seconds: a step costs `fixed`, `row` for each decoded row, for each prompt token `token` and `token_context`
+    times its context, and `image_token` for each token of the image that it encodes. Real times scatter by `noise`
+    (standard deviation, relative)."""
 
     fixed: float = 0.01
     row: float = 0.0005
@@ -180,7 +181,7 @@ class Referee:
             self.caches[admission.id] = Cache(computed, request.prompt + generated, generated)
         yielded = list(step.decode)
         if step.encode is not None:
-            assert not (step.decode or step.prefill or step.ending)
+            assert (step.decode, step.prefill, step.ending) == ((), (), ())
             image = self.requests[step.encode.id].images[step.encode.index]
             assert image.tokens == step.encode.tokens
             assert self.caches[step.encode.id].computed < image.end, "its tokens are computed already"

@@ -108,7 +108,7 @@ class Bench:
         prefix_policy: PrefixCachePolicy | None = None,
         features: FeatureCache | None = None,
     ) -> None:
-        """Beginnings of sequences are kept if there is a `prefix_policy`. `features` are those of the model's runner."""
+        """Beginnings of sequences are kept if there is a `prefix_policy`. `features` are those that the runner has."""
         self.model = model
         self.prefixes = PrefixCache(prefix_policy or PrefixCachePolicy(enabled=False))
         self.features = FeatureCache() if features is None else features

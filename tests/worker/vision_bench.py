@@ -98,10 +98,10 @@ class Reference:
     """mlx-vlm itself, on a copy of the model of its own."""
 
     def __init__(self, directory: Path) -> None:
-        from mlx_vlm.utils import load_model
+        import mlx_vlm.utils as library
         from transformers import AutoProcessor
 
-        self.model: Any = cast(Any, load_model)(directory)
+        self.model: Any = cast(Any, library).load_model(directory)
         self.processor: Any = cast(Any, AutoProcessor).from_pretrained(str(directory), trust_remote_code=False)
 
     def inputs(self, text: str, images: Sequence[Image]) -> dict[str, mx.array]:
@@ -112,13 +112,15 @@ class Reference:
 
     def tokens(self, inputs: dict[str, mx.array], max_tokens: int) -> tuple[list[int], float]:
         """Greedy tokens, and by how much the closest of them was likelier than the next one."""
-        from mlx_vlm.generate.ar import generate_step
+        from mlx_vlm.generate import ar
 
         rest = dict(inputs)
         ids, mask, pixels = rest.pop("input_ids"), rest.pop("attention_mask"), rest.pop("pixel_values", None)
         tokens: list[int] = []
         margin = float("inf")
-        steps = cast(Any, generate_step)(ids, self.model, pixels, mask, max_tokens=max_tokens, temperature=0.0, **rest)
+        steps = cast(Any, ar).generate_step(
+            ids, self.model, pixels, mask, max_tokens=max_tokens, temperature=0.0, **rest
+        )
         for token, logprobs in steps:
             tokens.append(int(token))
             first, second = sorted(np.array(logprobs).reshape(-1).tolist())[:-3:-1]

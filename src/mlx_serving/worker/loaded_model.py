@@ -31,8 +31,8 @@ class LoadedModel:
     never removes `spared_token_ids`: the end of the turn and line breaks. `output` is how its answers are marked,
     `knows_tools` whether its template tells it of tools; `decode_marked` gives the markers with the text. Models of one
     `fingerprint` compute the same KV from the same tokens. Pieces can be cut out of the caches of one that is
-    `cuttable`. `blind` says why it takes no images, None if it does. `base` are the weights that it shares with others, or will, in the form that `options` say; None if it
-    shares none. `own_bytes` it has besides.
+    `cuttable`. `blind` says why it takes no images, None if it does. `base` are the weights that it shares with others,
+    or will, in the form that `options` say; None if it shares none. `own_bytes` it has besides.
     """
 
     facts: LoadModelResult

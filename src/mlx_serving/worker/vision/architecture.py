@@ -130,15 +130,15 @@ def open_model(directory: Path, config: Mapping[str, object], model_id: str) -> 
             model=model_id,
             path=str(directory),
         )
-    from mlx_vlm.utils import load_model
+    import mlx_vlm.utils as library
 
-    return VisionText(cast(Any, load_model)(directory, lazy=True)), dict(config)
+    return VisionText(cast(Any, library).load_model(directory, lazy=True)), dict(config)
 
 
 def _inputs(pictures: Sequence[Picture]) -> dict[str, mx.array]:
     """What encoders are given besides token ids, of several images one after the other where that can be."""
     names = pictures[0].inputs
-    return {name: mx.array(np.concatenate([picture.inputs[name] for picture in pictures])) for name in names}
+    return {name: mx.array(cast(Any, np.concatenate([one.inputs[name] for one in pictures]))) for name in names}
 
 
 def _behind(caches: Sequence[Any], shape: Sequence[int]) -> mx.array:

@@ -31,10 +31,11 @@ class Processor:
     """Raises what mlx-vlm and transformers raise for a directory whose processor cannot be made."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
-        from mlx_vlm.utils import get_model_and_args
+        import mlx_vlm.utils as library
         from transformers import AutoProcessor
 
-        cast(Any, get_model_and_args)({name: value for name, value in config.items() if name != "model_file"})
+        # Importing the architecture is what makes its processor known.
+        cast(Any, library).get_model_and_args({name: value for name, value in config.items() if name != "model_file"})
         # Said outright: mlx-vlm would allow it.
         self._processor: Any = cast(Any, AutoProcessor).from_pretrained(str(directory), trust_remote_code=False)
         self._tokenizer: Any = self._processor.tokenizer
@@ -43,7 +44,7 @@ class Processor:
         """What stands for an image where that is no token."""
         self.image_tokens = list(self._image_tokens(config))
         """The texts that a chat template may put where an image stands, the likeliest first."""
-        media = {token for token in self._media_tokens(config)} | set(self.image_tokens)
+        media = {*self._media_tokens(config), *self.image_tokens}
         patterns = [re.escape(token) for token in sorted(media, key=len, reverse=True)]
         self.media = re.compile("|".join([*([pattern] if pattern else []), *patterns]) or r"(?!)")
         """What stands for an image, a video or a sound, or a part of one."""
@@ -87,7 +88,11 @@ class Processor:
     def _image_tokens(self, config: Mapping[str, Any]) -> Iterator[str]:
         if self._tag is not None:
             yield self._tag.format(1)
-        own = (getattr(one, name, None) for one in (self._processor, self._tokenizer) for name in ("boi_token", "image_token"))
+        own = (
+            getattr(one, name, None)
+            for one in (self._processor, self._tokenizer)
+            for name in ("boi_token", "image_token")
+        )
         named = (self._text_of(config.get(name)) for name in ("image_token_id", "image_token_index"))
         yield from dict.fromkeys(str(token) for token in (*own, *named) if token)
 

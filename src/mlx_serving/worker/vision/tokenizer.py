@@ -157,7 +157,6 @@ class VisionTokenizer(PromptTokenizer):
             return ""
 
 
-
 def with_template(wrapper: TokenizerWrapper, processor: Processor) -> TokenizerWrapper:
     """The same, with the chat template of the processor where that has one."""
     template = processor.chat_template
