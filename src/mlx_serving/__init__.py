@@ -48,6 +48,14 @@ if TYPE_CHECKING:
     )
     from mlx_serving.facade.speculation import CompatibilityReport
     from mlx_serving.facade.sync import SyncEngine
+    from mlx_serving.facade.vision import (
+        ImageMetadata,
+        ImageProcessedChunk,
+        LoadVisionModelOptions,
+        VisionGenerationStats,
+        VisionGeneratorParams,
+        VisionModelHandle,
+    )
 
 _HOME = {
     "mlx_serving.config.schema": ("Config",),
@@ -82,6 +90,14 @@ _HOME = {
     ),
     "mlx_serving.facade.speculation": ("CompatibilityReport",),
     "mlx_serving.facade.sync": ("SyncEngine",),
+    "mlx_serving.facade.vision": (
+        "ImageMetadata",
+        "ImageProcessedChunk",
+        "LoadVisionModelOptions",
+        "VisionGenerationStats",
+        "VisionGeneratorParams",
+        "VisionModelHandle",
+    ),
 }
 _ALIASES = {
     "EngineClientError": "EngineError",
@@ -116,7 +132,10 @@ __all__ = [
     "GenerationStats",
     "GeneratorChunk",
     "GeneratorParams",
+    "ImageMetadata",
+    "ImageProcessedChunk",
     "LoadModelOptions",
+    "LoadVisionModelOptions",
     "MLXEngine",
     "MetadataChunk",
     "ModelHandle",
@@ -127,6 +146,9 @@ __all__ = [
     "TokenLogprob",
     "TokenizeRequest",
     "ToolCall",
+    "VisionGenerationStats",
+    "VisionGeneratorParams",
+    "VisionModelHandle",
     "batch_tokenize",
     "collect_chunks",
     "create_engine",

@@ -17,7 +17,7 @@ from pydantic import AliasChoices, BaseModel
 
 import mlx_serving
 from mlx_serving import errors
-from mlx_serving.facade import batches, embeddings, options, shapes, speculation
+from mlx_serving.facade import batches, embeddings, options, shapes, speculation, vision
 from mlx_serving.facade.shapes import camel
 
 SNAPSHOT = Path(__file__).with_name("surface.json")
@@ -29,6 +29,9 @@ OPTIONS: tuple[type[BaseModel], ...] = (
     options.TokenizeRequest,
     embeddings.EmbedParams,
     embeddings.RerankParams,
+    vision.LoadVisionModelOptions,
+    vision.VisionGeneratorParams,
+    vision.VisionConfig,
 )
 SHAPES: tuple[type[shapes.Shape], ...] = (
     shapes.ModelDescriptor,
@@ -52,6 +55,10 @@ SHAPES: tuple[type[shapes.Shape], ...] = (
     batches.GenerationResult,
     embeddings.EmbeddingResult,
     embeddings.RankedDocument,
+    vision.VisionModelHandle,
+    vision.ImageMetadata,
+    vision.ImageProcessedChunk,
+    vision.VisionGenerationStats,
 )
 CLASSES = ("Engine", "MLXEngine", "SyncEngine")
 

@@ -351,7 +351,17 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 
 
 REFUSALS: list[tuple[dict[str, Any], str, str]] = [
-    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]", "text, tool_result"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+        "messages[0].content[0]",
+        "text, image, tool",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}]},
+        "messages[0].content[0].source",
+        "base64, url",
+    ),
+    ({"messages": [{"role": "assistant", "content": [IMAGE]}, *HELLO]}, "messages[0].content[0]", "thinking"),
     ({"system": [IMAGE]}, "system[0]", "of the type text"),
     ({"messages": [*HELLO, {"role": "assistant", "content": "{"}]}, "messages[1].role", "answers cannot be begun"),
     ({"messages": []}, "messages", "must not be empty"),

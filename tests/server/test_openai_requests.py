@@ -233,7 +233,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_what_came(parameters: d
     assert _refusal(**parameters).message == message
 
 
-@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url"])
+@pytest.mark.parametrize("kind", ["image", "input_audio", "file", "video_url"])
 def test_parts_that_are_no_text_are_refused_by_name(kind: str) -> None:
     error = _refusal(messages=[{"role": "user", "content": [{"type": kind, kind: {"url": "data:"}}]}])
     assert kind in error.message

@@ -301,7 +301,7 @@ async def test_the_request_reaches_the_engine_as_it_was_asked(client: AsyncOpenA
 
 
 REFUSALS: list[tuple[dict[str, Any], str, str]] = [
-    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "input_text"),
+    ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0]", "input_text"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "function_call_output"),
     ({"input": []}, "input", "must not be empty"),
     ({"input": 5}, "input", "a string or a list"),

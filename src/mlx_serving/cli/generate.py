@@ -51,7 +51,10 @@ async def _generate(args: argparse.Namespace, prompt: str) -> int:
 
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
     pictures = Pictures()
-    named = [ImageSource(path, local=True, field=f"--image {path[:200]}") for path in cast("list[str]", args.image)]
+    named = [
+        ImageSource(path, local=True, field=f"--image (number {number})")
+        for number, path in enumerate(cast("list[str]", args.image), 1)
+    ]
     messages = (*system, {"role": "user", "content": pictures.content([*named, prompt])})
     config = config_from(args)
     request = GenerationRequest(
