@@ -67,7 +67,12 @@ class ServerConfig(Section):
     admin_key: Key | None = Field(
         default=None, description="Secret for the administrative requests; null switches those requests off."
     )
-    max_body_bytes: int = Field(default=4 * 1024**2, ge=1024, le=1024**3, description="Largest request body, in bytes.")
+    max_body_bytes: int = Field(
+        default=16 * 1024**2,
+        ge=1024,
+        le=1024**3,
+        description="Largest request body, in bytes; pictures are in it as base64, which takes a third more.",
+    )
     max_response_bytes: int | None = Field(
         default=None,
         ge=1024,

@@ -42,14 +42,17 @@ def read_file(text: str, where: str, policy: ImagePolicy, *, local: bool) -> byt
         raise ImageFileNotFound(
             f"{where} cannot be read: {error.strerror}, got {text[:200]!r}", field=where, given=text[:200]
         ) from None
-    with os.fdopen(handle, "rb") as file:
+    try:
         facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):
             raise InvalidImageInput(f"{where} is no file, got {text[:200]!r}", field=where, given=text[:200])
         if not local:
             _require_unmoved(path, facts, where)
         require_bytes(facts.st_size, where, policy)
-        data = file.read(policy.max_bytes + 1)  # it may have grown
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read(policy.max_bytes + 1)  # it may have grown
+    finally:
+        os.close(handle)
     require_bytes(len(data), where, policy)
     return data
 

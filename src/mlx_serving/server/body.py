@@ -20,6 +20,8 @@ _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024**2
 # Each is looked at one by one, while everybody else waits. A conversation of thousands of turns has fewer.
 _MAX_PARTS = 32_768
+# Before it is known how many there are, they must be made: so many at most. Text may have brackets, too.
+_MAX_BRACKETS = 1_000_000
 
 
 async def read_json_object(request: Request, settings: ServerSettings) -> Mapping[str, object]:
@@ -78,6 +80,8 @@ def parse_json_object(body: bytes) -> Mapping[str, object]:
     """Raises `MalformedMessage` and `InvalidEnvelope`."""
     if not body:
         raise MalformedMessage("The request body is empty; it must be a JSON object")
+    if body.count(b"[") + body.count(b"{") > _MAX_BRACKETS:
+        raise InvalidEnvelope(f"The request body may have at most {_MAX_BRACKETS} brackets", limit=_MAX_BRACKETS)
     try:
         document: object = msgspec.json.decode(body)
     except UnicodeDecodeError as error:

@@ -32,7 +32,7 @@ class ServerSettings:
 
     api_key: str | None = field(default=None, repr=False)
     admin_key: str | None = field(default=None, repr=False)
-    max_body_bytes: int = 4 * 1024**2
+    max_body_bytes: int = 16 * 1024**2
     max_response_bytes: int | None = None
     body_timeout_s: float = 30.0
     default_model: str | None = None
