@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mlx_serving.core.generation import Delta, GenerationRequest, Structure, TokenPrompt
+from mlx_serving.core.generation import Delta, GenerationRequest, Speculation, Structure, TokenPrompt
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.errors import InvalidRequest, RequestCrashedWorker
 from mlx_serving.telemetry.events import ErrorOccurred, GenerationCompleted, GenerationStarted, StreamRecovered
 
 from ..event_log import EventLog, until
+from ..tiny_models import token_ids
 from .harness import WATCHFUL, complete, request, running, send, serving, worker_pid
 from .poisoned_worker import MARKER, as_python
 
@@ -106,6 +107,29 @@ async def test_a_kill_is_a_pause(tiny_model: Path) -> None:
         await check(core, kill)
         health = await core.health()
         assert (health.worker.restarts, health.active_streams) == (2, 0)
+
+
+async def test_drafted_answers_go_on_as_if_nothing_had_been_drafted(tiny_model: Path) -> None:
+    """What was delivered is text to draft from again. Of so few letters, words come again and again."""
+    letters = tuple(token_ids("abcd"))
+    async with running(serving(tiny_model)) as core:
+        off = [
+            replace(one, speculation=Speculation("off"), sampling=replace(one.sampling, allowed_token_ids=letters))
+            for one in crowd(4)
+        ]
+        expected = await asyncio.gather(*(complete(core, one) for one in off))
+
+        async def kill() -> None:
+            send(await worker_pid(core), signal.SIGKILL)
+
+        asked = [replace(one, speculation=Speculation("ngram")) for one in off]
+        answers = await disturbed(core, asked, kill)
+        assert [ids_of(deltas) for deltas in answers] == [ids_of(deltas) for deltas in expected]
+        assert [text_of(deltas) for deltas in answers] == [text_of(deltas) for deltas in expected]
+        ends = [deltas[-1].stats for deltas in answers]
+        assert {end.speculation for end in ends if end is not None} == {"ngram"}
+        assert sum(end.accepted_tokens for end in ends if end is not None) > 0
+        assert (await core.health()).worker.restarts == 2
 
 
 async def test_answers_with_a_form_go_on_in_it(tiny_model: Path) -> None:
