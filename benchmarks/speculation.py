@@ -46,7 +46,7 @@ PARTS = ("speed", "same", "draft")
 CROWDS = (1, 4, 8)
 OFF, NGRAM = Speculation("off"), Speculation("ngram")
 
-CODE = '''class Inventory:
+CODE = """class Inventory:
     def __init__(self, items=None):
         self.items = items or {}
         self.count = 0
@@ -68,7 +68,7 @@ CODE = '''class Inventory:
     def report(self):
         for name, quantity in sorted(self.items.items()):
             print(f"{name}: {quantity}")
-'''
+"""
 QUOTATION = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, it "
     "was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season of "
@@ -90,7 +90,8 @@ class Case:
                 edits = [CODE.replace("Inventory", f"Inventory{10 * number + edit}") for edit in range(3)]
                 return TextPrompt("\n".join([*edits[:2], edits[2][: CODE.index("self.items = items")]]))
             case "quotation":
-                return TextPrompt(f'Chapter {number}: "{QUOTATION}"\n\nThe chapter again, word by word: "It was the best')
+                again = "The chapter again, word by word: "
+                return TextPrompt(f'Chapter {number}: "{QUOTATION}"\n\n{again}"It was the best')
             case "story":
                 return TextPrompt(f"Chapter {number}\n\nWhen the fishermen came back from the sea that evening, nobody")
             case _:

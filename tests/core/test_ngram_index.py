@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_serving.core.ngram_index import CANDIDATES, MAX_MATCH, MIN_MATCH, NgramIndex
@@ -26,6 +26,7 @@ def reference(text: Sequence[int], most: int) -> list[int]:
     return going_on[len(text) :]
 
 
+@settings(deadline=None)
 @given(text=FEW_TOKENS, most=st.integers(1, 12), cut=st.integers(0, 60))
 def test_it_finds_what_comparing_with_every_place_finds(text: list[int], most: int, cut: int) -> None:
     index = NgramIndex(text[:cut])
@@ -34,6 +35,7 @@ def test_it_finds_what_comparing_with_every_place_finds(text: list[int], most: i
     assert index.propose(most) == reference(text, most)
 
 
+@settings(deadline=None)
 @given(text=FEW_TOKENS)
 def test_asking_changes_nothing(text: list[int]) -> None:
     asked, silent = NgramIndex(), NgramIndex()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_serving.core.speculation import READING_PART, Drafting, Hope, SpeculationCounts, draft_width
@@ -16,6 +16,7 @@ def rate(hopes: list[Hope], rows: int, width: int, pass_tokens: float, draft_tok
     return (rows + expected) / (pass_tokens + reading + rows * (1 + width) + draft_tokens * width)
 
 
+@settings(deadline=None)
 @given(
     given_hopes=st.lists(hopes, max_size=6),
     others=st.integers(0, 6),
@@ -77,6 +78,7 @@ def test_one_on_trial_that_does_well_forgets_its_rests() -> None:
     assert drafting.resumes_at == 20 + 16
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 10), st.integers(0, 10)), max_size=60))
 def test_counts_add_up_and_the_estimate_stays_a_probability(checks: list[tuple[int, int]]) -> None:
     drafting = Drafting("draft")
@@ -112,6 +114,7 @@ def test_a_long_text_is_taken_in_by_parts() -> None:
     assert drafting.look_up(prompt, [*answer, 4, 1], 0) == []
 
 
+@settings(deadline=None)
 @given(
     text=st.lists(st.integers(0, 2), min_size=2, max_size=40),
     cuts=st.tuples(st.integers(1, 40), st.integers(1, 40)),

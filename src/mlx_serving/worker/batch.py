@@ -16,6 +16,7 @@ check reads first, and so does one where a draft is likely. All others are launc
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -59,11 +60,13 @@ class _Row:
 
 
 class _Unread(NamedTuple):
-    """What was launched: the rows, and what they get. With a `check` some of that is thrown away."""
+    """What was launched: the rows, and what they get. With a `check`, launched at a time in monotonic seconds, some of
+    that is thrown away."""
 
     rows: list[_Row]
     launched: Launched
     check: Verification | None = None
+    at: float = 0.0
 
 
 class DecodeBatch:
@@ -231,6 +234,7 @@ class DecodeBatch:
 
     def _check(self, drafts: list[list[int]], ending: Collection[str]) -> list[Token]:
         """Launch a pass that checks a draft of each row, which may be empty. Everything before it was read."""
+        at = time.monotonic()
         check = Verification([row.sampling for row in self._rows], drafts, self._forced())
         fed = check.runs.feed(self._inputs)
         self._lengths.widen(check.runs.width)
@@ -239,7 +243,7 @@ class DecodeBatch:
         tokens = self._take(check.forced)
         launched = BatchSampler(check.sampled, logits.shape[-1])(check.pick(logits), check.pick(fed))
         launched.start()
-        self._unread = _Unread(list(self._rows), launched, check)
+        self._unread = _Unread(list(self._rows), launched, check, at)
         for stream_id in ending:
             self._drop(stream_id)
         return tokens
@@ -250,6 +254,9 @@ class DecodeBatch:
             return []
         drawn = earlier.launched.read()
         if earlier.check is not None:
+            if self._speculator is not None:
+                tokens = len(earlier.rows) * earlier.check.runs.width
+                self._speculator.cost.learn(tokens, time.monotonic() - earlier.at)
             return self._settle(earlier.rows, earlier.check, drawn)
         return [
             _taken(row, token, logprobs)

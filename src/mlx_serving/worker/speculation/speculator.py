@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from mlx_serving.core.memory_share import tells_of_memory
+from mlx_serving.core.pass_cost import PassCost
 from mlx_serving.core.speculation import DEFAULT_DRAFT_TOKENS, Drafting, Hope, SpeculationCounts, draft_width
 from mlx_serving.worker.prompts import PASS_TOKENS
 from mlx_serving.worker.sampling_row import SamplingRow
@@ -23,14 +24,14 @@ the scheduler is to see come."""
 
 class Speculator:
     """Of one model, which is `able` to check drafts or not. `make_drafter` has a draft model draft for its sequences.
-    `pass_tokens` is what a pass of the model costs besides its tokens, in tokens."""
+    `cost` is that of a pass of the model."""
 
     def __init__(
-        self, make_drafter: Callable[[DraftModel], Drafter], *, able: bool, pass_tokens: float = PASS_TOKENS
+        self, make_drafter: Callable[[DraftModel], Drafter], *, able: bool, cost: PassCost | None = None
     ) -> None:
         self._make_drafter = make_drafter
         self.able = able
-        self._pass_tokens = pass_tokens
+        self.cost = cost or PassCost(PASS_TOKENS)
         self._drafters: dict[str, Drafter] = {}  # by the id of their model
         self._drafted_by: dict[str, str] = {}  # stream id -> draft model
         self._tried: list[Drafting] = []  # who was likely to have a draft when it was decided to read
@@ -131,7 +132,7 @@ class Speculator:
             )
 
     def _width(self, hopes: Sequence[Hope], rows: Rows) -> int:
-        width = draft_width(hopes, len(rows), self._pass_tokens)
+        width = draft_width(hopes, len(rows), self.cost.tokens)
         if hopes and not width:
             self.counts += SpeculationCounts(declined=1)
         return width
