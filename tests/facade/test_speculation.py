@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import pytest_asyncio
@@ -67,8 +68,7 @@ async def test_two_models_are_compared_by_the_names_of_the_caller(pair: tuple[En
     assert report.compatible
     told = report.to_object()
     assert told["compatible"] is True
-    details = told["details"]
-    assert isinstance(details, dict)
+    details = cast("dict[str, dict[str, object]]", told["details"])
     assert details["primaryModel"]["id"] == "tiny"
     assert details["draftModel"] == {
         "id": "helper",

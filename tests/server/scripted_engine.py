@@ -56,6 +56,7 @@ class Script:
     """Refuse at entry, or deliver the pieces and then end, fail, stop without a word, or hang.
 
     A piece is text, or a delta of anything else. `logprob` is what every token has, if log-probabilities are asked for.
+    `drafted` says how, and how many tokens were drafted and accepted.
     """
 
     pieces: tuple[str | Delta, ...] = ("Hello", " world")
@@ -70,6 +71,7 @@ class Script:
     without_stats: bool = False
     cached_tokens: int = 0
     logprob: float = -1.0
+    drafted: tuple[str | None, int, int] = (None, 0, 0)
 
 
 @dataclass
@@ -159,7 +161,17 @@ class ScriptedEngine:
         stats = (
             None
             if script.without_stats
-            else GenerationStats(PROMPT_TOKENS, count, 0.01, 100.0, 0.03, script.cached_tokens)
+            else GenerationStats(
+                PROMPT_TOKENS,
+                count,
+                0.01,
+                100.0,
+                0.03,
+                script.cached_tokens,
+                drafted_tokens=script.drafted[1],
+                accepted_tokens=script.drafted[2],
+                speculation=script.drafted[0],
+            )
         )
         run.finished = True
         yield Delta(script.last_text, (), script.finish, stats, stop=script.stop)

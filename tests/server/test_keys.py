@@ -106,6 +106,14 @@ async def test_a_key_is_for_its_models_only() -> None:
         assert (await served.ask(model="org/other")).status_code == 200
 
 
+async def test_a_draft_model_is_one_of_the_models_that_a_key_is_for() -> None:
+    async with _served(_inline(models=["tiny"])) as served:
+        refused = await served.ask(draft_model="org/other")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (403, "draft_model")
+        assert served.engine.runs == []
+        assert (await served.ask(draft_model="tiny")).status_code == 200
+
+
 async def test_requests_per_minute_are_told_and_held() -> None:
     async with _served(_inline(requests_per_minute=2)) as served:
         first = await served.ask()

@@ -88,16 +88,23 @@ class Choices:
             prompt_tokens=sum(first.prompt_tokens for first in stats[:: self.best_of]),
             completion_tokens=sum(one.tokens_generated for one in stats),
             cached_tokens=sum(first.cached_tokens for first in stats[:: self.best_of]),
+            drafted_tokens=sum(one.drafted_tokens for one in stats),
+            accepted_tokens=sum(one.accepted_tokens for one in stats),
+            speculation=", ".join(dict.fromkeys(one.speculation for one in stats if one.speculation)) or None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request. `cached_tokens` are those of the prompts that were not computed."""
+    """Tokens of one request. `cached_tokens` are those of the prompts that were not computed. The last three are those
+    of `GenerationStats`, of all its sequences."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    speculation: str | None = None
 
     @property
     def total_tokens(self) -> int:

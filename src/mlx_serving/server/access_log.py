@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_serving.core.choices import Usage
 from mlx_serving.core.generation import Served
 from mlx_serving.server import response_headers
 from mlx_serving.server.anthropic_errors import is_anthropics
@@ -46,8 +47,7 @@ class AccessRecord:
     stream: bool | None = None
     user: str | None = None
     metadata: Mapping[str, str] | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    usage: Usage | None = None
     error: str | None = None
 
     def facts(self) -> dict[str, object]:
@@ -61,12 +61,24 @@ class AccessRecord:
             "stream": self.stream,
             "user": None if self.user is None else self.user[:_MAX_USER_CHARS],
             "metadata": self.metadata,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
+            **_cost(self.usage),
             "cache": self.served.cache,
             "error": self.error,
         }
         return {name: value for name, value in known.items() if value is not None}
+
+
+def _cost(usage: Usage | None) -> dict[str, object]:
+    if usage is None:
+        return {}
+    told: dict[str, object] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "speculation": usage.speculation,
+    }
+    if usage.drafted_tokens:
+        told |= {"drafted_tokens": usage.drafted_tokens, "accepted_tokens": usage.accepted_tokens}
+    return told
 
 
 _current: ContextVar[AccessRecord | None] = ContextVar("access_record", default=None)
@@ -147,5 +159,6 @@ def _headers(record: AccessRecord, path: str) -> Iterator[tuple[str, str]]:
         yield "request-id", record.given_id or record.request_id
     yield from response_headers.timing(now - record.started, record.accepted_s)
     yield from response_headers.cache(record.served)
+    yield from response_headers.speculation(record.usage)
     if record.holder is not None:
         yield from response_headers.rates(record.holder.usage.allowances(now))

@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mlx_serving.core.choices import Usage
 from mlx_serving.core.embeddings import Embeddings, floats, gather
 from mlx_serving.core.generation import EmbeddingInputs, GenerationRequest
 from mlx_serving.core.serving import ServedModel
@@ -128,7 +129,7 @@ async def computed(service: Service, request: Request, model: ServedModel, input
         service.engine.generate(wanted) as deltas,
     ):
         made = await gather(deltas, len(inputs.inputs))
-    record.prompt_tokens, record.completion_tokens = made.prompt_tokens, 0
+    record.usage = Usage(made.prompt_tokens, 0)
     return made
 
 

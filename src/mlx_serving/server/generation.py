@@ -61,8 +61,7 @@ class Generation:
     def usage(self, stats: Sequence[GenerationStats]) -> Usage:
         """What all sequences cost, noted in the log."""
         usage = self.choices.usage(stats)
-        self.record.prompt_tokens = usage.prompt_tokens
-        self.record.completion_tokens = usage.completion_tokens
+        self.record.usage = usage
         return usage
 
 

@@ -63,6 +63,8 @@ class MeteredEngine:
                 yield self._bounded(deltas, record)
             return
         require_model(holder.limits, request.model)
+        if request.speculation.draft_model is not None:
+            require_model(holder.limits, request.speculation.draft_model, "draft_model")
         request = replace(request, caller=holder.name, priority=granted(request.priority, holder))
         counts = request.fork_of is None
         usage = holder.usage
@@ -144,13 +146,11 @@ def _note_acceptance(record: AccessRecord | None) -> None:
         record.accepted_s = time.monotonic() - record.started
 
 
-def require_model(limits: KeyLimits, model: str) -> None:
+def require_model(limits: KeyLimits, model: str, field: str = "model") -> None:
     """Raises `Forbidden` for a model that the key is not for."""
     if not limits.allows(model):
         allowed = ", ".join(sorted(limits.models or ())) or "no model"
-        raise Forbidden(
-            f"This API key is not for the model {model!r}; it is for: {allowed}", field="model", given=model
-        )
+        raise Forbidden(f"This API key is not for the model {model!r}; it is for: {allowed}", field=field, given=model)
 
 
 _RANKS: Sequence[Priority] = ("critical", "high", "normal", "low", "background")

@@ -252,9 +252,16 @@ def _whole(document: Mapping[str, object], choices: Sequence[Mapping[str, object
 
 
 def _usage(usage: Usage) -> dict[str, object]:
-    return {
+    told: dict[str, object] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.speculation is not None:
+        told["completion_tokens_details"] = {
+            "accepted_prediction_tokens": usage.accepted_tokens,
+            "rejected_prediction_tokens": usage.drafted_tokens - usage.accepted_tokens,
+            "speculation": usage.speculation,
+        }
+    return told

@@ -39,11 +39,20 @@ class PromptTokensDetails(Document):
     cached_tokens: int = Field(description="Of the prompt, not computed: what the model makes of them was kept.")
 
 
+class CompletionTokensDetails(Document):
+    accepted_prediction_tokens: int = Field(description="Drafted, and part of the answer.")
+    rejected_prediction_tokens: int = Field(description="Drafted in vain; no part of completion_tokens.")
+    speculation: str = Field(description="Who drafted: ngram or draft; else why nobody did.")
+
+
 class Usage(Document):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        default=None, description="Unless speculation was off."
+    )
 
 
 class _Heading(Document):

@@ -17,6 +17,7 @@ from mlx_serving.core.generation import (
     ChatPrompt,
     Prompt,
     SamplingParams,
+    Speculation,
     Structure,
     TextPrompt,
     TokenPrompt,
@@ -51,6 +52,7 @@ from mlx_serving.server.structured_output import structure_of
 
 _COMPLETION_MAX_TOKENS = 16  # what OpenAI documents; a chat's default is the engine's
 _ANY_TOOL = ToolChoice()
+_SPECULATION = Speculation()
 _NO_TEXT = {"type": "text", "text": ""}
 
 
@@ -74,6 +76,7 @@ class Asked:
     reasoning_budget: int | None = None
     names: Mapping[str, str] = field(default_factory=dict[str, str])
     """What the client calls the engine's fields, where that differs."""
+    speculation: Speculation = _SPECULATION
 
 
 def parse_chat(body: Mapping[str, object]) -> Asked:
@@ -116,6 +119,7 @@ def _checked(model: type[_R], given: dict[str, object], issues: list[Issue]) -> 
     request, failed = None, frozenset[str]()
     try:
         request = model.model_validate(given)
+        issues += request.draft_problems()
     except ValidationError as error:
         issues += from_validation_error(error)
         failed = frozenset(str(found["loc"][0]) for found in error.errors(include_url=False, include_input=False))
@@ -261,6 +265,7 @@ def _asked(
         metadata=request.metadata,
         service_tier=request.service_tier,
         cache_salt=request.cache_salt or "",
+        speculation=request.wanted(),
     )
 
 

@@ -132,6 +132,7 @@ def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str]
         priority=priority,
         caller=asked.user or "",
         cache_salt=asked.cache_salt,
+        speculation=asked.speculation,
         timeout_s=service.settings.request_timeout_s,
     )
     requests = asked.choices.expand(wanted, asked.prompts)

@@ -18,6 +18,7 @@ from mlx_serving.server.json_values import as_array, depth
 from mlx_serving.server.openai_tools import CalledTool, ToolFields
 from mlx_serving.server.request_fields import Hidden, field_of
 from mlx_serving.server.service_tier import AskedTier
+from mlx_serving.server.speculation import SpeculationFields
 from mlx_serving.server.structured_output import StructureFields
 
 _TOKEN_ID = re.compile(r"-?[0-9]{1,19}")
@@ -146,7 +147,7 @@ class StreamOptions(Body):
     include_usage: bool | None = Field(default=None, description="Send a last chunk with the token counts.")
 
 
-class GenerationFields(StructureFields, SamplingFields):
+class GenerationFields(SpeculationFields, StructureFields, SamplingFields):
     model: str | None = Field(default=None, description="A name that GET /v1/models lists; the default model if none.")
     n: int | None = Field(default=None, description="Answers to each prompt, at most 128; 1 if none is given.")
     stream: bool | None = Field(default=None, description="Send the text as server-sent events while it is generated.")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message
 
+from mlx_serving.core.choices import Usage
 from mlx_serving.core.generation import Served
 from mlx_serving.core.key_usage import Allowance
 
@@ -20,6 +21,7 @@ EXPOSED: Sequence[str] = (
     "server-timing",
     "x-cache",
     "x-request-id",
+    "x-speculation",
     *(f"x-ratelimit-{fact}-{what}" for what in ("requests", "tokens") for fact in ("limit", "remaining", "reset")),
 )
 """What scripts of other origins may read."""
@@ -49,6 +51,13 @@ def cache(served: Served) -> Iterator[tuple[str, str]]:
     """Whether it was computed for this request, where that is not a matter of course."""
     if served.cache is not None:
         yield "x-cache", served.cache
+
+
+def speculation(usage: Usage | None) -> Iterator[tuple[str, str]]:
+    """How tokens were drafted, or why none were, and what came of it: of an answer that is complete already."""
+    if usage is not None and usage.speculation is not None:
+        drafted = f"; drafted={usage.drafted_tokens}; accepted={usage.accepted_tokens}"
+        yield "x-speculation", usage.speculation + (drafted if usage.drafted_tokens else "")
 
 
 def add(message: Message, headers: Iterator[tuple[str, str]]) -> None:

@@ -87,7 +87,7 @@ async def _whole(resumed: Resumed, record: AccessRecord) -> bytes:
         await resumed.until_changed()
     completions = [_completion(sequence.deltas) for sequence in log.sequences]
     usage = log.choices.usage([completion.stats for completion in completions])
-    record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+    record.usage = usage
     return _answer(log).whole(log.choices.select(completions), usage)
 
 
@@ -139,5 +139,5 @@ class _ResumedResponse(EventsResponse):
             await self._resumed.until_changed()
         stats: list[GenerationStats] = [end_of(sequence.deltas[-1])[1] for sequence in log.sequences]
         usage = log.choices.usage(stats)
-        self._record.prompt_tokens, self._record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        self._record.usage = usage
         return answer.closing(usage)

@@ -10,7 +10,7 @@ from typing import Protocol
 from starlette.responses import Response
 from starlette.types import Receive
 
-from mlx_serving.core.choices import Usage
+from mlx_serving.core.choices import Choices, Usage
 from mlx_serving.core.generation import Backend, Delta, FinishReason, GenerationRequest, GenerationStats
 from mlx_serving.errors import EngineError
 from mlx_serving.server.access_log import AccessRecord
@@ -104,8 +104,9 @@ class SingleGeneration:
         return Ending(reason, delta.stop, self._usage(stats))
 
     def _usage(self, stats: GenerationStats) -> Usage:
-        self.record.prompt_tokens, self.record.completion_tokens = stats.prompt_tokens, stats.tokens_generated
-        return Usage(stats.prompt_tokens, stats.tokens_generated, stats.cached_tokens)
+        usage = Choices().usage([stats])
+        self.record.usage = usage
+        return usage
 
 
 class SingleStream(EventsResponse):

@@ -38,9 +38,7 @@ _BOTH: NeutralValues = {
     "use_beam_search": (False,),
     # mlx-lm's server
     "adapters": (),
-    "draft_model": (),
     "frequency_context_size": (),
-    "num_draft_tokens": (),
     "presence_context_size": (),
 }
 
