@@ -51,9 +51,9 @@ def test_at_best_others_take_nothing() -> None:
 
 
 def test_kv_caches_get_what_weights_and_steps_leave() -> None:
-    assert plan(ROOM, POLICY, weights=4 * GIB) == MemoryPlan(ROOM, 4 * GIB, GIB, GIB, 10 * GIB)
+    assert plan(ROOM, POLICY, weights=4 * GIB) == MemoryPlan(ROOM, 4 * GIB, GIB, GIB, 10 * GIB, GIB // 4)
     large = Capacity(100 * GIB, "RAM")
-    assert plan(large, POLICY, weights=0) == MemoryPlan(large, 0, 2 * GIB, GIB, 97 * GIB)
+    assert plan(large, POLICY, weights=0) == MemoryPlan(large, 0, 2 * GIB, GIB, 97 * GIB, GIB // 4)
 
 
 def test_what_caches_take_beyond_their_reservations_is_left_to_them() -> None:
@@ -62,7 +62,7 @@ def test_what_caches_take_beyond_their_reservations_is_left_to_them() -> None:
 
 def test_sizes_that_are_configured_hold() -> None:
     policy = MemoryPolicy(kv_cache_bytes=3 * GIB, buffer_cache_bytes=5 * GIB, prefill_bytes=2 * GIB)
-    assert plan(ROOM, policy, weights=0) == MemoryPlan(ROOM, 0, 5 * GIB, 2 * GIB, 3 * GIB)
+    assert plan(ROOM, policy, weights=0) == MemoryPlan(ROOM, 0, 5 * GIB, 2 * GIB, 3 * GIB, GIB // 4)
     assert plan(ROOM, policy, weights=8 * GIB).kv_caches == GIB
 
 
@@ -159,3 +159,9 @@ def test_sizes_are_told_in_units_for_people(size: int, text: str) -> None:
 def test_a_policy_that_makes_no_sense_is_refused(name: str, value: float, limit: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be {limit}, got {value}"):
         MemoryPolicy(**{name: value})  # pyright: ignore[reportArgumentType]  what the test is about
+
+
+def test_little_memory_keeps_few_images_and_fewer_when_it_is_short() -> None:
+    room = Capacity(GIB, "the machine")
+    assert plan(room, POLICY, weights=0).features == GIB // 16
+    assert plan(room, POLICY, weights=0, squeezed=True).features == GIB // 128

@@ -33,6 +33,14 @@ def test_what_is_held_stays_beyond_the_limit() -> None:
     assert lru.size == 0
 
 
+def test_what_is_held_beforehand_is_added_in_any_case() -> None:
+    lru = PinnedLru[str](1)
+    lru.pin("a")
+    assert lru.add("a", 8) == []
+    lru.unpin("a")
+    assert lru.fit() == ["a"]
+
+
 def test_what_is_dropped_is_gone_whoever_holds_it() -> None:
     lru = PinnedLru[str](10)
     lru.add("a", 4)

@@ -31,9 +31,10 @@ class PinnedLru(Generic[K]):
         return self.fit()
 
     def pin(self, key: K) -> None:
-        """Hold what is kept until it is unpinned as often."""
+        """Hold what is kept, or will be added, until it is unpinned as often."""
         self._pins[key] += 1
-        self._sizes.move_to_end(key)
+        if key in self._sizes:
+            self._sizes.move_to_end(key)
 
     def unpin(self, key: K) -> None:
         self._pins[key] -= 1

@@ -34,7 +34,7 @@ from mlx_serving.worker.prefix_kv import is_plain
 from mlx_serving.worker.structure import StructureCompiler
 from mlx_serving.worker.token_bytes import TokenBytes
 from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
-from mlx_serving.worker.vision.architecture import VisionText, open_model
+from mlx_serving.worker.vision.architecture import VisionText, is_known, open_model
 from mlx_serving.worker.vision.processing import Processor
 from mlx_serving.worker.vision.tokenizer import VisionTokenizer, with_template
 from mlx_serving.worker.vision.trial import why_blind
@@ -246,7 +246,7 @@ class _Files:
         directory = self.directory = _directory(self._params, self._on_progress)
         with blaming("its config.json", self._params.model_id, directory):
             self.config = read_object(directory / "config.json")
-            self.sees = sees(self.config, tensor_names(directory))
+            self.sees = sees(self.config, tensor_names(directory)) and is_known(self.config)
             self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
 
     def read(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,6 +119,14 @@ class VisionText(nn.Module):
         if pixels is not None:
             rest["mask"] = mx.ones(ids.shape, dtype=mx.int32)
         return self.inner.get_input_embeddings(ids, pixels, **rest).to_dict()
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Whether mlx-vlm has the architecture that a config.json names."""
+    import mlx_vlm.utils as library
+
+    name: str | None = cast(Any, library).get_model_type(dict(config))
+    return name is not None and find_spec(f"mlx_vlm.models.{name}") is not None
 
 
 def open_model(directory: Path, config: Mapping[str, object], model_id: str) -> tuple[nn.Module, dict[str, Any]]:

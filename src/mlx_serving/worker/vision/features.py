@@ -87,10 +87,8 @@ class FeatureCache:
         key = self._keys[id][index]
         self.misses += 1
         self._kept[key] = features
-        gone = self._index.add(key, features.nbytes)
-        if key in self._index:
-            self._pin(id, key)
-        self._forget(gone)
+        self._pin(id, key)
+        self._forget(self._index.add(key, features.nbytes))
 
     def release(self, id: str) -> None:  # noqa: A002
         """It has all that it needs of its images."""
