@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ..command_line import LIMIT_S, command, environment, run
+from ..pictures import png
 
 GREEDY = ("--temperature", "0", "--max-tokens", "6")
 
@@ -43,6 +44,7 @@ def test_raw_continues_the_text_without_the_template(tmp_path: Path, tiny_model:
         (["Hi", "--top-k", "x"], "--top-k"),
         ([""], "the prompt is empty"),
         (["Hi", "--raw", "--system", "x"], "--system needs the chat template"),
+        (["Hi", "--raw", "--image", "x.png"], "--image needs the chat template"),
     ],
 )
 def test_wrong_values_end_with_2_before_anything_starts(tmp_path: Path, arguments: list[str], told: str) -> None:
@@ -75,3 +77,11 @@ def test_ctrl_c_ends_it_with_130(tmp_path: Path, tiny_model: Path) -> None:
         process.stdout.read()
         assert process.stderr.read() == b"\n"
         assert process.wait(LIMIT_S) == 130
+
+
+def test_pictures_are_read_from_where_the_command_is_run(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(png())
+    ended = run(tmp_path, "generate", "What is it?", "--image", "photo.png", "--model", str(tiny_model))
+    assert ended.returncode != 0
+    assert "--image (number 1): the model" in ended.stderr
+    assert "takes no pictures" in ended.stderr

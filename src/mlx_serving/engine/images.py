@@ -88,6 +88,11 @@ class ImagesBackend:
         self._images = images
         self._readings: dict[str, _Reading] = {}
 
+    @property
+    def reading(self) -> int:
+        """Requests whose pictures are kept for their answers."""
+        return len(self._readings)
+
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
         """See `core.generation.Backend`. Raises as `PromptImages.read`."""
