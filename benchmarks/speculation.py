@@ -22,6 +22,7 @@ import asyncio
 import json
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -226,17 +227,16 @@ async def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, A
         if "same" in parts:
             found["same"] = await same(engine, arguments)
         if "draft" in parts:
-            large, small = make_pair(directory)
-            found["draft"] = await draft(engine, str(large), str(small), arguments)
+            make_pair(directory, arguments.width)
+            found["draft"] = await draft(engine, str(directory / "large"), str(directory / "small"), arguments)
     return found
 
 
-def make_pair(directory: Path) -> tuple[Path, Path]:
-    """A model of eight layers, of which all but the first say little, and one of the first layer alone."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from tests.tiny_models import make_pair
-
-    return make_pair(directory)
+def make_pair(directory: Path, width: int) -> None:
+    """In a process of its own: this one must stay without MLX."""
+    shape = ["--layers", "8", "--width", str(width)]
+    command = [sys.executable, "-m", "tests.tiny_models", str(directory), "--pair", *shape]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
 
 
 def main() -> None:
@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--crowds", type=int, nargs="+", default=CROWDS)
     parser.add_argument("--prompts", type=int, default=100, help="of part same (default 100)")
     parser.add_argument("--same-tokens", type=int, default=48, help="of each of its answers (default 48)")
+    parser.add_argument("--width", type=int, default=512, help="of the models of part draft (default 512)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

@@ -3,6 +3,7 @@
 python -m tests.tiny_models DIRECTORY [--seed N]               writes a random llama
 python -m tests.tiny_models DIRECTORY --printable [--seed N]   one that only writes text, and never ends
                             [--layers N --width N]             a larger one
+python -m tests.tiny_models DIRECTORY --pair [--layers N --width N]   two of that kind, of which one drafts
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 _PRINTABLE_VOCABULARY = 512
 _WEIGHT_SCALE = 0.3
+_WHISPER = 0.05
 _LLAMA: Mapping[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -169,6 +171,20 @@ def make_printable_llama(
     _write_model(directory, {**config, "bos_token_id": end - 2, "eos_token_id": end}, fill)
     make_tokenizer(directory, BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=pairs))
     return directory
+
+
+def make_pair(directory: Path, *, layers: int = 8, width: int = 64) -> tuple[Path, Path]:
+    """A printable llama whose layers but the first say little, and one of its first layer: it often agrees."""
+    large = make_printable_llama(directory / "large", layers=layers, width=width)
+    small = make_printable_llama(directory / "small", layers=1, width=width)
+    weights = cast("dict[str, mx.array]", mx.load(str(large / "model.safetensors")))
+    quiet = ("o_proj.weight", "down_proj.weight")
+    for name, weight in weights.items():
+        if name.endswith(quiet) and ".layers.0." not in name:
+            weights[name] = weight * _WHISPER
+    _save(large, weights)
+    _save(small, {name: weight for name, weight in weights.items() if ".layers." not in name or ".layers.0." in name})
+    return large, small
 
 
 def make_qwen3(directory: Path) -> Path:
@@ -345,9 +361,13 @@ def _write_model(
     if bits is not None:
         described["quantization"] = {"group_size": 32, "bits": bits}
         cast(Any, nn).quantize(model, group_size=32, bits=bits)
-    save: Any = mx.save_safetensors  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  untyped stub
-    save(str(directory / "model.safetensors"), dict(_flat(model)), {"format": "mlx"})
+    _save(directory, dict(_flat(model)))
     _write_json(directory / "config.json", described)
+
+
+def _save(directory: Path, weights: dict[str, mx.array]) -> None:
+    save: Any = mx.save_safetensors  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  untyped stub
+    save(str(directory / "model.safetensors"), weights, {"format": "mlx"})
 
 
 def _flat(model: nn.Module) -> list[tuple[str, mx.array]]:
@@ -367,6 +387,10 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=64, help="of a printable one")
+    parser.add_argument("--pair", action="store_true", help="DIRECTORY/large and DIRECTORY/small")
     arguments = parser.parse_args()
+    if arguments.pair:
+        make_pair(arguments.directory, layers=arguments.layers, width=arguments.width)
+        raise SystemExit
     make = partial(make_printable_llama, width=arguments.width) if arguments.printable else make_llama
     make(arguments.directory, context_length=4096, seed=arguments.seed, layers=arguments.layers)

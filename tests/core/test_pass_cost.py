@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_serving.core.pass_cost import PassCost
+from mlx_serving.core.pass_cost import DraftCost, PassCost
 
 
 @settings(deadline=None)
@@ -66,3 +66,39 @@ def test_whatever_is_measured_it_stays_within_bounds(measured: list[tuple[int, f
     for tokens, seconds in measured:
         cost.learn(tokens, seconds)
         assert 4 <= cost.tokens <= 512
+
+
+def test_what_is_not_tried_is_thought_as_before_in_the_end() -> None:
+    cost = PassCost(24)
+    cost.doubt()
+    assert (cost.tokens, cost.expected_s(3)) == (24, 0)
+    for number in range(100):
+        cost.learn(10 * (1 + number % 10), 0.01 * (1 + number % 10))
+    assert cost.tokens < 6
+    for _ in range(400):
+        cost.doubt()
+    assert cost.tokens > 23
+
+
+@settings(deadline=None)
+@given(true=st.floats(6, 300), each_s=st.floats(1e-5, 0.1))
+def test_it_tells_how_long_a_pass_takes(true: float, each_s: float) -> None:
+    cost = PassCost(true)
+    for tokens in range(2, 60):
+        cost.learn(tokens, each_s * (true + tokens))
+    assert cost.expected_s(7) == pytest.approx(each_s * (true + 7), rel=0.01)
+
+
+def test_what_drafting_costs_is_measured_in_passes() -> None:
+    cost = DraftCost(0.1)
+    cost.learn(4, 1.0, 0.0)
+    cost.learn(0, 1.0, 1.0)
+    assert cost.part == 0.1
+    for _ in range(60):
+        cost.learn(4, 0.08, 0.05)
+    assert cost.part == pytest.approx(0.4, rel=0.01)
+    cost.learn(4, 100.0, 0.05)
+    assert cost.part < 0.6
+    for _ in range(200):
+        cost.doubt()
+    assert cost.part == pytest.approx(0.1, rel=0.01)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
 from mlx_serving.core.memory_share import tells_of_memory
-from mlx_serving.core.pass_cost import PassCost
+from mlx_serving.core.pass_cost import DraftCost, PassCost
 from mlx_serving.core.speculation import DEFAULT_DRAFT_TOKENS, Drafting, Hope, SpeculationCounts, draft_width
 from mlx_serving.worker.prompts import PASS_TOKENS
 from mlx_serving.worker.sampling_row import SamplingRow
@@ -33,6 +34,7 @@ class Speculator:
         self.able = able
         self.cost = cost or PassCost(PASS_TOKENS)
         self._drafters: dict[str, Drafter] = {}  # by the id of their model
+        self._draft_costs: dict[str, DraftCost] = {}  # the same
         self._drafted_by: dict[str, str] = {}  # stream id -> draft model
         self._tried: list[Drafting] = []  # who was likely to have a draft when it was decided to read
         self.counts = SpeculationCounts()
@@ -54,6 +56,7 @@ class Speculator:
             self._drafted_by[stream_id] = model.model_id
             if model.model_id not in self._drafters:
                 self._drafters[model.model_id] = self._make_drafter(model)
+                self._draft_costs[model.model_id] = DraftCost(model.part)
 
     def rest(self, stream_id: str) -> None:
         """What is kept of it on the device is wanted for others. Unknown ids are ignored."""
@@ -80,15 +83,18 @@ class Speculator:
         without."""
         hopes: list[Hope] = []
         tried: list[Drafting] = []
-        for _, row, drafting in _eager(rows):
+        asked: set[str] = set()
+        for index, row, drafting in _eager(rows):
             tokens = _room(row, drafting)
             if drafting.outcome == "ngram" and tokens > 0:
                 tokens = len(drafting.look_up(row.prompt, row.drawn, tokens))
                 if tokens:
                     tried.append(drafting)
+            elif tokens > 0:
+                asked.add(self._drafted_by[rows[index][0]])
             if tokens > 0:
                 hopes.append(Hope(drafting.acceptance, tokens))
-        if not self._width(hopes, rows):
+        if not self._width(hopes, rows, asked):
             return False
         self._tried = tried
         return True
@@ -112,7 +118,7 @@ class Speculator:
             if tokens:
                 hopes.append(Hope(drafting.acceptance, tokens))
         self._tried = []
-        width = self._width(hopes, rows)
+        width = self._width(hopes, rows, {self._drafted_by[wish.stream_id] for wish in wishes.values()})
         if not width:
             return None
         drafts = [draft[:width] for draft in drafts]
@@ -131,20 +137,31 @@ class Speculator:
                 drafted=drawn.drafted, accepted=drawn.accepted, rests=row.drafting.rests - rests
             )
 
-    def _width(self, hopes: Sequence[Hope], rows: Rows) -> int:
-        width = draft_width(hopes, len(rows), self.cost.tokens)
+    def _width(self, hopes: Sequence[Hope], rows: Rows, models: Collection[str]) -> int:
+        """How many tokens to draft at most, for which so many draft models are asked."""
+        costs = [self._draft_costs[model] for model in models]
+        pass_tokens = self.cost.tokens
+        drafting = sum(cost.part for cost in costs) * (pass_tokens + len(rows))
+        width = draft_width(hopes, len(rows), pass_tokens, drafting)
         if hopes and not width:
             self.counts += SpeculationCounts(declined=1)
+            self.cost.doubt()
+            for cost in costs:
+                cost.doubt()
         return width
 
     def _ask(self, wishes: dict[int, Wish], width: int, drafts: list[list[int]]) -> None:
         """Have draft models write the drafts that are wished for."""
+        rows = len(drafts)
         by_model: dict[str, list[int]] = {}
         for index, wish in wishes.items():
             by_model.setdefault(self._drafted_by[wish.stream_id], []).append(index)
         for model_id, indices in by_model.items():
             asked = [Wish(wishes[i].stream_id, wishes[i].row, min(width, wishes[i].most)) for i in indices]
+            began = time.monotonic()
             proposed = self._proposed(model_id, asked)
+            pass_s = self.cost.expected_s(rows)
+            self._draft_costs[model_id].learn(max(map(len, proposed)), time.monotonic() - began, pass_s)
             for index, draft in zip(indices, proposed, strict=True):
                 drafts[index] = draft
 
