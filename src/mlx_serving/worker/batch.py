@@ -189,14 +189,9 @@ class DecodeBatch:
         if not self._rows:
             return self.drain()
         self._close_gaps()
-        tokens: list[Token] = []
-        rows = [(row.stream_id, row.sampling) for row in self._rows]
-        speculator = self._speculator
-        if speculator is not None and (self._is_read or speculator.is_likely(rows)):
-            tokens = self.drain()
-            drafts = speculator.propose(rows)
-            if drafts is not None:
-                return [*tokens, *self._check(drafts, ending)]
+        tokens, drafts = self._draft()
+        if drafts is not None:
+            return [*tokens, *self._check(drafts, ending)]
         runs = self._forced()
         logits = self._forward(runs)
         if runs is not None:
@@ -231,6 +226,15 @@ class DecodeBatch:
 
     def _forced(self) -> ForcedRuns | None:
         return ForcedRuns.of([row.sampling for row in self._rows]) if self._runs else None
+
+    def _draft(self) -> tuple[list[Token], list[list[int]] | None]:
+        """A draft for each row, None where nobody has one; and what was read first, where that is worth it."""
+        if self._speculator is None:
+            return [], None
+        rows = [(row.stream_id, row.sampling) for row in self._rows]
+        if not (self._is_read or self._speculator.is_likely(rows)):
+            return [], None
+        return self.drain(), self._speculator.propose(rows)
 
     def _check(self, drafts: list[list[int]], ending: Collection[str]) -> list[Token]:
         """Launch a pass that checks a draft of each row, which may be empty. Everything before it was read."""
