@@ -32,7 +32,7 @@ class ScriptedRunner(ModelRunner):
         self._token_id = token_id
         self.jobs: dict[str, Job] = {}
         self.admitted: list[str] = []
-        self.speculator = Speculator(ModelDrafter, able=False)
+        self.speculator = Speculator(ModelDrafter, able=False, weight_bytes=1)
         self.closed = False
         self.fail_admitting: Exception | None = None
         self.fail_stepping: Exception | None = None

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.core.generation import SamplingParams, Structure
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.pass_cost import PassCost
 from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.core.speculation import Drafting
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.speculation.drafter import DraftModel, Wanted
-from mlx_serving.worker.speculation.model_drafter import ModelDrafter
+from mlx_serving.worker.speculation.model_drafter import ModelDrafter, weight_bytes
 from mlx_serving.worker.speculation.speculator import Speculator
 
 from ..tiny_models import EOS, SPELLED, make_llama, token_ids
@@ -74,7 +76,9 @@ def eager_bench(
     """Passes are so dear that whatever may be right is tried."""
     model.renew_runner()
     runner = model.runner
-    runner.speculator = Speculator(ModelDrafter, able=runner.speculator.able, cost=DearPass(10_000))
+    runner.speculator = Speculator(
+        ModelDrafter, able=runner.speculator.able, weight_bytes=100 * weight_bytes(model.model), cost=DearPass(10_000)
+    )
     return Bench(model, policy, prefix_policy=prefix_policy)
 
 
@@ -279,6 +283,18 @@ def test_rows_with_a_form_and_others_go_on_beside(monkeypatch: pytest.MonkeyPatc
     assert told == ["ngram", None, "ngram", "structured", "structured"]
     assert drafted(streams[3:]) == (0, 0)
     assert drafted(streams[:1])[1] > 20
+
+
+def test_caches_in_few_bits_drop_what_was_wrong_as_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = make_llama(tmp_path_factory.mktemp("wide") / "llama", head_dim=32)
+    model = load(directory, options=WeightOptions(kv=KvForm(8, 32)))
+    expected, plainly = answers(model, CROWD, None)
+    consult(monkeypatch, CROWD, expected, WRONG["now and then"])
+    streams, steps = answers(model, CROWD, NGRAM)
+    same(streams, expected)
+    assert steps < plainly
 
 
 @pytest.mark.parametrize("name", ["gemma3", "lfm2", "mamba"])

@@ -28,7 +28,7 @@ from mlx_serving.worker.prefix_cache import Beginning
 from mlx_serving.worker.prompts import Prompt, advance_all
 from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
 from mlx_serving.worker.speculation.drafter import NOT_WANTED, Wanted
-from mlx_serving.worker.speculation.model_drafter import ModelDrafter
+from mlx_serving.worker.speculation.model_drafter import ModelDrafter, weight_bytes
 from mlx_serving.worker.speculation.speculator import Speculator
 from mlx_serving.worker.vision.pictures import Picture, Prepared
 
@@ -98,7 +98,7 @@ class ModelRunner:
         self._batches: list[DecodeBatch] = []
         self._place: Place | None = None
         takes_drafts = capabilities.draft and capabilities.batch and _takes_runs(make_caches(model, kv), capabilities)
-        self.speculator = Speculator(ModelDrafter, able=takes_drafts)
+        self.speculator = Speculator(ModelDrafter, able=takes_drafts, weight_bytes=weight_bytes(model))
         self.offer: Offer = _decline
         """Called with what was computed of a sequence: as its prompt goes on, and when it leaves."""
 

@@ -15,12 +15,11 @@ from mlx_serving.worker.sampling_row import SamplingRow
 @dataclass(frozen=True, slots=True)
 class DraftModel:
     """A loaded model that drafts for another one of the same vocabulary. `kv_bytes_per_token` is what a token takes in
-    the caches of all its layers. A pass of it is thought to cost `part` of one of the model it drafts for."""
+    the caches of all its layers."""
 
     model_id: str
     model: nn.Module
     kv_bytes_per_token: int
-    part: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

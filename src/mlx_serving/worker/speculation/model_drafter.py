@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx import utils
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_serving.worker.kv_cache import RowLengths, SlotKVCache
@@ -27,6 +28,12 @@ _PADDING = 0
 def can_draft(model: nn.Module) -> bool:
     """Whether its caches let rows of different lengths go on together, and drop what was wrong."""
     return all(type(cache) is KVCache for cache in make_prompt_cache(model))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """What its weights take, which is what a pass has to read."""
+    weights = cast(Any, utils).tree_flatten(cast(Any, model).parameters())
+    return sum(weight.nbytes for _, weight in weights)
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,7 @@ from mlx_serving.core.speculation import DEFAULT_DRAFT_TOKENS, Drafting, Hope, S
 from mlx_serving.worker.prompts import PASS_TOKENS
 from mlx_serving.worker.sampling_row import SamplingRow
 from mlx_serving.worker.speculation.drafter import Drafter, DraftModel, Wanted, Wish
-from mlx_serving.worker.speculation.model_drafter import can_draft
+from mlx_serving.worker.speculation.model_drafter import can_draft, weight_bytes
 from mlx_serving.worker.speculation.verification import Draws, is_checkable
 
 Rows: TypeAlias = Sequence[tuple[str, SamplingRow]]
@@ -24,14 +24,20 @@ the scheduler is to see come."""
 
 
 class Speculator:
-    """Of one model, which is `able` to check drafts or not. `make_drafter` has a draft model draft for its sequences.
-    `cost` is that of a pass of the model."""
+    """Of one model, which is `able` to check drafts or not, and whose weights take `weight_bytes`. `make_drafter` has a
+    draft model draft for its sequences. `cost` is that of a pass of the model."""
 
     def __init__(
-        self, make_drafter: Callable[[DraftModel], Drafter], *, able: bool, cost: PassCost | None = None
+        self,
+        make_drafter: Callable[[DraftModel], Drafter],
+        *,
+        able: bool,
+        weight_bytes: int,
+        cost: PassCost | None = None,
     ) -> None:
         self._make_drafter = make_drafter
         self.able = able
+        self._weight_bytes = weight_bytes
         self.cost = cost or PassCost(PASS_TOKENS)
         self._drafters: dict[str, Drafter] = {}  # by the id of their model
         self._draft_costs: dict[str, DraftCost] = {}  # the same
@@ -56,7 +62,7 @@ class Speculator:
             self._drafted_by[stream_id] = model.model_id
             if model.model_id not in self._drafters:
                 self._drafters[model.model_id] = self._make_drafter(model)
-                self._draft_costs[model.model_id] = DraftCost(model.part)
+                self._draft_costs[model.model_id] = DraftCost(weight_bytes(model.model) / self._weight_bytes)
 
     def rest(self, stream_id: str) -> None:
         """What is kept of it on the device is wanted for others. Unknown ids are ignored."""

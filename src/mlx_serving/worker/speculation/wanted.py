@@ -31,5 +31,4 @@ def wanted_of(params: GenerateParams, model: LoadedModel, find: Callable[[str], 
             limit=model.facts.vocab_size,
             given=draft.facts.vocab_size,
         )
-    part = draft.facts.memory_bytes / max(model.facts.memory_bytes, 1)
-    return Wanted("draft", params.num_draft_tokens, DraftModel(name, draft.model, draft.kv_bytes_per_token, part))
+    return Wanted("draft", params.num_draft_tokens, DraftModel(name, draft.model, draft.kv_bytes_per_token))
