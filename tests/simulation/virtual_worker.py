@@ -22,6 +22,7 @@ from mlx_serving.errors import EngineError, ModelLoadError
 from mlx_serving.wire import jsonrpc, methods
 from mlx_serving.wire.framing import Line, MessageReader
 from mlx_serving.wire.notifications import Heartbeat, ModelProgress, Notification, encode_binary
+from mlx_serving.worker.draft_pairs import DraftPairs
 from mlx_serving.worker.embed_handlers import EmbedHandlers
 from mlx_serving.worker.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
@@ -136,7 +137,14 @@ class VirtualWorker:
         tokenizers = cast("TokenizerThread", _Tokenizers(self._put))
         embeds = EmbedHandlers(self._outbox, self._models, Embeddings(policy, lambda: 0), tokenizers)
         self.streams = StreamHandlers(
-            self._outbox, self._models, self.generation, tokenizers, tokenizers, SamplingDefaults(), embeds
+            self._outbox,
+            self._models,
+            self.generation,
+            tokenizers,
+            tokenizers,
+            SamplingDefaults(),
+            embeds,
+            DraftPairs(),
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._run(self._live())

@@ -75,7 +75,8 @@ class Handlers:
         self._grammars = grammars
         models = LoadedModels()
         embeds = EmbedHandlers(outbox, models, embeddings, tokenizers)
-        streams = StreamHandlers(outbox, models, generation, tokenizers, grammars, defaults, embeds, disk)
+        pairs = DraftPairs()
+        streams = StreamHandlers(outbox, models, generation, tokenizers, grammars, defaults, embeds, pairs, disk)
         self._streams = streams
         self._models = ModelHandlers(
             outbox,
@@ -93,7 +94,7 @@ class Handlers:
         )
         self.chores: Sequence[Chore] = (self._models,) if disk is None else (self._models, disk)
         tokens = TokenHandlers(models, tokenizers)
-        drafts = DraftHandlers(models, DraftPairs(), tokenizers)
+        drafts = DraftHandlers(models, pairs, tokenizers)
         runtime = RuntimeHandlers(
             outbox,
             models,

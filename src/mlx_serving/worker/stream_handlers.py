@@ -19,6 +19,7 @@ from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefault
 from mlx_serving.errors import Aborted, EngineError, InvalidRequest
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import Row, StepFrame
+from mlx_serving.worker.draft_pairs import DraftPairs
 from mlx_serving.worker.embed_handlers import EmbedHandlers
 from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.grammar_checker import GrammarChecker
@@ -75,6 +76,7 @@ class StreamHandlers:
         grammars: TokenizerThread,
         defaults: SamplingDefaults,
         embeds: EmbedHandlers,
+        pairs: DraftPairs,
         disk: PrefixDisk | None = None,
     ) -> None:
         self._outbox = outbox
@@ -86,6 +88,7 @@ class StreamHandlers:
         self._defaults = defaults
         self._disk = disk
         self._embeds = embeds
+        self._pairs = pairs
         # Stream id -> model id, while the prompt is tokenized, or the beginning of it read.
         self._opening: dict[str, str] = {}
 
@@ -132,7 +135,8 @@ class StreamHandlers:
         check_tools(params, model)
         check_images(params.messages, params.images, model)
         structure = structure_of(params)
-        speculation = wanted_of(params, model, self._models.get)
+        draft = None if params.draft_model_id is None else self._models.get(params.draft_model_id)
+        speculation = wanted_of(params, draft)
         seed = _seed(sampling)
         started_at, started = time.time(), time.monotonic()
         self._opening[stream_id] = model.model_id
@@ -187,6 +191,8 @@ class StreamHandlers:
             reply.fail(error)
 
         def tokenize() -> _Opened:
+            if draft is not None:
+                self._pairs.require(model, draft)
             rules = rules_of(sampling, model)
             prepared = model.tokenizer.prepare(prompt)
             token_ids = prepared.token_ids
