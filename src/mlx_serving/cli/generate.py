@@ -7,6 +7,7 @@ import asyncio
 import sys
 from typing import cast
 
+from mlx_serving.cli.draft_models import add_draft_arguments, serving_draft
 from mlx_serving.cli.model_arguments import add_model_arguments, config_from, running_engine, sampling_from
 from mlx_serving.errors import InvalidRequest
 
@@ -15,6 +16,7 @@ examples:
   mlx-serving generate "What is the capital of France?"
   echo "Summarise: ..." | mlx-serving generate - --max-tokens 100
   mlx-serving generate --model ./a-vision-model --image photo.jpg "What is this?"
+  mlx-serving generate --model ./large --draft-model ./small "Write a poem." --json
   mlx-serving generate --raw "Once upon a time" --temperature 0.8 --seed 7 --json
 """
 
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--json", action="store_true", help="print one JSON object with text, usage and timing")
+    add_draft_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _generate(args: argparse.Namespace, prompt: str) -> int:
-    from mlx_serving.core.generation import ChatPrompt, GenerationRequest, ImageSource, TextPrompt
+    from mlx_serving.core.generation import ChatPrompt, GenerationRequest, ImageSource, Speculation, TextPrompt
     from mlx_serving.core.image_parts import Pictures
 
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
@@ -56,12 +59,13 @@ async def _generate(args: argparse.Namespace, prompt: str) -> int:
         for number, path in enumerate(cast("list[str]", args.image), 1)
     ]
     messages = (*system, {"role": "user", "content": pictures.content([*named, prompt])})
-    config = config_from(args)
+    config, draft = serving_draft(config_from(args), args.draft_model)
     request = GenerationRequest(
         request_id="generate",
         model=config.models.default,
         prompt=TextPrompt(prompt) if args.raw else ChatPrompt(messages, sources=pictures.sources),
         sampling=sampling_from(args),
+        speculation=Speculation(draft_model=draft),
     )
     pieces: list[str] = []
     async with running_engine(config) as engine, engine.generate(request) as deltas:

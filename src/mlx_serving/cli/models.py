@@ -1,4 +1,4 @@
-"""The verb `models`: list, pull, verify, remove models; tell about one."""
+"""The verb `models`: list, pull, verify, remove models; tell about one, or compare two."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mlx_serving.cli import pull
+from mlx_serving.cli import draft_models, pull
 from mlx_serving.cli.tables import bytes_text, print_pairs, print_table
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ _ACTIONS = {
         "mlx-serving models verify mlx-community/Qwen3-4B-4bit",
     ),
     "rm": ("delete a model from this machine", "mlx-serving models rm mlx-community/Qwen3-4B-4bit"),
+    "check-draft": (
+        "whether a model can draft for another one, and what that could bring; exit status 1 if it cannot",
+        "mlx-serving models check-draft mlx-community/Qwen3-8B-4bit mlx-community/Qwen3-0.6B-4bit",
+    ),
     "info": (
         "what a model is and where; prepares it if it is not here yet",
         "mlx-serving models info smollm2-135m --json",
@@ -44,7 +48,7 @@ _ACTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|pull|verify|rm|info")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|pull|verify|rm|check-draft|info")
     for name, (summary, example) in _ACTIONS.items():
         action = actions.add_parser(
             name,
@@ -60,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name != "list":
             nargs = "?" if name == "verify" else None
             action.add_argument("model", nargs=nargs, help="hub id, alias, GGUF file or directory")
+        if name == "check-draft":
+            action.add_argument("draft", help="the same of the smaller one that is to draft for it")
         if name in ("verify", "info"):
             action.add_argument("--revision", metavar="NAME", help="branch, tag or commit at the hub")
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -73,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
             return pull.run(args)
         case "verify":
             return _verify(args.model, args.revision, as_json=args.json)
+        case "check-draft":
+            return draft_models.check_draft(args.model, args.draft, as_json=args.json)
         case "rm":
             return _remove(args.model, as_json=args.json)
         case _:

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlx_serving.cli.config_arguments import add_config_arguments
+from mlx_serving.cli.draft_models import add_draft_arguments, drafting_by_default
 from mlx_serving.cli.model_arguments import config_from
 from mlx_serving.errors import EngineError
 from mlx_serving.machine.device import device_name
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="hub id, MLX model directory, GGUF file, or alias (default: the configured one, else smollm2-135m)",
     )
+    add_draft_arguments(parser)
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="PORT", help="port to listen on; 0 takes any free one (default: 8000)")
     parser.add_argument(
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     def read() -> Config:
         flags = {"server.host": args.host, "server.port": args.port, "server.resume_file": args.resume_file}
-        config = config_from(args, flags)
+        config = drafting_by_default(config_from(args, flags), args.draft_model)
         check_keys(settings_of(config).keys)
         return config
 
