@@ -54,6 +54,17 @@ def test_wrong_values_end_with_2_before_anything_starts(tmp_path: Path, argument
     assert ended.stdout == ""
 
 
+def test_a_draft_model_changes_the_stats_and_not_the_answer(tmp_path: Path, tiny_model: Path) -> None:
+    arguments = ("generate", "Hello", *GREEDY, "--max-tokens", "30", "--model", str(tiny_model), "--json")
+    plain = json.loads(run(tmp_path, *arguments).stdout)
+    drafted = json.loads(run(tmp_path, *arguments, "--draft-model", str(tiny_model)).stdout)
+    assert drafted["text"] == plain["text"]
+    assert (plain["stats"]["speculation"], drafted["stats"]["speculation"]) == ("ngram", "draft")
+    assert 0 < drafted["stats"]["accepted_tokens"] == drafted["stats"]["drafted_tokens"]
+    absent = run(tmp_path, *arguments, "--draft-model", "./nowhere")
+    assert (absent.returncode, absent.stderr) == (1, f"mlx-serving: {tmp_path}/nowhere does not exist\n")
+
+
 def test_a_prompt_over_the_context_is_told_once(tmp_path: Path, tiny_model: Path) -> None:
     cap = ("--set", "models.served.0.context_length=20")
     ended = run(tmp_path, "generate", "x" * 30, "--model", str(tiny_model), *cap)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -141,3 +143,29 @@ def test_what_is_left_out_follows_from_what_is_given() -> None:
     assert follows(("models", "served", "0", "model")) == ("models", "default")
     assert follows(("models", "served", "1", "model")) is None
     assert follows(("server", "port")) is None
+
+
+@pytest.mark.parametrize(
+    ("models", "path"),
+    [
+        ({"served": [{"model": "a", "profile": {"draft_model": "b"}}]}, ("served", 0, "profile")),
+        (
+            {"served": [{"model": "a"}], "aliases": [{"name": "x", "model": "a", "profile": {"draft_model": "b"}}]},
+            ("aliases", 0, "profile"),
+        ),
+    ],
+)
+def test_a_draft_model_is_one_of_the_served_names(models: dict[str, Any], path: tuple[object, ...]) -> None:
+    with pytest.raises(ValidationError, match="must be one of the served names") as caught:
+        ModelsConfig.model_validate(models)
+    (error,) = caught.value.errors()
+    assert error.get("ctx", {})["at"] == [*path, "draft_model"]
+    for served in ({"model": "b"}, {"model": "c", "name": "b"}):
+        entries = [*models["served"], served]
+        ModelsConfig.model_validate({**models, "served": entries})
+
+
+def test_nobody_is_told_to_draft_where_drafting_is_off() -> None:
+    profile = {"draft_model": "a", "speculation": "off"}
+    with pytest.raises(ValidationError, match="is only allowed when speculation is auto or draft, got off"):
+        ModelsConfig.model_validate({"served": [{"model": "a", "profile": profile}]})
