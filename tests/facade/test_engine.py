@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,50 @@ async def test_a_generator_that_is_not_asked_for_more_is_paused(engine: Engine) 
     assert await engine.generate(params(max_tokens=600)) == expected
     text += [chunk async for chunk in chunks]
     assert "".join(chunk.token for chunk in text if isinstance(chunk, TokenChunk)) == expected
+
+
+async def test_another_event_loop_is_told_so_and_does_not_wait_for_ever(engine: Engine) -> None:
+    def elsewhere(use: Callable[[], Coroutine[object, object, object]]) -> None:
+        with pytest.raises(InvalidRequest, match="lives in another event loop: use it within one"):
+            asyncio.run(use())
+
+    async def unload() -> None:
+        await engine.unload_model("tiny")
+
+    uses: list[Callable[[], Coroutine[object, object, object]]] = [
+        lambda: engine.generate(params()),
+        lambda: engine.load_model("tiny"),
+        lambda: engine.tokenize({"model": "tiny", "text": "a"}),
+        engine.get_telemetry,
+        engine.shutdown,
+        unload,
+    ]
+    for use in uses:
+        await asyncio.to_thread(elsewhere, use)
+    assert len(await engine.generate(params())) > 0
+
+
+def test_a_loop_that_has_ended_is_called_that(tiny_model: Path) -> None:
+    engine = Engine(configuration(tiny_model))
+
+    async def begin_and_leave() -> None:
+        await engine.start()
+        await engine.shutdown()
+
+    asyncio.run(begin_and_leave())
+    with pytest.raises(InvalidRequest, match="another event loop, which has ended"):
+        asyncio.run(engine.load_model("tiny"))
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": "a\ud800"}, {"prompt": "a", "stop": ["a\ud800"]}])
+async def test_half_a_surrogate_pair_is_no_text(engine: Engine, wrong: dict[str, object]) -> None:
+    name = "stop" if "stop" in wrong else "prompt"
+    with pytest.raises(InvalidRequest, match=f"{name} is no text: it has '.ud800' at character 1") as caught:
+        await engine.generate({"model": "tiny", "max_tokens": 1, **wrong})
+    assert caught.value.field == name
+
+
+async def test_what_json_cannot_say_is_refused(engine: Engine) -> None:
+    messages = [{"role": "user", "content": object()}]
+    with pytest.raises(InvalidRequest, match="cannot be sent as JSON"):
+        await engine.generate({"model": "tiny", "messages": messages, "max_tokens": 1})

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from mlx_serving.errors import DeadlineExceeded, MessageTooLarge, ProtocolError, WorkerDied
+from mlx_serving.errors import DeadlineExceeded, InvalidRequest, MessageTooLarge, ProtocolError, WorkerDied
 from mlx_serving.telemetry.logger import get_logger
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, Line, MessageReader, Oversized
@@ -78,10 +78,13 @@ class WorkerClient(asyncio.Protocol):
         """Send a request and wait for its result.
 
         Raises the error that the worker answered with, `WorkerDied` when it was lost meanwhile, `DeadlineExceeded`
-        after `timeout_s`, `MessageTooLarge` without sending anything.
+        after `timeout_s`; `MessageTooLarge`, and `InvalidRequest` for what JSON cannot say, without sending anything.
         """
         request_id = next(self._ids)
-        message = jsonrpc.encode_request(method.name, params, request_id)
+        try:
+            message = jsonrpc.encode_request(method.name, params, request_id)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InvalidRequest(f"The parameters of {method.name} cannot be sent as JSON: {error}") from None
         if len(message) > self._max_message_bytes:
             raise MessageTooLarge(
                 f"The request takes {len(message)} bytes, the worker accepts {self._max_message_bytes}",

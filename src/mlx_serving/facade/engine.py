@@ -36,6 +36,7 @@ from mlx_serving.facade.batches import BatchEntry, GenerationResult, each_of, wh
 from mlx_serving.facade.cancellation import until_set
 from mlx_serving.facade.embeddings import EmbeddingResult, EmbedParams, RankedDocument, RerankParams, ranked
 from mlx_serving.facade.emitter import Callback, Emitter
+from mlx_serving.facade.home_loop import HomeLoop
 from mlx_serving.facade.options import (
     CreateGeneratorOptions,
     GeneratorParams,
@@ -94,6 +95,7 @@ class Engine:
         self._starting: asyncio.Task[None] | None = None
         self._closed = False
         self._drafts: list[str] = []  # models that were loaded to draft, in that order
+        self._home = HomeLoop()
 
     @property
     def core(self) -> EngineCore:
@@ -103,7 +105,9 @@ class Engine:
     # -- life
 
     async def start(self) -> None:
-        """Start the worker. Raises `WorkerDied` when it cannot be started, `EngineClosed` after `shutdown`."""
+        """Start the worker. Raises `WorkerDied` when it cannot be started, `EngineClosed` after `shutdown`, and
+        `InvalidRequest` in another event loop than that of the first use, as all methods do."""
+        self._home.enter()
         if self._closed:
             raise EngineClosed("The engine was shut down")
         if self._starting is None:
@@ -116,6 +120,7 @@ class Engine:
 
     async def shutdown(self) -> None:
         """End the worker. Streams in flight end with an error."""
+        self._home.enter()
         self._closed = True
         await self._core.stop()
         if (starting := self._starting) is not None:
@@ -198,6 +203,7 @@ class Engine:
     async def unload_model(self, model: str, *, force: bool = False) -> None:
         """Take a model out of memory, after its last stream or at once. Raises `ModelNotFound`; an alias has nothing
         of its own that could go."""
+        self._home.enter()
         await self._core.unload_served(model, force=force)
 
     async def warmup_model(self, options: LoadModelOptions | Mapping[str, object] | str) -> None:
@@ -444,6 +450,7 @@ class Engine:
         return await each_of([partial(self.tokenize, request) for request in requests], max(1, len(requests)))
 
     def _require(self, model: str) -> None:
+        self._home.enter()
         if self._closed:
             raise EngineClosed("The engine was shut down")
         if self.get_model_info(model) is None:
@@ -457,6 +464,7 @@ class Engine:
 
     async def get_telemetry(self) -> EngineTelemetry:
         """Load, work, memory, of the engine and its worker. Does not start one."""
+        self._home.enter()
         return await self._core.telemetry()
 
     def get_batch_stats(self) -> BatchQueueStats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
+import msgspec
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -328,10 +329,23 @@ def parse(model: type[M], given: M | Mapping[str, object] | str | None, *, text_
     if isinstance(given, model):
         return given
     data = {text_field: given} if isinstance(given, str) else dict(cast("Mapping[str, object]", given or {}))
+    for name, value in data.items():
+        _check_text(name, value)
     try:
         return model.model_validate(data)
     except ValidationError as error:
         raise _invalid(model, error) from None
+
+
+def _check_text(name: str, value: object) -> None:
+    """Python's strings can hold halves of surrogate pairs, which are no text and cannot be sent."""
+    try:
+        msgspec.json.encode(value, enc_hook=lambda _: None)
+    except UnicodeEncodeError as error:
+        half = f"{error.object[error.start]!r} at character {error.start}"
+        raise InvalidRequest(f"{name} is no text: it has {half}, half of a surrogate pair", field=name) from None
+    except TypeError:  # keys that are no texts: what may have them says so itself
+        return
 
 
 def unsupported(rule: str) -> PydanticCustomError:
