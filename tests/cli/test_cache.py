@@ -49,3 +49,7 @@ def test_a_folder_must_be_named_and_one_that_is_not_there_is_empty(tmp_path: Pat
     assert refused.returncode == 2
     assert "prefix_cache.disk.path" in refused.stderr
     assert "deleted 0 records" in run(tmp_path, "cache", "clear", "--path", str(tmp_path / "nowhere")).stdout
+    assert run(tmp_path, "cache", "clear", "--path", "").returncode == 2
+    (tmp_path / "file").touch()
+    refused = run(tmp_path, "cache", "info", "--path", str(tmp_path / "file"))
+    assert (refused.returncode, refused.stderr) == (2, f"mlx-serving: {tmp_path}/file is no folder\n")

@@ -45,10 +45,20 @@ def test_a_key_is_made_shown_once_listed_and_removed(tmp_path: Path) -> None:
 def test_what_is_not_right_is_refused_by_name(tmp_path: Path) -> None:
     file = ("--file", str(tmp_path / "keys.json"))
     assert "keys.file" in _keys(tmp_path, "list", status=2)[1]
+    assert "keys.file" in _keys(tmp_path, "list", "--file", "", status=2)[1]
     assert "No such file" in _keys(tmp_path, "list", *file, status=2)[1]
-    assert "name" in _keys(tmp_path, "add", "a b", *file, status=2)[1]
-    assert "tokens_per_minute" in _keys(tmp_path, "add", "a", "--tokens-per-minute", "0", *file, status=2)[1]
-    assert "--expires" in _keys(tmp_path, "add", "a", "--expires", "soon", *file, status=2)[1]
+    for arguments, expected in [
+        (
+            ("a b",),
+            "argument NAME: must be 1 to 64 letters, digits and . _ @ -, the first a letter or a digit, got 'a b'",
+        ),
+        (("a", "--tokens-per-minute", "0"), "--tokens-per-minute: must be a whole number of at least 1, got '0'"),
+        (("a", "--daily-tokens", "many"), "--daily-tokens: must be a whole number of at least 1, got 'many'"),
+        (("a", "--models", "x,,y"), "--models: must be names of models, separated by commas, got 'x,,y'"),
+        (("a", "--expires", "soon"), "--expires must be a day or a time"),
+        (("a", "--expires", "2020-01-01"), "--expires must be in the future, got '2020-01-01'"),
+    ]:
+        assert expected in " ".join(_keys(tmp_path, "add", *arguments, *file, status=2)[1].split())
     assert not (tmp_path / "keys.json").exists()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,43 @@ def test_a_worker_that_cannot_be_started_is_an_error_with_its_reason(verb: str, 
     ended = run(tmp_path, verb, *arguments, "--set", "logging.level=error")
     assert ended.returncode == 1
     assert "cannot be started" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("models", "list"), ("config", "schema")])
+def test_a_reader_that_has_enough_is_no_failure(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        ended = subprocess.run(
+            command(*arguments),
+            env=environment(tmp_path),
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("arguments", [("--help",), ("models", "list"), ("config", "schema")])
+def test_a_full_disk_is_told(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            command(*arguments),
+            env=environment(tmp_path),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "mlx-serving: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("verb", [("serve",), ("generate", "hi"), ("chat",)])
+def test_an_empty_flag_is_not_taken_for_none(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    ended = run(tmp_path, *verb, "--model", "")
+    assert (ended.returncode, ended.stderr) == (2, "mlx-serving: --model must not be empty\n")

@@ -7,7 +7,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from mlx_serving.cli.config_arguments import add_config_arguments, load_from_arguments
 from mlx_serving.cli.tables import print_table
@@ -112,9 +112,23 @@ def _call(args: argparse.Namespace, method: str, path: str, body: object = None)
     server = load_from_arguments(args, []).config.server
     host = _EVERYWHERE.get(server.host, server.host)
     scheme = "http" if server.tls_cert is None else "https"
-    url = (args.url or f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}").rstrip("/")
+    configured = f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}"
+    url = configured if args.url is None else _origin(args.url)
     key = None if server.admin_key is None else server.admin_key.get_secret_value()
     return asyncio.run(_exchange(url, key, method, path, b"" if body is None else json.dumps(body).encode()))
+
+
+def _origin(text: str) -> str:
+    """Raises `InvalidRequest` for what is not the address of a server."""
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port is no number, or too large
+        sound = False
+        parts = urlsplit("")
+    if not sound or parts.path.strip("/") or parts.query or parts.fragment:
+        raise InvalidRequest(f"--url must be http(s)://HOST:PORT without a path, got {text!r}", field="url", given=text)
+    return text.rstrip("/")
 
 
 async def _exchange(url: str, key: str | None, method: str, path: str, body: bytes) -> dict[str, Any]:
@@ -133,6 +147,9 @@ async def _exchange(url: str, key: str | None, method: str, path: str, body: byt
     except ValueError:
         raise EngineError(f"{url} is no server of mlx-serving: it answered {method} {path} with {status}") from None
     if status >= 400:
-        message = str(answer["error"]["message"])
+        try:
+            message = str(answer["error"]["message"])
+        except (KeyError, TypeError):
+            message = f"{url} is no server of mlx-serving: it answered {method} {path} with {status}"
         raise InvalidRequest(message) if status == 400 else EngineError(message)
     return cast("dict[str, Any]", answer)

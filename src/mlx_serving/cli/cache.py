@@ -76,7 +76,11 @@ def _clear(args: argparse.Namespace) -> int:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    chosen: str | None = args.path or load_from_arguments(args).config.prefix_cache.disk.path
-    if chosen is None:
+    given: str | None = args.path
+    chosen = load_from_arguments(args).config.prefix_cache.disk.path if given is None else given
+    if not chosen:
         raise InvalidRequest("Say which folder: set prefix_cache.disk.path in the configuration, or give --path")
-    return Path(chosen).expanduser()
+    folder = Path(chosen).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InvalidRequest(f"{folder} is no folder", field="path", given=chosen)
+    return folder

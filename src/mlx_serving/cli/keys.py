@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -13,7 +14,16 @@ import msgspec
 
 from mlx_serving.cli.config_arguments import add_config_arguments, load_from_arguments
 from mlx_serving.cli.tables import print_table
-from mlx_serving.config.api_keys import MIN_KEY_CHARS, ApiKey, hash_key, new_key, parse_keys, read_keys, write_keys
+from mlx_serving.config.api_keys import (
+    MIN_KEY_CHARS,
+    NAME_PATTERN,
+    ApiKey,
+    hash_key,
+    new_key,
+    parse_keys,
+    read_keys,
+    write_keys,
+)
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.errors import InvalidRequest
 
@@ -36,10 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     add = actions.add_parser("add", help="make a key and print it, once", allow_abbrev=False)
-    add.add_argument("name", metavar="NAME", help="who has it: letters, digits and . _ @ -")
-    add.add_argument("--models", metavar="NAMES", help="the models it is for, separated by commas (default: all)")
+    add.add_argument("name", metavar="NAME", type=_name, help="who has it: letters, digits and . _ @ -")
+    add.add_argument(
+        "--models", metavar="NAMES", type=_names, help="the models it is for, separated by commas (default: all)"
+    )
     for limit in _LIMITS:
-        add.add_argument(f"--{limit.replace('_', '-')}", metavar="N", type=int, help="(default: no limit)")
+        add.add_argument(f"--{limit.replace('_', '-')}", metavar="N", type=_count, help="(default: no limit)")
     add.add_argument(
         "--priority",
         choices=("critical", "high", "normal", "low", "background"),
@@ -73,10 +85,10 @@ def _add(args: argparse.Namespace) -> int:
     given: Mapping[str, object] = {
         "name": args.name,
         "hash": hash_key(secret),
-        "models": None if args.models is None else [name.strip() for name in args.models.split(",")],
+        "models": args.models,
         **{limit: getattr(args, limit) for limit in _LIMITS},
         "priority": args.priority,
-        "expires": None if args.expires is None else _time(args.expires).isoformat(),
+        "expires": None if args.expires is None else _later(args.expires).isoformat(),
     }
     (key,) = parse_keys(msgspec.json.encode({"keys": [given]}), "the command line")
     write_keys(path, (*keys, key))
@@ -122,10 +134,43 @@ def _hash(_args: argparse.Namespace) -> int:
 
 
 def _file(args: argparse.Namespace) -> Path:
-    chosen: str | None = args.file or load_from_arguments(args).config.keys.file
-    if chosen is None:
+    given: str | None = args.file
+    chosen = load_from_arguments(args).config.keys.file if given is None else given
+    if not chosen:
         raise InvalidRequest("Say which file: set keys.file in the configuration, or give --file")
     return Path(chosen).expanduser()
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise argparse.ArgumentTypeError(
+            f"must be 1 to 64 letters, digits and . _ @ -, the first a letter or a digit, got {text!r}"
+        )
+    return text
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names of models, separated by commas, got {text!r}")
+    return names
+
+
+def _count(text: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return count
+
+
+def _later(text: str) -> datetime:
+    time = _time(text)
+    if time <= datetime.now(UTC):
+        raise InvalidRequest(f"--expires must be in the future, got {text!r}")
+    return time
 
 
 def _time(text: str) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,6 +38,8 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the result is the exit status: 0 good, 1 failed, 2 wrong usage or configuration, 130 Ctrl-C.
@@ -44,6 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     `serve` has more of them: its epilog lists all.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            if sys.stdout is not None:  # closed by whoever started us
+                # While what goes wrong can still be told: at exit, Python would tell it in its own way.
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python must not try to flush it again at exit.
+        sys.stdout = None
+        return 0
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        sys.stdout = None
+        _complain(f"the output cannot be written: {error.strerror}")
+        return EXIT_FAILURE
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in _VERBS:
         return _without_verb(arguments)
     verb = arguments[0]
@@ -72,10 +95,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has enough; Python must not try to flush it again at exit.
-        sys.stdout = None
-        return 0
 
 
 def _description(docstring: str) -> str:

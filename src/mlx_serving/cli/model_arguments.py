@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, cast
 
 from mlx_serving.cli.config_arguments import add_config_arguments, load_from_arguments
+from mlx_serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from mlx_serving.config.schema import Config
@@ -51,17 +52,19 @@ def sampling_from(arguments: argparse.Namespace) -> SamplingParams:
 def config_from(arguments: argparse.Namespace, flags: Mapping[str, object] | None = None) -> Config:
     """The configuration with `--model` on top, and `flags`: what a verb's own flags (`--port`) set, by dotted path.
 
-    A flag that was not given is None. Raises `InvalidConfig`.
+    A flag that was not given is None. Raises `InvalidConfig`, and `InvalidRequest` for one that is empty.
     """
-    from mlx_serving.config.assignments import from_flag
+    from mlx_serving.config.assignments import Assignment, from_flag
 
     given = {"models.default": arguments.model, **(flags or {})}
     names = {"models.default": "--model"}
-    assignments = [
-        from_flag(names.get(path, f"--{path.rpartition('.')[2].replace('_', '-')}"), path, str(value))
-        for path, value in given.items()
-        if value is not None
-    ]
+    assignments: list[Assignment] = []
+    for path, value in given.items():
+        name = names.get(path, f"--{path.rpartition('.')[2].replace('_', '-')}")
+        if value == "":  # of a variable that is not set, say, which would leave the setting as it is
+            raise InvalidRequest(f"{name} must not be empty", field=path, given="")
+        if value is not None:
+            assignments.append(from_flag(name, path, str(value)))
     return load_from_arguments(arguments, assignments).config
 
 

@@ -29,7 +29,8 @@ MIN_KEY_CHARS = 32
 
 _Limit = Annotated[int, msgspec.Meta(ge=1)]
 _MAX_KEYS = 1000  # all are tried for each request, which takes a microsecond each
-_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
+_Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 _Hash = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{16,64}:[0-9a-f]{64}$")]
 
 
