@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_serving.core.encodings import ImageSpan
+from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.speculation import Drafting
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.model_runner import Job, ModelRunner
