@@ -50,13 +50,20 @@ _CLIP = {
 }
 
 
-def make(family: Family, directory: Path, *, seed: int = 0) -> Path:
-    """A model directory of this family. A process that is to load a small Phi-3-Vision must call `narrow_phi3_v` first:
+def make(
+    family: Family, directory: Path, *, seed: int = 0, encoder_layers: int = 2, max_pixels: int | None = None
+) -> Path:
+    """`encoder_layers` and `max_pixels` are for Qwen's families.
+
+    A model directory of this family. A process that is to load a small Phi-3-Vision must call `narrow_phi3_v` first:
     the depth of its encoder stands in mlx-vlm's code."""
     directory.mkdir(parents=True, exist_ok=True)
     kind = "qwen" if family.startswith("qwen") else family
     ids = _write_tokenizer(directory, kind)
     config, processor = _configs(family, ids)
+    if kind == "qwen":
+        config["vision_config"]["depth"] = encoder_layers
+        processor["max_pixels"] = max_pixels or processor["max_pixels"]
     _write_json(directory / "config.json", config)
     _write_json(directory / "preprocessor_config.json", processor)
     if family == "llava":
