@@ -37,6 +37,7 @@ from mlx_serving.engine.engine_core import EngineCore
 
 MODEL = "m"
 STREAMS = 4
+_TEXT_PART = 20  # a text has so many times the tokens of an answer about an image: it is still going on then
 
 
 @dataclass(slots=True)
@@ -93,26 +94,32 @@ async def together(
     return [await task for task in text], heard, since, until
 
 
+async def encoded(core: EngineCore) -> tuple[float, int]:
+    """Seconds that encoding took so far, and images."""
+    runtime = (await core.telemetry()).runtime
+    assert runtime is not None
+    done = runtime.scheduler.done
+    return done.encode_s, done.encoded_images
+
+
 async def measure(directory: Path, tokens: int, side: int) -> None:
     served = {"model": str(directory), "name": MODEL}
     core = build(Config.model_validate({"models": {"served": [served]}, "prefix_cache": {"enabled": False}}))
     await core.start()
     try:
         places = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-        texts = [request(f"t{number}", f"Text {number}", (), 4 * tokens) for number in range(STREAMS)]
+        texts = [request(f"t{number}", f"Text {number}", (), _TEXT_PART * tokens) for number in range(STREAMS)]
         shown = [request(f"i{number}", places, (image(number, side),), tokens) for number in range(STREAMS)]
-        # The first use of every shape compiles it.
-        await hear(core, request("warm", places, (image(99, side),), 4))
         alone = [(await hear(core, one)).text for one in (*texts, *shown)]
+        # The first use of every shape compiles it.
+        warm = [_named(request(f"i{n}", places, (image(200 + n, side),), tokens), "w") for n in range(STREAMS)]
+        await together(core, [_named(one, "v") for one in texts], warm)
         quiet, *_ = await together(core, [_named(one, "q") for one in texts], [])
         fresh = [_named(request(f"i{n}", places, (image(100 + n, side),), tokens), "f") for n in range(STREAMS)]
-        began = time.perf_counter()
-        await hear(core, request("one", places, (image(200, side),), 1))
-        one_image = time.perf_counter() - began
-        began = time.perf_counter()
-        await hear(core, request("again", places, (image(200, side),), 1))
-        one_image -= time.perf_counter() - began
+        before = await encoded(core)
         heard, _, since, until = await together(core, [_named(one, "b") for one in texts], fresh)
+        seconds, images = (now - then for now, then in zip(await encoded(core), before, strict=True))
+        one_image = seconds / images
         crowded = await asyncio.gather(*(hear(core, _named(one, "c")) for one in (*texts, *shown)))
     finally:
         await core.stop()
@@ -132,7 +139,7 @@ def _named(asked: GenerationRequest, prefix: str) -> GenerationRequest:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=100, help="of each answer about an image; texts have four times")
+    parser.add_argument("--tokens", type=int, default=100, help="of each answer about an image; texts have 20 times")
     parser.add_argument("--side", type=int, default=448, help="of each image, in pixels")
     parser.add_argument("--layers", type=int, default=8, help="of the encoder")
     arguments = parser.parse_args()
