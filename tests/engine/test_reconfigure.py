@@ -13,8 +13,8 @@ import pytest
 from mlx_serving.assembly import Stack, assemble
 from mlx_serving.config.changes import plan
 from mlx_serving.config.schema import Config
-from mlx_serving.core.generation import Delta
-from mlx_serving.errors import InvalidConfig, InvalidRequest, ModelNotFound
+from mlx_serving.core.generation import ChatPrompt, Delta, ImageSource
+from mlx_serving.errors import InvalidConfig, InvalidImageInput, InvalidRequest, ModelNotFound
 
 from ..event_log import LIMIT_S, until
 from ..tiny_models import make_llama
@@ -132,3 +132,18 @@ async def test_a_library_that_is_not_there_changes_nothing(tiny_model: Path, tmp
         with pytest.raises(InvalidConfig, match=r"missing\.so"):
             stack.adopt(plan(old, new))
         assert count(await complete(stack.core, request())) == 8
+
+
+async def test_other_limits_of_pictures_hold_at_once(tiny_model: Path) -> None:
+    """No worker is asked for what the parent refuses: there is none."""
+    old = config(("tiny", tiny_model), images={"max_images": 1})
+    new = config(("tiny", tiny_model), images={"max_images": 2, "max_bytes": 1024})
+    stack = assemble(old)
+    sources = (ImageSource(bytes(2000), field="one"), ImageSource(bytes(2000), field="two"))
+    prompt = ChatPrompt(({"role": "user", "content": [{"type": "image"}, {"type": "image"}]},), sources=sources)
+    with pytest.raises(InvalidImageInput, match="at most 1 pictures"):
+        await stack.core.tokenize_chat("tiny", prompt)
+    stack.adopt(plan(old, new))
+    with pytest.raises(InvalidImageInput, match="at most 1024 bytes"):
+        await stack.core.tokenize_chat("tiny", prompt)
+    await stack.core.stop()
