@@ -94,7 +94,7 @@ def test_what_a_worker_is_started_with_needs_a_fresh_one(section: str, values: d
         ("retry", {"max_attempts": 1}),
         ("batch_queue", {"max_batch_size": 1}),
         ("server", {"api_key": "k"}),
-        ("images", {"max_images": 1, "fetch": {"enabled": True}}),
+        ("images", {"max_images": 1}),
     ],
 )
 def test_what_is_decided_in_the_parent_does_not(section: str, values: dict[str, Any]) -> None:
