@@ -13,6 +13,7 @@ from mlx_serving.core.generation import (
     ChatPrompt,
     EmbeddingInputs,
     GenerationRequest,
+    Image,
     SamplingParams,
     Served,
     Structure,
@@ -92,6 +93,17 @@ def test_who_answers_does_as_well() -> None:
 def test_the_order_of_members_counts() -> None:
     one, other = ({"a": 1, "b": 2}, {"b": 2, "a": 1})
     assert fingerprint(_chat(one)) != fingerprint(_chat(other))
+
+
+def test_pictures_count_by_their_pixels_and_not_by_their_files() -> None:
+    def named(*images: Image) -> str | None:
+        prompt = ChatPrompt(({"role": "user", "content": [{"type": "image"}]},), images=images)
+        return fingerprint(replace(ASKED, prompt=prompt))
+
+    one = Image(b"a PNG", "1" * 64, 8, 8)
+    assert named(one) == named(replace(one, data=b"a BMP")) is not None
+    others = (named(), named(replace(one, digest="2" * 64)), named(one, one), named(replace(one, detail="low")))
+    assert len({named(one), *others}) == 5
 
 
 @given(JSON, JSON)

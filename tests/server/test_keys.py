@@ -17,7 +17,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from mlx_serving.config.api_keys import ApiKey, hash_key, write_keys
-from mlx_serving.core.generation import ChatPrompt
+from mlx_serving.core.generation import ChatPrompt, Image, ImageSource
 from mlx_serving.errors import InvalidConfig, Overloaded
 from mlx_serving.server.app import ServerApp, create_app
 from mlx_serving.server.key_ring import KeySettings
@@ -295,3 +295,13 @@ def test_the_guess_at_a_prompt_looks_at_all_messages() -> None:
     chat = ChatPrompt(({"role": "user", "content": "x" * 40}, {"role": "tool", "content": None}))
     guesses = [guess_tokens(each) for each in (chat, TextPrompt("x" * 80), TokenPrompt((1, 2)), TextPrompt(""))]
     assert guesses == [10, 20, 2, 1]
+
+
+def test_the_guess_at_a_picture_is_its_patches_wherever_it_is_sent() -> None:
+    from mlx_serving.server.metering import guess_tokens
+
+    content = [{"type": "text", "text": "x" * 40}, {"type": "image"}, {"type": "image"}]
+    messages = ({"role": "user", "content": content},)
+    unread = ChatPrompt(messages, sources=(ImageSource("A" * 100_000), ImageSource("B" * 100_000)))
+    read = ChatPrompt(messages, images=(Image(bytes(100_000), "0" * 64, 9, 9),) * 2)
+    assert guess_tokens(unread) == guess_tokens(read) == 10 + 2 * 576

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from mlx_serving.core.generation import ChatPrompt, Delta, FinishReason, ToolCallDelta
+from mlx_serving.core.generation import ChatPrompt, Delta, FinishReason, ImageSource, ToolCallDelta
 from mlx_serving.core.response_store import StorePolicy
 from mlx_serving.server.app import create_app
 from mlx_serving.server.settings import ServerSettings
@@ -54,6 +54,22 @@ async def _ask(http: httpx2.AsyncClient, **fields: object) -> dict[str, Any]:
 
 async def _found(http: httpx2.AsyncClient, *responses: dict[str, Any]) -> list[bool]:
     return [(await http.get(f"/v1/responses/{each['id']}")).status_code == 200 for each in responses]
+
+
+async def test_a_picture_is_kept_with_its_conversation_after_the_next_start(file: Path) -> None:
+    engine = ScriptedEngine()
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": "low"}
+    content = [{"type": "input_text", "text": "What is it?"}, picture]
+    async with _server(file, engine) as http:
+        first = await _ask(http, input=[{"role": "user", "content": content}])
+    async with _server(file, engine) as http:
+        items = (await http.get(f"/v1/responses/{first['id']}/input_items")).json()["data"]
+        assert items[0]["content"] == content
+        await _ask(http, previous_response_id=first["id"], input="Why?")
+    prompt = engine.last_request.prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.messages[0]["content"] == [{"type": "text", "text": "What is it?"}, {"type": "image"}]
+    assert prompt.sources == (ImageSource(picture["image_url"], detail="low"),)
 
 
 async def test_a_conversation_goes_on_after_the_next_start(file: Path) -> None:

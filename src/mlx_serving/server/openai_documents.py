@@ -189,8 +189,8 @@ class ModelDocument(Document):
     root: str = Field(description="Where it comes from: hub id, directory, GGUF file or alias.")
     parent: str | None = Field(default=None, description="Of an alias: the model that it means now.")
     capabilities: list[str] | None = Field(
-        description="What it can be asked for: `completions`, and `chat` if it has a template; null as long as it was "
-        "not loaded."
+        description="What it can be asked for: `completions`, `chat` if it has a template, `vision` if it takes "
+        "pictures, or `embeddings`, or `rerank` and `score`; null as long as it was not loaded."
     )
     default: bool = Field(description="Whether it answers requests that name no model.")
     profile: dict[str, object] = Field(
