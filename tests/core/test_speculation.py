@@ -114,6 +114,17 @@ def test_a_long_text_is_taken_in_by_parts() -> None:
     assert drafting.look_up(prompt, [*answer, 4, 1], 0) == []
 
 
+def test_of_a_very_long_prompt_the_end_is_taken_in() -> None:
+    far, near = [1, 2, 3, 90], [5, 6, 7, 91]
+    prompt = [*far, *range(100, 50_000), *near, *range(60_000, 70_000)]
+    drafting = Drafting("ngram")
+    for _ in range(20):
+        drafting.look_up(prompt, [], 1)
+    assert drafting.look_up(prompt, [5, 6, 7], 1) == [91]
+    assert drafting.look_up(prompt, [5, 6, 7, 1, 2, 3], 1) == []
+    assert len(drafting.index) < 33_000
+
+
 @settings(deadline=None)
 @given(
     text=st.lists(st.integers(0, 2), min_size=2, max_size=40),

@@ -383,6 +383,21 @@ def test_what_is_kept_of_an_answer_holds_accepted_tokens_only(
     assert second.completed.stats.cached_tokens >= 64
 
 
+def test_what_was_drafted_is_counted_when_its_model_is_gone(
+    monkeypatch: pytest.MonkeyPatch, model: LoadedModel
+) -> None:
+    expected, _ = answers(model, CROWD, None)
+    consult(monkeypatch, CROWD, expected, WRONG["often"])
+    bench = eager_bench(model)
+    streams = [bench.start(f"s{n}", *one, speculation=NGRAM) for n, one in enumerate(CROWD)]
+    bench.finish()
+    counts = bench.generation.speculation()
+    assert (counts.drafted, counts.accepted) == drafted(streams)
+    assert 0 < counts.checks <= counts.drafted
+    bench.generation.remove_model(model.model_id)
+    assert bench.generation.speculation() == counts
+
+
 # -- draft models
 
 

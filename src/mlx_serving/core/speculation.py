@@ -34,6 +34,7 @@ _FIRST_REST = 16  # tokens
 _LAST_REST = 1024
 _GOOD = 0.6  # above, rests are forgotten
 _CAUGHT_UP_AT_ONCE = 4096
+_LONGEST_PROMPT = 32_768  # tokens; each takes some 130 bytes
 
 
 @dataclass(slots=True)
@@ -62,9 +63,9 @@ class Drafting:
 
     def look_up(self, prompt: Sequence[int], answer: Sequence[int], most: int) -> list[int]:
         """What an n-gram says that follows prompt and answer: `most` tokens or none. Of a long text that it has not
-        seen yet it takes in a part each time, and says nothing until it knows all."""
+        seen yet it takes in a part each time, and says nothing until it knows all; of a very long prompt, the end."""
         index, total = self.index, len(prompt) + len(answer)
-        known = len(index)
+        known = max(len(prompt) - _LONGEST_PROMPT, 0) + len(index)
         end = min(known + _CAUGHT_UP_AT_ONCE, total)
         if known < len(prompt):
             index.extend(prompt[known:end])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
@@ -118,7 +119,9 @@ class Speculator:
                 drafts[index] = drafting.look_up(row.prompt, row.drawn, tokens)
                 tokens = len(drafts[index])
                 if not tokens and any(one is drafting for one in self._tried):
+                    rests = drafting.rests
                     drafting.missed(row.position)
+                    self.counts += SpeculationCounts(rests=drafting.rests - rests)
             else:
                 wishes[index] = Wish(rows[index][0], row, tokens)
             if tokens:
@@ -179,7 +182,8 @@ class Speculator:
             except Exception as error:
                 if tells_of_memory(error):
                     raise
-                self.lose(model_id)  # what it drafts for goes on without
+                traceback.print_exc()  # what it drafts for goes on without
+                self.lose(model_id)
         for wish in wishes:
             if wish.row.drafting is not None:
                 wish.row.drafting.lose()

@@ -24,7 +24,7 @@ from mlx_serving.worker.sampling_row import SamplingRow
 class Draws(NamedTuple):
     """What a row got: tokens with their log-probabilities, of which all but the last were drafted."""
 
-    tokens: list[tuple[int, RowLogprobs | None]]
+    tokens: Sequence[tuple[int, RowLogprobs | None]]
     drafted: int
 
     @property
