@@ -59,7 +59,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 def drafting_with(model: LoadedModel) -> Wanted:
-    return Wanted("draft", 6, DraftModel(model.model_id, model.model, model.kv_bytes_per_token))
+    return Wanted("draft", 6, DraftModel(model.model_id, model.model))
 
 
 class DearPass(PassCost):

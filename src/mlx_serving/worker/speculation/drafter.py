@@ -14,12 +14,10 @@ from mlx_serving.worker.sampling_row import SamplingRow
 
 @dataclass(frozen=True, slots=True)
 class DraftModel:
-    """A loaded model that drafts for another one of the same vocabulary. `kv_bytes_per_token` is what a token takes in
-    the caches of all its layers."""
+    """A loaded model that drafts for another one of the same vocabulary."""
 
     model_id: str
     model: nn.Module
-    kv_bytes_per_token: int
 
 
 @dataclass(frozen=True, slots=True)

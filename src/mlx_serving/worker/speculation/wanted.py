@@ -21,4 +21,4 @@ def wanted_of(params: GenerateParams, draft: LoadedModel | None) -> Wanted:
             field="draft_model",
             given=draft.model_id,
         )
-    return Wanted("draft", params.num_draft_tokens, DraftModel(draft.model_id, draft.model, draft.kv_bytes_per_token))
+    return Wanted("draft", params.num_draft_tokens, DraftModel(draft.model_id, draft.model))
