@@ -212,15 +212,16 @@ def make_llama4(directory: Path) -> Path:
     return _make_random(directory, _LLAMA4)
 
 
-def make_speller(directory: Path, *, context_length: int = 512) -> Path:
-    """A llama that goes on with `SPELLED` from any byte of it, and ends its turn after the last one.
+def make_speller(directory: Path, *, context_length: int = 512, weight: int = 128) -> Path:
+    """A llama that goes on with `SPELLED` from any byte of it, and ends its turn after the last one. A larger `weight`,
+    the width of its MLP, makes it larger, and changes nothing about what it says.
 
     No byte occurs twice in that text. Attention and MLP add nothing, so the state is the last token's embedding, and
     the output row of each token is the embedding of the token that comes before it.
     """
     spelled = token_ids(SPELLED)
-    config = {**_LLAMA, "tie_word_embeddings": False, "max_position_embeddings": context_length}
-    _write_model(directory, config, _following([[*spelled, EOS]], VOCABULARY))
+    shape = {"tie_word_embeddings": False, "max_position_embeddings": context_length, "intermediate_size": weight}
+    _write_model(directory, {**_LLAMA, **shape}, _following([[*spelled, EOS]], VOCABULARY))
     make_tokenizer(directory)
     return directory
 
