@@ -32,11 +32,17 @@ from mlx_serving.catalog.store import cache_directory
 from mlx_serving.core.kv_form import KvForm
 from mlx_serving.machine import blas
 
-TEXT = """The lighthouse stood at the end of a narrow spit of land, where the river meets the sea. Every evening the keeper
-climbed its stairs, cleaned the lamp, and wrote down the weather: the wind, the height of the waves, the ships that passed.
-In winter the storms were so strong that he could not leave for weeks. Then he read the books that earlier keepers had left
-behind, most of them about the stars, and learned to find his way among them by name. When the light was replaced by an
-electric one, the town asked him to stay, because somebody had to tell the children why it had been built in that place."""
+TEXT = " ".join(
+    (
+        "The lighthouse stood at the end of a narrow spit of land, where the river meets the sea. Every",
+        "evening the keeper climbed its stairs, cleaned the lamp, and wrote down the weather: the wind, the",
+        "height of the waves, the ships that passed. In winter the storms were so strong that he could not",
+        "leave for weeks. Then he read the books that earlier keepers had left behind, most of them about the",
+        "stars, and learned to find his way among them by name. When the light was replaced by an electric",
+        "one, the town asked him to stay, because somebody had to tell the children why it had been built in",
+        "that place.",
+    )
+)
 PROMPTS = ("What is the capital of France?", "Count from one to ten.", "Write a short poem about the sea.")
 WARM_UP_STEPS = 3
 

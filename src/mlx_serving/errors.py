@@ -125,7 +125,22 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
+    """`lacking_bytes`: with so much less of other models in memory there would be room for it."""
+
     code = "ContextLengthExceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        limit: object = None,
+        given: object = None,
+        lacking_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message, field=field, limit=limit, given=given)
+        if lacking_bytes is not None:
+            self.details["lacking_bytes"] = lacking_bytes
 
 
 class GuidanceError(InvalidRequest):

@@ -99,6 +99,16 @@ def test_a_form_of_the_weights_is_checked_and_an_adapter_makes_a_name() -> None:
             ModelsConfig.model_validate({"served": [{"model": "org/m", **fields}]})
 
 
+def test_how_long_a_model_may_be_idle_is_told_as_seconds_or_as_a_text() -> None:
+    models = ModelsConfig.model_validate(
+        {"served": [{"model": "a/b", "keep_alive_s": "5m"}, {"model": "a/c", "keep_alive_s": -3}], "keep_alive_s": "90"}
+    )
+    assert [model.keep_alive_s for model in models.served] == [300.0, -1.0]
+    assert models.room.keep_alive_s == 90.0
+    with pytest.raises(ValidationError, match="must be a number of seconds or a text like 30s, 5m or 1h30m"):
+        ModelsConfig.model_validate({"served": [{"model": "a/b"}], "keep_alive_s": "soon"})
+
+
 def test_names_are_unique_also_when_they_are_derived() -> None:
     assert refused(served=[{"model": "./x/tiny"}, {"model": "tiny"}]) == (
         "must be unique, but entry 0 is called 'tiny', too"

@@ -1,4 +1,7 @@
+import pytest
+
 from mlx_serving.core.kv_budget import KvBudget, ReplyLength, extension
+from mlx_serving.errors import ContextLengthExceeded, EngineError, Overloaded
 
 
 def test_max_tokens_are_expected_while_nothing_is_known() -> None:
@@ -38,3 +41,25 @@ def test_a_budget_is_overcommitted_when_more_is_reserved_than_there_is() -> None
     assert not budget.overcommitted
     budget.reserved = 101
     assert budget.overcommitted
+
+
+def test_models_that_go_give_a_part_of_their_bytes_up_to_what_is_configured() -> None:
+    budget = KvBudget(100)
+    assert budget.weights_for(150) == 0  # nothing would help
+    budget.relief, budget.most = 0.5, 180
+    assert budget.weights_for(100) == 0
+    assert budget.weights_for(150) == 100
+    assert budget.weights_for(181) == 0
+
+
+@pytest.mark.parametrize(("tokens", "error"), [(50, Overloaded), (100, ContextLengthExceeded)])
+def test_who_is_refused_is_told_how_much_models_would_have_to_give(tokens: int, error: type[EngineError]) -> None:
+    budget = KvBudget(100)
+    budget.ceiling = 600
+    with pytest.raises(error) as refused:
+        budget.require(tokens, 11, 10)
+    assert "lacking_bytes" not in refused.value.details
+    budget.relief = 1.0
+    with pytest.raises(error) as refused:
+        budget.require(tokens, 11, 10)
+    assert refused.value.details["lacking_bytes"] == (tokens + 10) * 10 - 100

@@ -530,6 +530,48 @@ def test_who_waits_and_does_not_fit_any_more_is_refused_when_nobody_is_left_to_m
     assert bench.step().admitted == (Admission("small"),)
 
 
+def test_the_first_who_waits_for_memory_wants_it_of_models_that_could_go() -> None:
+    def allow(kv_caches: int, **more: float) -> None:
+        bench.scheduler.memory.allow(kv_caches=kv_caches, ceiling=1000, prefill=1, **more)
+
+    bench = only(max_num_seqs=2, kv_budget_bytes=1000)
+    bench.add("runs", prompt=10, max_tokens=50)
+    bench.step()
+    assert bench.scheduler.memory.wanted(bench.now) is None
+    allow(100, relief=0.5)
+    bench.add("waits", prompt=10, max_tokens=60)
+    bench.step()
+    lacking = 59 + 69 - 100
+    assert bench.scheduler.memory.wanted(bench.now) == ("m", 2 * lacking)
+    allow(100, relief=0.5, most=120)
+    assert bench.scheduler.memory.wanted(bench.now) is None
+    allow(200, relief=0.5)
+    bench.step()
+    bench.add("has no slot", prompt=10, max_tokens=150)
+    bench.step()
+    assert bench.scheduler.memory.wanted(bench.now) is None
+
+
+def test_who_waits_aside_wants_memory_first() -> None:
+    bench = only(max_num_seqs=1, kv_budget_bytes=1000)
+    bench.add("a", prompt=50, max_tokens=100)
+    bench.step()
+    bench.scheduler.memory.allow(kv_caches=10, ceiling=1000, prefill=1, relief=1.0)
+    assert bench.scheduler.schedule(bench.now) is None
+    bench.scheduler.refuse_oversized()
+    assert bench.scheduler.memory.wanted(bench.now) == ("m", 149 - 10)
+
+
+def test_who_comes_back_to_its_own_caches_wants_no_memory() -> None:
+    bench = only(max_num_seqs=2, kv_budget_bytes=1000)
+    bench.add("paused", prompt=10, max_tokens=100)
+    bench.steps(2)
+    bench.scheduler.pause("paused")
+    bench.scheduler.memory.allow(kv_caches=50, ceiling=1000, prefill=1, relief=1.0)
+    bench.scheduler.resume("paused")
+    assert bench.scheduler.memory.wanted(bench.now) is None
+
+
 @pytest.mark.parametrize("how", ["abort", "expire", "pause"])
 def test_who_waits_aside_for_memory_can_be_aborted_and_paused_and_expires(how: str) -> None:
     bench = only(kv_budget_bytes=1000)

@@ -76,16 +76,20 @@ async def test_a_name_moves_under_eight_streams_without_an_error(tmp_path: Path)
         listed = {model.id: model for model in (await client.models.list()).data}
         assert listed.keys() == {*NAMES, "chat"}
         assert listed["chat"].model_dump()["parent"] == "one"
-        told = await _cli(tmp_path, served, "list", "--json")
+        told = await _cli(tmp_path, served, "alias", "list", "--json")
         assert told["data"][0]["model"] == "one"
-        assert (await _cli(tmp_path, served, "set", "chat", "three", "--json"))["model"] == "three"
+        assert (await _cli(tmp_path, served, "alias", "set", "chat", "three", "--json"))["model"] == "three"
         assert await answer(client, "chat") == texts["three"]
+        loaded = ("models", "load", str(models["two"]), "--name", "two", "--pin", "--keep-alive", "5m", "--json")
+        told = await _cli(tmp_path, served, *loaded)
+        assert (told["state"], told["pinned"], told["keep_alive_s"]) == ("ready", True, 300.0)
+        assert await _cli(tmp_path, served, "models", "unload", "two", "--json") == {"name": "two", "unloaded": True}
 
 
 async def _cli(home: Path, served: ServedProcess, *arguments: str) -> dict[str, Any]:
     secrets = {"MLX_SERVING_SERVER__ADMIN_KEY": KEYS["admin_key"]}
     process = await asyncio.create_subprocess_exec(
-        *command("alias", *arguments, "--url", served.url),
+        *command(*arguments, "--url", served.url),
         cwd=home,
         env={**environment(home), **secrets},
         stdout=subprocess.PIPE,

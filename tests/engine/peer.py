@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.errors import ProtocolError, WorkerDied
-from mlx_serving.wire.notifications import Heartbeat, ModelProgress
+from mlx_serving.wire.notifications import Heartbeat, MemoryWanted, ModelProgress
 
 
 class Peer:
@@ -22,6 +22,7 @@ class Peer:
         self._writer = writer
         self.beats: list[Heartbeat] = []
         self.progress: list[ModelProgress] = []
+        self.wishes: list[MemoryWanted] = []
         self.broken: list[ProtocolError] = []
         self.broke = asyncio.Event()
 
@@ -52,6 +53,7 @@ async def connected(max_message_bytes: int = 65536) -> AsyncGenerator[tuple[Work
         max_message_bytes,
         on_heartbeat=peer.beats.append,
         on_model_progress=peer.progress.append,
+        on_memory_wanted=peer.wishes.append,
         on_broken=peer.on_broken,
     )
     try:

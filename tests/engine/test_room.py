@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from mlx_serving.config.schema import Config
+from mlx_serving.core.generation import GenerationRequest, TokenPrompt
 from mlx_serving.engine.engine_core import EngineCore
-from mlx_serving.errors import InsufficientMemory
+from mlx_serving.errors import ContextLengthExceeded, InsufficientMemory
 from mlx_serving.telemetry.events import ModelEvicted, ModelLoaded, ModelUnloaded
 
 from ..event_log import LIMIT_S, EventLog, until
@@ -111,6 +113,74 @@ async def test_a_model_that_nobody_waits_for_takes_no_place(models: dict[str, Pa
         assert states(core)["one"] == "ready"
         await use(core, "two")
         assert states(core)["one"] == "absent"
+
+
+async def test_a_model_stays_as_the_one_who_loads_it_says(models: dict[str, Path]) -> None:
+    """Also one that is served already, and without any harm to what is in memory."""
+    async with running(config_of(models, 1.9)) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+        one = str(models["one"])
+        served = await core.load_served(one, name="one", revision=None, pinned=True, keep_alive_s=-1.0)
+        assert (served.pinned, served.keep_alive_s) == (True, -1.0)
+        with pytest.raises(InsufficientMemory, match="two takes"):
+            await use(core, "two")
+        served = await core.load_served(one, name="one", revision=None, pinned=False)
+        assert (served.pinned, served.keep_alive_s) == (False, -1.0)
+        assert len(log.of(ModelLoaded)) == 1
+        await use(core, "two")
+        await core.load_served(str(models["two"]), name="two", revision=None, keep_alive_s=0.0)
+        await until(lambda: _is(core, "two", "absent"))
+
+
+# -- room for KV caches
+
+LONG = 2600
+"""Tokens of which the KV caches take as much as one and a half of the models."""
+
+
+async def test_a_request_that_does_not_fit_gets_the_memory_of_the_coldest_idle_model(models: dict[str, Path]) -> None:
+    async with running(config_of(models, 4, one={"keep_alive_s": -1})) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+        await use(core, "one", "two", "three")
+        answer = await complete(core, long_request("three"))
+        assert answer[-1].finish_reason == "length"
+        [evicted] = log.of(ModelEvicted)
+        assert (evicted.model_id, evicted.reason, evicted.wanted_by) == ("two", "kv_cache", "three")
+        assert states(core) == {"one": "ready", "two": "absent", "three": "ready"}
+        await use(core, "two")
+
+
+async def test_a_request_that_does_not_fit_is_refused_where_nobody_may_go(models: dict[str, Path]) -> None:
+    config = config_of(models, 4, one={"pin": True}, two={"keep_alive_s": "-1"})
+    async with running(config) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+        await use(core, "one", "two", "three")
+        with pytest.raises(ContextLengthExceeded, match="the memory for KV caches can hold"):
+            await complete(core, long_request("three"))
+        assert log.of(ModelEvicted) == []
+
+
+async def test_who_waits_for_memory_beside_others_gets_that_of_an_idle_model(models: dict[str, Path]) -> None:
+    """Two streams that fit one by one: the second does not wait for the first to end."""
+    async with running(config_of(models, 4)) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+        await use(core, "one", "two", "three")
+        async with (
+            core.generate(half_as_long(7, "three")) as first,
+            core.generate(half_as_long(9, "three")) as second,
+        ):
+            await anext(first)
+            await anext(second)
+            assert [(event.model_id, event.wanted_by) for event in log.of(ModelEvicted)] == [("one", "three")]
+
+
+def long_request(model: str) -> GenerationRequest:
+    return replace(request(model=model, max_tokens=2), prompt=TokenPrompt((7,) * LONG))
+
+
+def half_as_long(number: int, model: str) -> GenerationRequest:
+    """It takes its memory at once, and time to use it."""
+    return replace(request(str(number), model=model, max_tokens=300), prompt=TokenPrompt((number,) * (LONG // 2)))
 
 
 async def _is(core: EngineCore, name: str, state: str) -> bool:

@@ -110,6 +110,15 @@ def test_kv_caches_are_packed_in_either_spelling() -> None:
         form(kv_group_size=32)
 
 
+def test_how_a_model_stays_is_told_as_seconds_or_as_a_text() -> None:
+    asked = parse(LoadModelOptions, {"model": "m", "pin": True, "keepAlive": "1h30m"})
+    assert (asked.pin, asked.keep_alive) == (True, 5400.0)
+    assert parse(LoadModelOptions, {"model": "m", "keep_alive": -7}).keep_alive == -1.0
+    assert (parse(LoadModelOptions, "m").pin, parse(LoadModelOptions, "m").keep_alive) == (None, None)
+    with pytest.raises(InvalidRequest, match=r"keep_alive.*a text like 30s, 5m"):
+        parse(LoadModelOptions, {"model": "m", "keep_alive": "soon"})
+
+
 def test_an_adapter_makes_a_name_unless_one_is_given() -> None:
     assert parse(LoadModelOptions, "m").served_name == "m"
     assert parse(LoadModelOptions, {"model": "org/m", "adapter": "/a/tuned"}).served_name == "org/m:tuned"

@@ -107,6 +107,7 @@ class ScriptedEngine:
         self.loads: list[tuple[str, str | None, str | None, bool]] = []
         self.tokenized: list[tuple[str, object, bool]] = []
         self.forms: list[WeightOptions | None] = []
+        self.stays: list[tuple[bool | None, float | None]] = []
         self.unloads: list[tuple[str, bool]] = []
         self.restarts = 0
         self.unstartable: EngineError | None = None
@@ -198,9 +199,12 @@ class ScriptedEngine:
         revision: str | None,
         replace: bool = False,
         weights: WeightOptions | None = None,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
     ) -> ServedModel:
         self.loads.append((reference, name, revision, replace))
         self.forms.append(weights)
+        self.stays.append((pinned, keep_alive_s))
         if reference == "org/missing":
             raise ModelNotFound(f"There is no model {reference!r}", model=reference)
         return ServedModel(name or reference, reference, 1_700_000_002, "ready", context_length=512)

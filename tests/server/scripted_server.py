@@ -74,6 +74,8 @@ class _HangingEngine:
         revision: str | None,
         replace: bool = False,
         weights: WeightOptions | None = None,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
     ) -> ServedModel:
         raise NotImplementedError
 

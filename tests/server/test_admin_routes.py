@@ -77,6 +77,18 @@ async def test_a_form_of_the_weights_is_handed_on(admin: httpx2.AsyncClient, eng
     ]
 
 
+async def test_how_it_stays_in_memory_is_handed_on(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    given: tuple[dict[str, object], ...] = (
+        {},
+        {"pin": True, "keep_alive": "5m"},
+        {"pin": False, "keep_alive": -1},
+        {"keep_alive": 0},
+    )
+    for fields in given:
+        assert (await admin.post(LOAD, json={"model": "org/new", **fields})).status_code == 200
+    assert engine.stays == [(None, None), (True, 300.0), (False, -1.0), (None, 0.0)]
+
+
 @pytest.mark.parametrize(
     ("form", "field", "told"),
     [
@@ -87,6 +99,8 @@ async def test_a_form_of_the_weights_is_handed_on(admin: httpx2.AsyncClient, eng
         ({"kv_bits": 3}, "kv_bits", "kv_bits must be one of 4, 8; got 3"),
         ({"kv_bits": 8, "kv_group_size": 7}, "kv_group_size", "must be one of 32, 64, 128; got 7"),
         ({"kv_group_size": 64}, "kv_group_size", "needs kv_bits"),
+        ({"keep_alive": "soon"}, "keep_alive", "a number of seconds or a text like 30s, 5m"),
+        ({"pin": "maybe"}, "pin", "must be true or false"),
     ],
 )
 async def test_a_form_that_there_is_not_is_refused(

@@ -21,6 +21,7 @@ from mlx_serving.wire.notifications import (
     Completed,
     Failed,
     Heartbeat,
+    MemoryWanted,
     ModelProgress,
     Notice,
     Notification,
@@ -79,6 +80,7 @@ _notifications = (
     _steps
     | st.builds(Heartbeat, progress=_counts, busy=st.booleans())
     | st.builds(ModelProgress, model_id=st.text(), stage=st.text(), done=_counts, total=_counts)
+    | st.builds(MemoryWanted, model_id=st.text(), lacking_bytes=_counts)
     | st.builds(Notice, part=st.text(), what=st.text(), facts=st.dictionaries(st.text(), st.text() | _counts))
 )
 
@@ -273,6 +275,12 @@ def test_the_progress_of_a_model_is_a_line() -> None:
             "method": "model.progress",
             "params": {"model_id": "m", "stage": "weights", "done": 1, "total": 4},
         }
+    ]
+
+
+def test_who_waits_for_memory_is_a_line() -> None:
+    assert _lines(MemoryWanted("m", 4096)) == [
+        {"jsonrpc": "2.0", "method": "runtime/memory_wanted", "params": {"model_id": "m", "lacking_bytes": 4096}}
     ]
 
 

@@ -43,7 +43,9 @@ def test_runtime_info_tells_versions_protocols_and_memory(worker: WorkerProcess)
 
 
 def test_loading_a_model_answers_with_its_facts(worker: WorkerProcess, speller: Path) -> None:
-    assert worker.call("load_model", model_id=str(speller)) == {
+    facts = worker.call("load_model", model_id=str(speller))
+    assert len(facts.pop("base")) == 64
+    assert facts == {
         "model_id": str(speller),
         "state": "ready",
         "context_length": 512,
@@ -64,6 +66,7 @@ def test_loading_a_model_answers_with_its_facts(worker: WorkerProcess, speller: 
         "kv_bits": None,
         "kv_group_size": None,
         "kv_bytes_per_token": 512,
+        "own_bytes": 0,
     }
 
 

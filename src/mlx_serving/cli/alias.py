@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from mlx_serving.cli.config_arguments import add_config_arguments, load_from_arguments
+from mlx_serving.cli.admin_calls import add_server_arguments, call_server
 from mlx_serving.cli.tables import print_table
-from mlx_serving.errors import EngineError, InvalidRequest
+from mlx_serving.errors import InvalidRequest
 
 EPILOG = """\
 examples:
@@ -25,8 +24,6 @@ The server is the one that the configuration describes (server.host, server.port
 administrative key, which is taken from the same configuration: MLX_SERVING_SERVER__ADMIN_KEY in the environment.
 Requests that run stay with the model that they began with.
 """
-
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  addresses that are listened on, not called
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     removed = actions.add_parser("rm", help="forget what was set", allow_abbrev=False)
     removed.add_argument("name", metavar="NAME")
     for action in (listed, moved, back, removed):
-        action.add_argument("--url", metavar="URL", help="of the server (default: the configured one)")
+        add_server_arguments(action)
         action.add_argument("--json", action="store_true", help="print JSON")
-        add_config_arguments(action)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         path += f"/{quote(args.name)}"
     match args.action:
         case "list":
-            answer = _call(args, "GET", path)
+            answer = call_server(args, "GET", path)
             rows = cast("list[dict[str, Any]]", answer["data"])
             _print(args, answer, rows)
         case "set":
@@ -61,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
             body = {"model": args.model, "profile": profile}
             if args.revision is not None:
                 body["revision"] = args.revision
-            answer = _call(args, "PUT", path, body)
+            answer = call_server(args, "PUT", path, body)
             _print(args, answer, [answer])
         case "rollback":
-            _print_one(args, _call(args, "POST", f"{path}/rollback"))
+            _print_one(args, call_server(args, "POST", f"{path}/rollback"))
         case _:
-            _print_one(args, _call(args, "DELETE", path))
+            _print_one(args, call_server(args, "DELETE", path))
     return 0
 
 
@@ -105,51 +101,3 @@ def _print(args: argparse.Namespace, answer: Mapping[str, Any], rows: list[dict[
             for row in rows
         ],
     )
-
-
-def _call(args: argparse.Namespace, method: str, path: str, body: object = None) -> dict[str, Any]:
-    """What the server answers. Raises `EngineError` with what it says is wrong, or when there is none."""
-    server = load_from_arguments(args, []).config.server
-    host = _EVERYWHERE.get(server.host, server.host)
-    scheme = "http" if server.tls_cert is None else "https"
-    configured = f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}"
-    url = configured if args.url is None else _origin(args.url)
-    key = None if server.admin_key is None else server.admin_key.get_secret_value()
-    return asyncio.run(_exchange(url, key, method, path, b"" if body is None else json.dumps(body).encode()))
-
-
-def _origin(text: str) -> str:
-    """Raises `InvalidRequest` for what is not the address of a server."""
-    try:
-        parts = urlsplit(text)
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the port is no number, or too large
-        sound = False
-        parts = urlsplit("")
-    if not sound or parts.path.strip("/") or parts.query or parts.fragment:
-        raise InvalidRequest(f"--url must be http(s)://HOST:PORT without a path, got {text!r}", field="url", given=text)
-    return text.rstrip("/")
-
-
-async def _exchange(url: str, key: str | None, method: str, path: str, body: bytes) -> dict[str, Any]:
-    from mlx_serving.bench.http_client import ConnectionFailed, HttpClient
-
-    received = bytearray()
-    client = HttpClient(url, {} if key is None else {"authorization": f"Bearer {key}"})
-    try:
-        status = await client.exchange(method, path, body, lambda _, data: received.extend(data))
-    except (ConnectionFailed, OSError) as error:
-        raise EngineError(f"There is no server at {url}: {error}") from None
-    finally:
-        client.close()
-    try:
-        answer = json.loads(received)
-    except ValueError:
-        raise EngineError(f"{url} is no server of mlx-serving: it answered {method} {path} with {status}") from None
-    if status >= 400:
-        try:
-            message = str(answer["error"]["message"])
-        except (KeyError, TypeError):
-            message = f"{url} is no server of mlx-serving: it answered {method} {path} with {status}"
-        raise InvalidRequest(message) if status == 400 else EngineError(message)
-    return cast("dict[str, Any]", answer)

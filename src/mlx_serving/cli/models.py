@@ -1,4 +1,5 @@
-"""The verb `models`: list, pull, verify, remove models; tell about one, or compare two."""
+"""The verb `models`: list, pull, verify, remove models; tell about one, or compare two; load and unload them in a
+server that runs."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mlx_serving.cli import draft_models, pull
+from mlx_serving.cli import draft_models, pull, served
 from mlx_serving.cli.tables import bytes_text, print_pairs, print_table
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ examples:
   mlx-serving models info smollm2-135m
   mlx-serving models verify
   mlx-serving models rm mlx-community/Qwen3-4B-4bit
+  mlx-serving models load mlx-community/Qwen3-4B-4bit --keep-alive 30m
 """
 
 
@@ -44,11 +46,16 @@ _ACTIONS = {
         "what a model is and where; prepares it if it is not here yet",
         "mlx-serving models info smollm2-135m --json",
     ),
+    "load": (
+        "load a model into a server that runs, or change how it stays in memory",
+        "mlx-serving models load mlx-community/Qwen3-4B-4bit --name qwen --keep-alive 30m",
+    ),
+    "unload": ("have a server that runs unload a model", "mlx-serving models unload qwen"),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|pull|verify|rm|check-draft|info")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(_ACTIONS))
     for name, (summary, example) in _ACTIONS.items():
         action = actions.add_parser(
             name,
@@ -60,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         if name == "pull":
             pull.add_arguments(action)
+            continue
+        if name in ("load", "unload"):
+            (served.add_load_arguments if name == "load" else served.add_unload_arguments)(action)
             continue
         if name != "list":
             nargs = "?" if name == "verify" else None
@@ -77,6 +87,10 @@ def run(args: argparse.Namespace) -> int:
             return _list(as_json=args.json)
         case "pull":
             return pull.run(args)
+        case "load":
+            return served.load(args)
+        case "unload":
+            return served.unload(args)
         case "verify":
             return _verify(args.model, args.revision, as_json=args.json)
         case "check-draft":

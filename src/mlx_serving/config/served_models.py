@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self, TypeGuard, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.config.origin import Path
 from mlx_serving.config.profiles import Profile
 from mlx_serving.core import kv_form
+from mlx_serving.core.idle_time import idle_time
 from mlx_serving.core.model_room import RoomPolicy
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest
@@ -31,6 +32,20 @@ NO_SPACES = r"^[^\s\x00-\x1f\x7f]+$"
 
 Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
 PublicName = Annotated[str, Field(min_length=1, max_length=256, pattern=NO_SPACES)]
+
+
+def _idle_time(given: object) -> float:
+    try:
+        return idle_time(given, "keep_alive_s")
+    except InvalidRequest as error:
+        raise PydanticCustomError(
+            "keep_alive", "{reason}", {"reason": error.message.removeprefix("keep_alive_s ")}
+        ) from None
+
+
+IdleTime = Annotated[float, Field(ge=-1), BeforeValidator(_idle_time)]
+"""Seconds, negative for ever."""
+
 ParserName = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_SPACES)]
 
 
@@ -117,11 +132,10 @@ class ServedModel(BaseModel):
         description="Whether the model stays in memory once it is loaded, whatever other models need and however long "
         "nobody uses it.",
     )
-    keep_alive_s: float | None = Field(
+    keep_alive_s: IdleTime | None = Field(
         default=None,
-        ge=0,
-        description="How long the model stays in memory when nobody uses it, in seconds; null leaves it to "
-        "`models.keep_alive_s`.",
+        description="How long the model stays in memory when nobody uses it: seconds, or a text like `5m` or `1h30m`; "
+        "negative is for ever, null leaves it to `models.keep_alive_s`.",
     )
     profile: Profile = Field(default=Profile(), description="What holds under this name where a request is silent.")
     warm_up: bool = Field(
@@ -239,11 +253,10 @@ class ModelsConfig(BaseModel):
         min_length=1,
         description="JSON file that remembers aliases that were set while it served; null forgets them at the end.",
     )
-    keep_alive_s: float | None = Field(
+    keep_alive_s: IdleTime | None = Field(
         default=None,
-        ge=0,
-        description="How long a model stays in memory when nobody uses it, in seconds; null: as long as no other model "
-        "needs the memory.",
+        description="How long a model stays in memory when nobody uses it: seconds, or a text like `5m` or `1h30m`; "
+        "negative is for ever, null as long as nobody needs the memory.",
     )
     prefetch: bool = Field(
         default=True,

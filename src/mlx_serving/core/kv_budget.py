@@ -14,6 +14,7 @@ is any more waits aside; who has not begun cannot be told when, and is refused.
 from __future__ import annotations
 
 from math import ceil, inf
+from typing import Any
 
 from mlx_serving.errors import ContextLengthExceeded, Overloaded
 
@@ -43,17 +44,20 @@ def extension(generated: int) -> int:
 
 class KvBudget:
     """Bytes of KV caches: `held` by computed tokens, `reserved` for what is expected. `limit` may change at any time;
-    `ceiling` is what it can come to at best. `largest` is the most that any sequence was accepted with."""
+    `ceiling` is what it can come to at best. `largest` is the most that any sequence was accepted with. When a model
+    goes, `limit` rises by `relief` bytes for each of its bytes, but to no more than `most`."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = self.ceiling = inf if limit is None else limit
         self.held = 0
         self.reserved = 0
         self.largest = 0
+        self.relief = 0.0
+        self.most = inf
 
     def require(self, prompt_tokens: int, max_tokens: int, bytes_per_token: int) -> None:
         """Accept a sequence of that length. Raises `ContextLengthExceeded` when it can never fit, `Overloaded` when it
-        cannot now."""
+        cannot now. Where models could go instead, they have `lacking_bytes`: what these would have to take."""
         needed = (prompt_tokens + max_tokens - 1) * bytes_per_token
         if needed > self.ceiling:
             limit = int(self.ceiling // bytes_per_token) + 1
@@ -63,6 +67,7 @@ class KvBudget:
                 field="max_tokens",
                 limit=limit,
                 given=prompt_tokens + max_tokens,
+                **self._lacking(needed),
             )
         if needed > self.limit:
             limit = int(self.limit // bytes_per_token) + 1
@@ -72,8 +77,20 @@ class KvBudget:
                 retry_after=MEMORY_RETRY_S,
                 limit=limit,
                 given=prompt_tokens + max_tokens,
+                **self._lacking(needed),
             )
         self.largest = max(self.largest, needed)
+
+    def weights_for(self, needed: float) -> int:
+        """How many bytes of models would have to go so that KV caches can hold so many; 0 if there is no need, or it
+        would not help."""
+        if needed <= self.limit or needed > self.most or not self.relief:
+            return 0
+        return ceil((needed - self.limit) / self.relief)
+
+    def _lacking(self, needed: int) -> dict[str, Any]:
+        lacking = self.weights_for(needed)
+        return {"lacking_bytes": lacking} if lacking else {}
 
     @property
     def room(self) -> float:

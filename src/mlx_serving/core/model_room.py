@@ -18,7 +18,8 @@ from mlx_serving.core.bounds import at_least, greater_than
 @dataclass(frozen=True, slots=True)
 class RoomPolicy:
     """`drain_timeout_s` is how long a model that is in use may be waited for; then it stays, and who wanted its memory
-    is refused. `keep_alive_s` is how long models may be idle of which nothing else is said; None: for ever."""
+    is refused. `keep_alive_s` is how long models may be idle of which nothing else is said; None: as long as nobody
+    needs the memory. A negative time is for ever."""
 
     half_life_s: float = 600.0
     drain_timeout_s: float = 30.0
@@ -27,8 +28,6 @@ class RoomPolicy:
     def __post_init__(self) -> None:
         greater_than("half_life_s", self.half_life_s, 0)
         at_least("drain_timeout_s", self.drain_timeout_s, 0)
-        if self.keep_alive_s is not None:
-            at_least("keep_alive_s", self.keep_alive_s, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,8 @@ class Use:
 @dataclass(frozen=True, slots=True)
 class Resident:
     """A model in the worker. `idle_since` is None while it is in use; `keep_alive_s` is how long it may be idle, None
-    as the policy says. `size` is what its weights take, in bytes."""
+    as the policy says, negative for ever. Its weights take `size` bytes, and `shared_size` bytes that it `shares` with
+    all who give the same name to them."""
 
     name: str
     size: int
@@ -58,6 +58,8 @@ class Resident:
     idle_since: float | None = None
     pinned: bool = False
     keep_alive_s: float | None = None
+    shares: str | None = None
+    shared_size: int = 0
 
 
 def give_way(
@@ -65,21 +67,41 @@ def give_way(
 ) -> Sequence[str] | None:
     """The names of those whose going frees `needed` bytes, coldest first; None if there is no such place. Without
     `may_drain` only idle ones are asked."""
-    able = [one for one in residents if not one.pinned and (may_drain or one.idle_since is not None)]
+    everybody = list(residents)
+    able = [one for one in everybody if not one.pinned and (may_drain or one.idle_since is not None)]
+    return _fewest(needed, able, everybody, policy)
+
+
+def give_way_to_caches(needed: int, residents: Iterable[Resident], policy: RoomPolicy) -> Sequence[str] | None:
+    """The same for what a request wants to remember while it runs: nobody in use is asked, nor one that may be idle for
+    ever."""
+    everybody = list(residents)
+    able = [one for one in everybody if not (one.pinned or one.idle_since is None or _stays(one, policy))]
+    return _fewest(needed, able, everybody, policy)
+
+
+def _fewest(
+    needed: int, able: Sequence[Resident], everybody: Sequence[Resident], policy: RoomPolicy
+) -> Sequence[str] | None:
     chosen: list[Resident] = []
-    short = needed
     for one in sorted(able, key=lambda one: (one.idle_since is None, one.use.warmth(policy.half_life_s))):
-        if short <= 0:
+        if _freed(chosen, everybody) >= needed:
             break
         chosen.append(one)
-        short -= one.size
-    if short > 0:
+    if _freed(chosen, everybody) < needed:
         return None
     for one in reversed(chosen):  # a large one at the end may have made others needless
-        if short + one.size <= 0:
-            chosen.remove(one)
-            short += one.size
+        rest = [other for other in chosen if other is not one]
+        if _freed(rest, everybody) >= needed:
+            chosen = rest
     return [one.name for one in chosen]
+
+
+def _freed(going: Sequence[Resident], everybody: Sequence[Resident]) -> int:
+    """What comes free when these go: what models share goes with the last one that has it."""
+    staying = {one.shares for one in everybody if one not in going}
+    shared = {one.shares: one.shared_size for one in going if one.shares is not None and one.shares not in staying}
+    return sum(one.size for one in going) + sum(shared.values())
 
 
 def overdue(residents: Iterable[Resident], policy: RoomPolicy, now: float) -> Sequence[str]:
@@ -94,6 +116,11 @@ def next_due(residents: Iterable[Resident], policy: RoomPolicy) -> float | None:
 
 def _due(one: Resident, policy: RoomPolicy) -> float | None:
     keep_alive_s = policy.keep_alive_s if one.keep_alive_s is None else one.keep_alive_s
-    if one.pinned or one.idle_since is None or keep_alive_s is None:
+    if one.pinned or one.idle_since is None or keep_alive_s is None or keep_alive_s < 0:
         return None
     return one.idle_since + keep_alive_s
+
+
+def _stays(one: Resident, policy: RoomPolicy) -> bool:
+    keep_alive_s = policy.keep_alive_s if one.keep_alive_s is None else one.keep_alive_s
+    return keep_alive_s is not None and keep_alive_s < 0

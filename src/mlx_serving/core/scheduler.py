@@ -64,7 +64,7 @@ class Scheduler:
         self._arrivals = ArrivalWindow(policy.admission_window_s)
         self._throughput = Throughput()
         self._work = WorkMeter()
-        self.memory = SchedulerMemory(self._pool, self._sequences)
+        self.memory = SchedulerMemory(self._pool, self._sequences, policy.max_num_seqs)
 
     def __len__(self) -> int:
         """Sequences that have not ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from mlx_serving.core.bounds import at_least
@@ -12,8 +13,9 @@ from mlx_serving.core.sequence_pool import SequencePool
 class SchedulerMemory:
     """Sizes are bytes."""
 
-    def __init__(self, pool: SequencePool, sequences: Mapping[str, Sequence]) -> None:
+    def __init__(self, pool: SequencePool, sequences: Mapping[str, Sequence], max_num_seqs: int) -> None:
         self._pool = pool
+        self._max_num_seqs = max_num_seqs
         self._sequences = sequences
 
     @property
@@ -49,11 +51,29 @@ class SchedulerMemory:
         """Whether somebody goes on only when `allow` gives more than now."""
         return bool(self._pool.shelved)
 
-    def allow(self, *, kv_caches: int, ceiling: int, prefill: int) -> None:
+    def wanted(self, now: float) -> tuple[str, int] | None:
+        """The model of the one who waits for memory and is to have it next, and how many bytes of other models would
+        have to go for that; None if nobody waits, or it would not help."""
+        pool = self._pool
+        if pool.shelved:
+            waiting = next(iter(pool.shelved.values()))
+            lacking = pool.kv.weights_for(waiting.most_bytes)
+        else:
+            claim = pool.queue.first(now)
+            if claim is None or claim[0].resident or pool.slots >= self._max_num_seqs:
+                return None
+            waiting = claim[0]
+            lacking = pool.kv.weights_for(
+                pool.kv.reserved + pool.reservation(waiting) * waiting.lane.kv_bytes_per_token
+            )
+        return (waiting.lane.model, lacking) if lacking else None
+
+    def allow(self, *, kv_caches: int, ceiling: int, prefill: int, relief: float = 0.0, most: float = math.inf) -> None:
         """What all KV caches may hold from now on, and what computing prompts may take besides in one step.
 
         Less than is held preempts with the next steps. `ceiling` is what KV caches can get at best: a request that
-        needs more is wrong, one that needs more than they have is only too much for now.
+        needs more is wrong, one that needs more than they have is only too much for now. For each byte of a model that
+        goes they get `relief` more, but no more than `most` in all.
         """
         at_least("kv_caches", kv_caches, 0)
         at_least("ceiling", ceiling, kv_caches)
@@ -61,6 +81,7 @@ class SchedulerMemory:
         pool = self._pool
         pool.changed = pool.changed or kv_caches > pool.kv.limit
         pool.kv.limit, pool.kv.ceiling, pool.prefill_bytes = kv_caches, ceiling, prefill
+        pool.kv.relief, pool.kv.most = relief, most
         pool.unshelve()
 
     def sort_out(self) -> list[Sequence]:

@@ -191,10 +191,13 @@ class EngineCore:
         revision: str | None,
         replace: bool = False,
         weights: WeightOptions | None = None,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
     ) -> ServedModel:
         """Load a model and serve it under `name`, by default one made from its reference and its adapter.
 
-        `weights` say in which form; None is as configured for the name, or as they are. `replace`: a name that is in
+        `weights` say in which form, `pinned` and `keep_alive_s` (seconds, negative for ever) how it stays in memory;
+        None is as configured for the name, or as they are. `replace`: a name that is in
         use gets this version of its model, see `PooledModels.replace`; what was configured for the name besides stays.
         Raises `ModelLoadError`, `ModelNotFound`, `WorkerDied`, and `InvalidRequest` for a
         name that is another model's and is not to be replaced.
@@ -203,7 +206,7 @@ class EngineCore:
         spec = ModelSpec(name or default_name(reference, form.adapter), reference, revision, weights=form, warm_up=True)
         known = self._parts.models.spec(spec.name) if spec.name in self._parts.models.names() else None
         if known is not None and replace:
-            version = known.with_reference(reference, revision, weights)
+            version = known.with_reference(reference, revision, weights).staying(pinned, keep_alive_s)
             await self._parts.models.replace(version, load=True)
         elif known is not None and (known.reference, known.revision, weights or known.weights) != (
             reference,
@@ -217,7 +220,7 @@ class EngineCore:
                 given=spec.name,
             )
         else:
-            await self.load(known or spec)
+            await self.load((known or spec).staying(pinned, keep_alive_s))
         return next(model for model in self.served_models() if model.name == spec.name)
 
     async def load(self, spec: ModelSpec) -> LoadModelResult:

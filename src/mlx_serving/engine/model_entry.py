@@ -23,7 +23,7 @@ class ModelSpec:
     """A model that can be named: `reference` is what the worker loads, `name` what callers say.
 
     How it stays in memory makes no other model of it: a `pinned` one gives way to nobody, `keep_alive_s` is how long it
-    may be idle (None: as all others), and with `warm_up` it generates a few tokens before anybody
+    may be idle (None: as all others, negative: for ever), and with `warm_up` it generates a few tokens before anybody
     gets it. A `draft` that cannot draft for others is not loaded.
     """
 
@@ -45,6 +45,14 @@ class ModelSpec:
         """The same name and settings for another model; `weights` of None stay as they are as well."""
         form = self.weights if weights is None else weights
         return replace(self, reference=reference, revision=revision, weights=form, local_path=None)
+
+    def staying(self, pinned: bool | None, keep_alive_s: float | None) -> ModelSpec:
+        """The same model, kept in memory like that; None leaves it as it is."""
+        return replace(
+            self,
+            pinned=self.pinned if pinned is None else pinned,
+            keep_alive_s=self.keep_alive_s if keep_alive_s is None else keep_alive_s,
+        )
 
 
 @dataclass(slots=True)
@@ -126,13 +134,16 @@ class Entry:
         """As one that may have to give way: only who is ready can be asked to."""
         if not isinstance(self.state, residency.Ready):
             return None
+        facts = self.state.facts
         return Resident(
             name=self.spec.name,
-            size=self.state.facts.memory_bytes,
+            size=facts.memory_bytes if facts.own_bytes is None else facts.own_bytes,
             use=self.use,
             idle_since=None if self.state.in_use else self.state.last_used,
             pinned=self.spec.pinned,
             keep_alive_s=self.spec.keep_alive_s,
+            shares=facts.base,
+            shared_size=0 if facts.own_bytes is None else facts.memory_bytes - facts.own_bytes,
         )
 
     def served(self, default: str | None) -> ServedModel:

@@ -44,7 +44,7 @@ from mlx_serving.telemetry.events import (
 )
 from mlx_serving.wire import methods
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelResult
-from mlx_serving.wire.notifications import ModelProgress
+from mlx_serving.wire.notifications import MemoryWanted, ModelProgress
 
 
 class ModelManager:
@@ -67,6 +67,7 @@ class ModelManager:
         self.closed = False
         supervisor.add_listener(self)
         supervisor.on_loading(self._model_progressed)
+        supervisor.on_memory_wanted(self._memory_wanted)
 
     # -- what others use
 
@@ -140,6 +141,11 @@ class ModelManager:
         model in use to go."""
         async with self.lease(name, modest=True):
             pass
+
+    async def make_room_for(self, name: str, refused: EngineError) -> bool:
+        """Whether room was made for a request to a model that was refused for want of memory for its KV cache."""
+        lacking = refused.details.get("lacking_bytes")
+        return isinstance(lacking, int) and await self.room.make_for_caches(name, lacking)
 
     def preload(self, name: str) -> None:
         """Start loading without waiting for it. How it went is an event."""
@@ -246,6 +252,11 @@ class ModelManager:
                     model_id=entry.spec.name, stage=progress.stage, done=progress.done, total=progress.total
                 )
                 self._events.publish(told)
+
+    def _memory_wanted(self, wanted: MemoryWanted) -> None:
+        name = next((entry.spec.name for entry in self._versions() if entry.worker_id == wanted.model_id), None)
+        if name is not None and not self.closed:
+            self.room.give_to_caches(name, wanted.lacking_bytes)
 
     # -- the machine
 

@@ -1,4 +1,8 @@
-"""A Backend layer that turns the names of served models into loaded models, and holds them while they are used."""
+"""A Backend layer that turns the names of served models into loaded models, and holds them while they are used.
+
+A request that the worker refuses for want of memory for its KV cache is tried again when models that nobody uses have
+gone for it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import replace
 
 from mlx_serving.core.generation import Backend, Delta, GenerationRequest, Speculation
 from mlx_serving.engine.model_manager import ModelManager
-from mlx_serving.errors import InvalidRequest, ModelError, NotFound
+from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, ModelError, NotFound, Overloaded
 
 
 class ResidencyBackend:
@@ -23,7 +27,14 @@ class ResidencyBackend:
             facts = await held.enter_async_context(self._models.lease(request.model))
             speculation = await self._with_draft(request.speculation, held)
             known = replace(request, model=facts.model_id, speculation=speculation)
-            yield await held.enter_async_context(self._inner.generate(known))
+            while True:
+                try:
+                    deltas = await held.enter_async_context(self._inner.generate(known))
+                    break
+                except (Overloaded, ContextLengthExceeded) as error:
+                    if not await self._models.make_room_for(request.model, error):
+                        raise
+            yield deltas
 
     async def _with_draft(self, asked: Speculation, held: AsyncExitStack) -> Speculation:
         """The same with the name that the worker knows the draft model by, which is held as well."""

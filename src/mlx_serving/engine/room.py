@@ -58,6 +58,28 @@ class Room:
                 await entry.changed.wait()
         return True
 
+    async def make_for_caches(self, wanted_by: str, lacking: int) -> bool:
+        """Have models that nobody uses go, so that a request of the model `wanted_by` may fit. False when there are
+        none, or not enough."""
+        leaving = self.give_to_caches(wanted_by, lacking)
+        for entry in leaving:
+            while entry.is_leaving:
+                await entry.changed.wait()
+        return bool(leaving)
+
+    def give_to_caches(self, wanted_by: str, lacking: int) -> list[Entry]:
+        """The same without waiting for them. Those that go already are all who need to, until they are gone."""
+        entries = {entry.spec.name: entry for entry in self._entries()}
+        going = [entry for entry in entries.values() if isinstance(entry.state, residency.Evicting)]
+        if going:
+            return going
+        residents = [resident for entry in entries.values() if (resident := entry.resident()) is not None]
+        leaving = [entries[name] for name in model_room.give_way_to_caches(lacking, residents, self.policy) or ()]
+        for entry in leaving:
+            self._events.publish(ModelEvicted(model_id=entry.spec.name, reason="kv_cache", wanted_by=wanted_by))
+            self._dispatch(entry, residency.Unload())
+        return leaving
+
     def reconfigure(self, policy: RoomPolicy) -> None:
         """Go on with another policy."""
         self.policy = policy

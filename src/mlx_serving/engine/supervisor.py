@@ -30,7 +30,7 @@ from mlx_serving.errors import EngineClosed, EngineError, InvalidConfig, Protoco
 from mlx_serving.machine import cgroup
 from mlx_serving.telemetry.events import EventBus, RuntimeStatusChanged
 from mlx_serving.wire import methods
-from mlx_serving.wire.notifications import Heartbeat, ModelProgress
+from mlx_serving.wire.notifications import Heartbeat, MemoryWanted, ModelProgress
 
 _EXIT_CODE_NOT_STARTED = 127  # the shell's word for a command that is not there
 
@@ -61,6 +61,7 @@ class Supervisor:
         self._state: WorkerState = lifecycle.Stopped()
         self._listeners: list[WorkerListener] = []
         self._on_loading: list[Callable[[ModelProgress], None]] = []
+        self._on_memory_wanted: list[Callable[[MemoryWanted], None]] = []
         self._process: WorkerProcess | None = None
         self._client: WorkerClient | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -80,6 +81,10 @@ class Supervisor:
     def on_loading(self, listener: Callable[[ModelProgress], None]) -> None:
         """Tell of the progress of loads, by the names that the worker knows the models by."""
         self._on_loading.append(listener)
+
+    def on_memory_wanted(self, listener: Callable[[MemoryWanted], None]) -> None:
+        """Tell that somebody in the worker waits for memory."""
+        self._on_memory_wanted.append(listener)
 
     def add_listener(self, listener: WorkerListener) -> None:
         self._listeners.append(listener)
@@ -240,6 +245,7 @@ class Supervisor:
                 settings.max_message_bytes,
                 on_heartbeat=self._on_heartbeat,
                 on_model_progress=self._on_model_progress,
+                on_memory_wanted=self._memory_wanted,
                 on_broken=self._on_broken,
             )
         except OSError as error:
@@ -297,6 +303,10 @@ class Supervisor:
         self._progress.model_progressed()
         for listener in self._on_loading:
             listener(progress)
+
+    def _memory_wanted(self, wanted: MemoryWanted) -> None:
+        for listener in self._on_memory_wanted:
+            listener(wanted)
 
     def _on_broken(self, error: ProtocolError) -> None:
         """The child speaks nonsense: it is of no use, and its end is treated as a crash."""

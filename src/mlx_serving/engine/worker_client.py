@@ -13,7 +13,7 @@ from mlx_serving.telemetry.logger import get_logger
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, Line, MessageReader, Oversized
 from mlx_serving.wire.methods import Method
-from mlx_serving.wire.notifications import Heartbeat, ModelProgress, Notice, Row, StepFrame, decode_binary
+from mlx_serving.wire.notifications import Heartbeat, MemoryWanted, ModelProgress, Notice, Row, StepFrame, decode_binary
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -34,11 +34,13 @@ class WorkerClient(asyncio.Protocol):
         *,
         on_heartbeat: Callable[[Heartbeat], None],
         on_model_progress: Callable[[ModelProgress], None],
+        on_memory_wanted: Callable[[MemoryWanted], None],
         on_broken: Callable[[ProtocolError], None],
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._on_heartbeat = on_heartbeat
         self._on_model_progress = on_model_progress
+        self._on_memory_wanted = on_memory_wanted
         self._on_broken = on_broken
         self._reader = MessageReader(_MAX_INCOMING_BYTES)
         self._transport: asyncio.WriteTransport | None = None
@@ -59,12 +61,14 @@ class WorkerClient(asyncio.Protocol):
         *,
         on_heartbeat: Callable[[Heartbeat], None],
         on_model_progress: Callable[[ModelProgress], None],
+        on_memory_wanted: Callable[[MemoryWanted], None],
         on_broken: Callable[[ProtocolError], None],
     ) -> WorkerClient:
         client = cls(
             max_message_bytes,
             on_heartbeat=on_heartbeat,
             on_model_progress=on_model_progress,
+            on_memory_wanted=on_memory_wanted,
             on_broken=on_broken,
         )
         await asyncio.get_running_loop().create_unix_connection(lambda: client, sock=connection)
@@ -185,6 +189,8 @@ class WorkerClient(asyncio.Protocol):
                 self._on_heartbeat(notification)
             case ModelProgress():
                 self._on_model_progress(notification)
+            case MemoryWanted():
+                self._on_memory_wanted(notification)
             case Notice():
                 _log.warning(f"{notification.part} {notification.what}", **notification.facts)
 

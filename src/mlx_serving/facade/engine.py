@@ -158,6 +158,7 @@ class Engine:
             spec = self._core.models.spec(meant)
         else:
             spec = ModelSpec(name, asked.model, *given, weights=form)
+        spec = spec.staying(asked.pin, asked.keep_alive)
         facts = await self._core.load(replace(spec, draft=True) if asked.draft else spec)
         if asked.draft:
             if not facts.capabilities.draft:  # it was there already

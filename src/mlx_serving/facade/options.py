@@ -30,6 +30,7 @@ from mlx_serving.core.generation import (
     TextPrompt,
     TokenPrompt,
 )
+from mlx_serving.core.idle_time import idle_time
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
@@ -59,8 +60,9 @@ class LoadModelOptions(Options):
     `quantization` packs the weights as they are read: `4bit`, `8bit-g32`, `mxfp4`, or the same as `{"bits": 4,
     "group_size": 64, "mode": "affine"}`, all of which may be left out. `adapter` is the directory of a LoRA adapter,
     which shares the weights of its model with others unless it is fused: name the result with `name`. `kv_bits` packs
-    the KV caches, in groups of `kv_group_size` (64). `draft` is for a model that is to draft for others: one that
-    cannot is refused.
+    the KV caches, in groups of `kv_group_size` (64). `pin` keeps the model in memory whatever others need, `keep_alive`
+    is how long it stays when nobody uses it: seconds, or a text like `5m`, negative for ever. `draft` is for a model
+    that is to draft for others: one that cannot is refused.
     """
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
@@ -71,6 +73,8 @@ class LoadModelOptions(Options):
     quantization: str | None = None
     adapter: str | None = Field(default=None, validation_alias=either("adapter", "adapter_path", "adapterPath"))
     fuse_adapter: bool = Field(default=False, validation_alias=either("fuse_adapter"))
+    pin: bool | None = None
+    keep_alive: float | None = Field(default=None, validation_alias=either("keep_alive"))
     kv_bits: Literal[4, 8] | None = Field(default=None, validation_alias=either("kv_bits"))
     kv_group_size: Literal[32, 64, 128] | None = Field(default=None, validation_alias=either("kv_group_size"))
     name: str | None = Field(default=None, min_length=1, max_length=256)
@@ -94,6 +98,15 @@ class LoadModelOptions(Options):
         except InvalidRequest as error:
             reason = error.message.removeprefix("quantization").lstrip(": ")
             raise PydanticCustomError("quantization", "{rule}", {"rule": reason}) from None
+
+    @field_validator("keep_alive", mode="before")
+    @classmethod
+    def _in_seconds(cls, value: object) -> float | None:
+        try:
+            return None if value is None else idle_time(value)
+        except InvalidRequest as error:
+            reason = error.message.removeprefix("keep_alive ")
+            raise PydanticCustomError("keep_alive", "{rule}", {"rule": reason}) from None
 
     @model_validator(mode="after")
     def _packs_and_fuses_something(self) -> Self:

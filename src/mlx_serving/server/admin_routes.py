@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
 from mlx_serving.catalog.trusted_paths import require_trusted
 from mlx_serving.config.served_models import PublicName, Reference
 from mlx_serving.core import kv_form
+from mlx_serving.core.idle_time import idle_time
 from mlx_serving.core.serving import EngineTelemetry, ReuseStats, ServedModel, ServedModelState
 from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
-from mlx_serving.errors import InvalidConfig, NotFound
+from mlx_serving.errors import InvalidConfig, InvalidRequest, NotFound
 from mlx_serving.server.access_log import access_record
 from mlx_serving.server.auth import require_admin_key
 from mlx_serving.server.body import read_json_object, refuse_parameters
@@ -25,6 +27,14 @@ from mlx_serving.server.openapi import body_of, error_responses
 from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.reload import Reloaded
 from mlx_serving.server.service import Service
+
+
+def _idle_time(given: object) -> float:
+    try:
+        return idle_time(given)
+    except InvalidRequest as error:
+        reason = error.message.removeprefix("keep_alive ")
+        raise PydanticCustomError("keep_alive", "{reason}", {"reason": reason}) from None
 
 
 class LoadModelRequest(Body):
@@ -48,6 +58,14 @@ class LoadModelRequest(Body):
     kv_bits: int | None = Field(default=None, description="Pack the KV caches: 4 or 8 bits a number.")
     kv_group_size: int | None = Field(
         default=None, description="How many numbers share a scale in packed KV caches: 32, 64 (unless given) or 128."
+    )
+    pin: bool | None = Field(
+        default=None, description="Whether it stays in memory whatever others need; null as configured for the name."
+    )
+    keep_alive: Annotated[float, BeforeValidator(_idle_time)] | None = Field(
+        default=None,
+        description="How long it stays when nobody uses it: seconds, or a text like `5m`; negative is for ever, null "
+        "as configured for the name.",
     )
     replace: bool = Field(
         default=False,
@@ -73,7 +91,9 @@ class ServedModelDocument(Document):
     default: bool
     revision: str | None = None
     pinned: bool = Field(default=False, description="Whether it stays in memory whatever other models need.")
-    keep_alive_s: float | None = Field(default=None, description="How long it stays when nobody uses it.")
+    keep_alive_s: float | None = Field(
+        default=None, description="Seconds that it stays when nobody uses it; negative: for ever."
+    )
     memory_bytes: int | None = Field(default=None, description="What its weights take; null while it is not loaded.")
     kv_bits: int | None = Field(default=None, description="Bits a number takes in its KV caches; null as computed.")
     in_use: int = Field(default=0, description="Requests that use it now.")
@@ -163,6 +183,8 @@ def admin_routes(service: Service) -> APIRouter:
                 revision=wanted.revision,
                 replace=wanted.replace,
                 weights=None if wanted.quantization is None and form == AS_THEY_ARE else form,
+                pinned=wanted.pin,
+                keep_alive_s=wanted.keep_alive,
             )
         )
 

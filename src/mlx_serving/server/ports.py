@@ -40,9 +40,12 @@ class ServingEngine(Backend, Protocol):
         revision: str | None,
         replace: bool = False,
         weights: WeightOptions | None = None,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
     ) -> ServedModel:
         """Load a model and serve it under `name`, by default a name made from its reference and its adapter. `weights`
-        say in which form; None is as configured for the name, or as they are.
+        say in which form, `pinned` and `keep_alive_s` (seconds, negative for ever) how it stays in memory; None is as
+        configured for the name, or as they are.
 
         `replace` has it take over a name that is in use, with the streams under it. Raises `InvalidRequest` for a name
         that is taken by another model otherwise, `ModelNotFound`, `ModelLoadError`.

@@ -50,12 +50,12 @@ class ModelUnloaded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEvicted(Event):
-    """A model goes because another one (`wanted_by`) needs its memory, or because nobody used it for long. One that is
-    in use goes when its users are done."""
+    """A model goes because another one (`wanted_by`) needs its memory, or a request to that one does for its KV cache,
+    or because nobody used it for long. One that is in use goes when its users are done."""
 
     name = "model:evicted"
     model_id: str
-    reason: Literal["memory", "idle"]
+    reason: Literal["memory", "kv_cache", "idle"]
     wanted_by: str | None = None
 
 

@@ -178,7 +178,8 @@ class LoadModelResult(msgspec.Struct, frozen=True):
     """`parameter_count` counts weights, `memory_bytes` what they take, also where other models share them.
     `config_digest` is the SHA-256 of its config.json, or of a model that is packed or adapted as it is loaded, one of
     that as well. `kv_bits` and `kv_group_size` say how its KV caches are packed, None that they are not;
-    `kv_bytes_per_token` is what a token takes in them."""
+    `kv_bytes_per_token` is what a token takes in them. Of `memory_bytes`, `own_bytes` are its own, the rest is shared
+    by all who have the same `base`; None where it shares nothing."""
 
     model_id: str
     state: Literal["ready"]
@@ -200,6 +201,8 @@ class LoadModelResult(msgspec.Struct, frozen=True):
     kv_bits: int | None = None
     kv_group_size: int | None = None
     kv_bytes_per_token: int | None = None
+    own_bytes: int | None = None
+    base: str | None = None
 
 
 class UnloadModelParams(Params):

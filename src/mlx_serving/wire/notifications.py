@@ -120,6 +120,14 @@ class ModelProgress(msgspec.Struct, frozen=True, array_like=True, tag=3):
     total: int
 
 
+class MemoryWanted(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Somebody waits for memory for KV caches with the model `model_id`. There would be enough if other models went
+    that take so many `lacking_bytes`. Said again while it is so."""
+
+    model_id: str
+    lacking_bytes: int
+
+
 class Notice(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """Something that the operator should know: `part` of the worker, `what` has come about, and the circumstances."""
 
@@ -128,11 +136,11 @@ class Notice(msgspec.Struct, frozen=True, array_like=True, tag=4):
     facts: dict[str, str | int]
 
 
-Notification: TypeAlias = StepFrame | Heartbeat | ModelProgress | Notice
+Notification: TypeAlias = StepFrame | Heartbeat | ModelProgress | Notice | MemoryWanted
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Notification] = msgspec.msgpack.Decoder(
-    StepFrame | Heartbeat | ModelProgress | Notice
+    StepFrame | Heartbeat | ModelProgress | Notice | MemoryWanted
 )
 
 
@@ -171,6 +179,9 @@ def _as_json(notification: Notification) -> Iterator[tuple[str, dict[str, object
                     "total": notification.total,
                 },
             )
+        case MemoryWanted():
+            wanted = {"model_id": notification.model_id, "lacking_bytes": notification.lacking_bytes}
+            yield "runtime/memory_wanted", dict[str, object](wanted)
         case Notice():
             yield "runtime/notice", {"part": notification.part, "what": notification.what, **notification.facts}
         case _:

@@ -19,6 +19,7 @@ from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress, Pulse
 from mlx_serving.worker.loaded_models import LoadedModels
 from mlx_serving.worker.memory import MemoryGuard
+from mlx_serving.worker.memory_wishes import MemoryWishes
 from mlx_serving.worker.model_handlers import ModelHandlers
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.pipe import Outbox
@@ -92,7 +93,8 @@ class Handlers:
             load_slice_s,
             disk,
         )
-        self.chores: Sequence[Chore] = (self._models,) if disk is None else (self._models, disk)
+        wishes = MemoryWishes(outbox, memory.of_sequences)
+        self.chores: Sequence[Chore] = (self._models, wishes) if disk is None else (self._models, wishes, disk)
         tokens = TokenHandlers(models, tokenizers)
         drafts = DraftHandlers(models, pairs, tokenizers)
         runtime = RuntimeHandlers(

@@ -161,6 +161,8 @@ def loading(
         kv_bits=None if options.kv is None else options.kv.bits,
         kv_group_size=None if options.kv is None else options.kv.group_size,
         kv_bytes_per_token=per_token,
+        own_bytes=None if base is None else own_bytes,
+        base=None if base is None else hashlib.sha256(base.key.encode()).hexdigest(),
         eos_token_ids=sorted(words.eos_token_ids),
     )
     return LoadedModel(

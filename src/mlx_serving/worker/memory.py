@@ -8,6 +8,7 @@ the machine is seen some time later, which is what the part that is not planned 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -59,6 +60,10 @@ class MemoryGuard:
         working_set = working_set_bytes()
         if working_set is not None:
             mx.set_wired_limit(min(room, working_set))
+
+    @property
+    def of_sequences(self) -> SchedulerMemory:
+        return self._scheduler
 
     def require(self, model_id: str, weights: int) -> None:
         """Make room for a model of `weights` bytes, of which nothing has been read. Raises `InsufficientMemory`."""
@@ -124,8 +129,13 @@ class MemoryGuard:
         if is_lent and not was_lent:
             _drop_buffers()
         at_best = self._plan(undisturbed(self._bounds), surplus=0, squeezed=True)
+        most = self._policy.kv_cache_bytes
         self._scheduler.allow(
-            kv_caches=chosen.kv_caches, ceiling=max(chosen.kv_caches, at_best.kv_caches), prefill=chosen.prefill
+            kv_caches=chosen.kv_caches,
+            ceiling=max(chosen.kv_caches, at_best.kv_caches),
+            prefill=chosen.prefill,
+            relief=self._kv_share if len(self._parts) > 1 else 0.0,
+            most=math.inf if most is None else most,
         )
         self._prefixes.allow(chosen.kv_caches)
         self._features.allow(chosen.features)
