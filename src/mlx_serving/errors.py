@@ -22,6 +22,7 @@
     │   └── ModelNotLoaded          known, but not in the worker
     │       └── ModelReplaced         another version has taken its place
     ├── Overloaded                wait: carries retry_after
+    │   ├── MemoryInUse             a model would fit if others were not used
     │   ├── CircuitOpen             the worker fails too often to be asked again at once
     │   └── RateLimited             this caller has used up what it may for a while
     │       └── QuotaExceeded         and for today
@@ -241,6 +242,12 @@ class Overloaded(EngineError):
     def __init__(self, message: str, *, retry_after: float, **details: object) -> None:
         super().__init__(message, retry_after=round(retry_after, 3), **details)
         self.retry_after = retry_after
+
+
+class MemoryInUse(Overloaded):
+    """A model has no room beside those that are in use, and their users did not finish in time."""
+
+    code = "MemoryInUse"
 
 
 class CircuitOpen(Overloaded):

@@ -79,7 +79,7 @@ def test_a_form_of_the_weights_is_checked_and_an_adapter_makes_a_name() -> None:
         {
             "served": [
                 {"model": "org/m", "quantization": "int4"},
-                {"model": "org/m", "adapter": "adapters/tuned", "kv_bits": 8},
+                {"model": "org/m", "adapter": "adapters/tuned", "kv_bits": "8"},
             ]
         }
     )
@@ -92,7 +92,8 @@ def test_a_form_of_the_weights_is_checked_and_an_adapter_makes_a_name() -> None:
     for fields, told in (
         ({"quantization": "7bit"}, "the bits must be one of 2, 3, 4, 5, 6, 8, got 7"),
         ({"fuse_adapter": True}, "needs an adapter"),
-        ({"kv_bits": 6}, "should be 4 or 8"),
+        ({"kv_bits": 6}, "must be one of 4, 8, got 6"),
+        ({"kv_bits": 8, "kv_group_size": 48}, "must be one of 32, 64, 128, got 48"),
         ({"kv_group_size": 32}, "needs kv_bits"),
     ):
         with pytest.raises(ValidationError, match=told):

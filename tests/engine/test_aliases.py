@@ -16,7 +16,7 @@ from mlx_serving.config.schema import Config
 from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, SamplingParams
 from mlx_serving.core.model_profile import ModelProfile
 from mlx_serving.engine.engine_core import EngineCore
-from mlx_serving.errors import InvalidConfig, InvalidRequest, ModelLoadError, ModelNotFound, NotFound
+from mlx_serving.errors import InvalidConfig, InvalidRequest, MemoryInUse, ModelLoadError, ModelNotFound, NotFound
 from mlx_serving.telemetry.events import AliasMoved, ModelEvicted, StreamRecovered
 
 from ..event_log import LIMIT_S, EventLog
@@ -145,6 +145,36 @@ async def test_where_memory_holds_one_of_them_who_comes_meanwhile_waits(tmp_path
             assert len(tokens_of([first, *await collect(deltas)])) == 200
         assert (await moving).target.model == "large2"
         assert len(tokens_of(await meanwhile)) == 8
+        assert log.of(StreamRecovered) == []
+
+
+async def test_who_waits_for_a_model_that_gets_no_room_is_served_by_the_old_one(tmp_path: Path) -> None:
+    """Streams outlast the time that the new model may wait for them: the name is moved back, and nobody is refused."""
+    large = {f"large{n}": make_llama(tmp_path / f"large{n}", layers=16, seed=n, context_length=512) for n in (1, 2)}
+    weights = sum(file.stat().st_size for file in large["large1"].glob("*.safetensors"))
+    memory = {"limit_bytes": int(1.9 * weights), "prefill_bytes": weights // 10, "buffer_cache_bytes": weights // 10}
+    section = {"aliases": [{"name": "chat", "model": "large1"}], "drain_timeout_s": 1}
+    async with running(config_of(large, section, memory=memory)) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+        alone = await answer(core, "large1", length=8)
+        # It is not read, so it does not end.
+        async with core.generate(request("old", model="chat", max_tokens=300)) as deltas:
+            first = await anext(deltas)
+            moving = asyncio.create_task(core.set_alias("chat", "large2"))
+            await log.wait_for(ModelEvicted)
+            meanwhile = [asyncio.create_task(answer(core, "chat", f"new {n}", 8)) for n in range(3)]
+            direct = asyncio.create_task(answer(core, "large2", "direct", 8))
+            with pytest.raises(
+                MemoryInUse, match="large2 needs memory that those who use large1 have, and they were not done"
+            ):
+                await moving
+            assert core.aliases.resolve("chat")[0] == "large1"
+            assert await asyncio.gather(*meanwhile) == [alone] * 3
+            with pytest.raises(MemoryInUse) as refused:
+                await direct
+            assert refused.value.retry_after > 0
+            assert len(tokens_of([first, *await collect(deltas)])) == 300
+        assert len(await answer(core, "large2", "later", 8)) == 8
         assert log.of(StreamRecovered) == []
 
 

@@ -15,7 +15,7 @@ import pytest
 from mlx_serving.config.schema import Config
 from mlx_serving.core.generation import GenerationRequest, TokenPrompt
 from mlx_serving.engine.engine_core import EngineCore
-from mlx_serving.errors import ContextLengthExceeded, InsufficientMemory
+from mlx_serving.errors import ContextLengthExceeded, InsufficientMemory, MemoryInUse
 from mlx_serving.telemetry.events import ModelEvicted, ModelLoaded, ModelUnloaded
 
 from ..event_log import LIMIT_S, EventLog, until
@@ -87,7 +87,7 @@ async def test_who_waits_too_long_for_a_model_in_use_is_refused_and_it_goes_on(m
     async with running(config_of(models, 1.9, {"drain_timeout_s": 0})) as core, asyncio.timeout(LIMIT_S):
         async with core.generate(request("long", model="one", max_tokens=300)) as deltas:
             await anext(deltas)
-            with pytest.raises(InsufficientMemory):
+            with pytest.raises(MemoryInUse, match="two needs memory that those who use one have"):
                 await use(core, "two")
             await anext(deltas)
             await use(core, "one")

@@ -90,6 +90,7 @@ async def test_prompts_may_be_text_templates_tokens_and_messages(engine: Engine)
     chat = {**params(), "messages": [{"role": "user", "content": "Hello"}]}
     del chat["prompt"]
     assert await engine.generate(chat) != text
+    assert await engine.generate(params(cache_salt="mine")) == text
 
 
 async def test_leaving_the_loop_early_aborts_the_stream(engine: Engine) -> None:

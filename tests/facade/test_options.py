@@ -119,6 +119,12 @@ def test_how_a_model_stays_is_told_as_seconds_or_as_a_text() -> None:
         parse(LoadModelOptions, {"model": "m", "keep_alive": "soon"})
 
 
+def test_a_salt_is_taken_in_either_spelling() -> None:
+    assert parse(GeneratorParams, {**GOOD, "cacheSalt": "mine"}).cache_salt == "mine"
+    assert parse(GeneratorParams, GOOD).cache_salt == ""
+    assert "4096" in refused({**GOOD, "cache_salt": "x" * 4097})["cache_salt"]
+
+
 def test_an_adapter_makes_a_name_unless_one_is_given() -> None:
     assert parse(LoadModelOptions, "m").served_name == "m"
     assert parse(LoadModelOptions, {"model": "org/m", "adapter": "/a/tuned"}).served_name == "org/m:tuned"

@@ -84,6 +84,14 @@ async def _refusal(http: httpx2.AsyncClient, **fields: object) -> dict[str, Any]
 # -- answers
 
 
+async def test_a_salt_reaches_the_engine(claude: AsyncAnthropic, engine: ScriptedEngine) -> None:
+    for extra in ({"cache_salt": "tenant"}, {}):
+        await claude.messages.create(
+            model="tiny", max_tokens=5, messages=[{"role": "user", "content": "Hi"}], extra_body=extra
+        )
+    assert [run.request.cache_salt for run in engine.runs] == ["tenant", ""]
+
+
 async def test_a_whole_message(claude: AsyncAnthropic) -> None:
     message = await claude.messages.create(model="tiny", max_tokens=64, messages=HELLO)
     assert message.id.startswith("msg_")

@@ -81,7 +81,7 @@ async def test_the_single_key_and_the_admin_key_go_on_working_without_limits() -
         for key in ("single", "admin", "single", "admin"):
             answer = await served.ask(key, user="u")
             assert answer.status_code == 200
-            assert served.engine.last_request.caller == "u"
+            assert served.engine.last_request.caller == "user:u"  # which is no key's name
             assert "x-ratelimit-limit-requests" not in answer.headers
 
 

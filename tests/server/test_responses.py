@@ -66,6 +66,12 @@ def _events(text: str) -> list[dict[str, Any]]:
 # -- answers
 
 
+async def test_a_salt_reaches_the_engine(client: AsyncOpenAI, engine: ScriptedEngine) -> None:
+    await client.responses.create(model="tiny", input="Hi", extra_body={"cache_salt": "tenant"})
+    await client.responses.create(model="tiny", input="Hi")
+    assert [run.request.cache_salt for run in engine.runs] == ["tenant", ""]
+
+
 async def test_a_whole_response(client: AsyncOpenAI) -> None:
     response = await client.responses.create(model="tiny", input="Hi")
     assert response.output_text == "Hello world"

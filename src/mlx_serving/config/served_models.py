@@ -7,7 +7,7 @@ first served model is the default; without `name`, a model is called after its r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self, TypeGuard, cast
 
@@ -32,6 +32,18 @@ NO_SPACES = r"^[^\s\x00-\x1f\x7f]+$"
 
 Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
 PublicName = Annotated[str, Field(min_length=1, max_length=256, pattern=NO_SPACES)]
+
+
+def _one_of(allowed: tuple[int, ...]) -> Callable[[int], int]:
+    def check(given: int) -> int:
+        if given not in allowed:
+            numbers = ", ".join(map(str, allowed))
+            raise PydanticCustomError(
+                "one_of", "must be one of {numbers}, got {given}", {"numbers": numbers, "given": given}
+            )
+        return given
+
+    return check
 
 
 def _idle_time(given: object) -> float:
@@ -107,12 +119,12 @@ class ServedModel(BaseModel):
         description="Whether the adapter is added to the weights, which are then this name's own, instead of being "
         "computed beside them.",
     )
-    kv_bits: Literal[4, 8] | None = Field(
+    kv_bits: Annotated[int, Field(ge=4, le=8), AfterValidator(_one_of(kv_form.BITS))] | None = Field(
         default=None,
         description="How many bits a number takes in the model's KV caches and in what is kept of them; null keeps "
         "them as they are computed.",
     )
-    kv_group_size: Literal[32, 64, 128] | None = Field(
+    kv_group_size: Annotated[int, Field(ge=32, le=128), AfterValidator(_one_of(kv_form.GROUP_SIZES))] | None = Field(
         default=None,
         description="How many numbers share a scale in packed KV caches; the model's heads must divide into such "
         "groups. Null is 64.",

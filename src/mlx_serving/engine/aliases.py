@@ -73,6 +73,12 @@ class Aliases:
             )
         return model
 
+    async def until_settled(self, name: str) -> None:
+        """Returns when nobody is about to move a name."""
+        if (turn := self._turns.get(name)) is not None:
+            async with turn:
+                pass
+
     def views(self) -> list[AliasView]:
         """All aliases."""
         return self._table.views()

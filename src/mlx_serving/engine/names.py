@@ -1,16 +1,18 @@
 """A Backend layer that turns the name in a request into a model and what holds under that name.
 
-It does so once, when the request comes: whatever the name means later, the request stays with that model.
+It does so once, when the request comes: whatever the name means later, the request stays with that model. Unless that
+model cannot be had because the name was moved to it too early, and is moved back: then the request was never with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from mlx_serving.core.generation import Backend, Delta, GenerationRequest
 from mlx_serving.engine.aliases import Aliases
+from mlx_serving.errors import MemoryInUse, ModelLoadError, ModelNotFound
 
 
 class NamesBackend:
@@ -25,6 +27,19 @@ class NamesBackend:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[AsyncIterator[Delta]]:
         """See `core.generation.Backend`. Raises `InvalidRequest` for what the name does not allow."""
+        async with AsyncExitStack() as stack:
+            while True:
+                asked = self._resolved(request)
+                try:
+                    deltas = await stack.enter_async_context(self._inner.generate(asked))
+                    break
+                except (ModelLoadError, ModelNotFound, MemoryInUse):
+                    await self._aliases.until_settled(request.model)
+                    if self._aliases.resolve(request.model)[0] == asked.model:
+                        raise
+            yield deltas
+
+    def _resolved(self, request: GenerationRequest) -> GenerationRequest:
         model, profile = self._aliases.resolve(request.model)
         asked = replace(profile.applied_to(request, self._default_max_tokens), model=model)
         if (draft := asked.speculation.draft_model) is not None:
@@ -32,5 +47,4 @@ class NamesBackend:
             asked = replace(asked, speculation=replace(asked.speculation, draft_model=meant))
             self._used(meant)
         self._used(model)
-        async with self._inner.generate(asked) as deltas:
-            yield deltas
+        return asked

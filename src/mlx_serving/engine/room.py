@@ -9,10 +9,11 @@ from typing import cast
 
 from mlx_serving.core import model_residency as residency
 from mlx_serving.core import model_room
+from mlx_serving.core.kv_budget import MEMORY_RETRY_S
 from mlx_serving.core.model_residency import ResidencyEvent
 from mlx_serving.core.model_room import RoomPolicy
 from mlx_serving.engine.model_entry import Entry
-from mlx_serving.errors import InsufficientMemory
+from mlx_serving.errors import InsufficientMemory, MemoryInUse
 from mlx_serving.telemetry.events import EventBus, ModelEvicted
 from mlx_serving.wire.methods import LoadModelResult
 
@@ -33,7 +34,7 @@ class Room:
 
     async def make(self, wanted: Entry, error: InsufficientMemory, *, may_drain: bool) -> bool:
         """Have others go so that `wanted` may fit, of which the worker has said how much it lacks. False when nobody
-        can go, or those who use a model do not leave in time: then it stays."""
+        can go. Raises `MemoryInUse` when those who use a model do not leave in time: then it stays."""
         lacking = _bytes(error, "weights_bytes") - _bytes(error, "available_bytes") + 1
         able = {entry.spec.name: entry for entry in self._entries() if entry.spec.name != wanted.spec.name}
         residents = [resident for entry in able.values() if (resident := entry.resident()) is not None]
@@ -52,7 +53,7 @@ class Room:
         except TimeoutError:
             for entry in leaving:
                 self._dispatch(entry, residency.Keep())
-            return False
+            raise _in_use(wanted, leaving) from None
         for entry in leaving:
             while entry.is_leaving:
                 await entry.changed.wait()
@@ -108,6 +109,15 @@ class Room:
             self._events.publish(ModelEvicted(model_id=name, reason="idle"))
             self._dispatch(entries[name], residency.Unload())
         self.look()
+
+
+def _in_use(wanted: Entry, leaving: Iterable[Entry]) -> MemoryInUse:
+    names = ", ".join(entry.spec.name for entry in leaving)
+    return MemoryInUse(
+        f"{wanted.spec.name} needs memory that those who use {names} have, and they were not done in time",
+        retry_after=MEMORY_RETRY_S,
+        model=wanted.spec.name,
+    )
 
 
 def _bytes(error: InsufficientMemory, name: str) -> int:

@@ -372,6 +372,7 @@ class Engine:
             reasoning_budget=asked.budget,
             speculation=asked.to_speculation(),
             priority=how.core_priority,
+            cache_salt=asked.cache_salt,
             timeout_s=None if how.timeout_ms is None else how.timeout_ms / 1000,
         )
         return request, how.signal

@@ -180,8 +180,8 @@ Ids = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 
 class GeneratorParams(SpeculationFields, ChatFields):
     """One of `prompt` and `messages` is required; `prompt` is text, a template, or token ids. `structured`, or
-    `output_type`, is the form that the answer must have: see `facade.structures.as_structure`. What goes with messages
-    only is in `ChatFields`."""
+    `output_type`, is the form that the answer must have: see `facade.structures.as_structure`. What is kept of prompts
+    and answers is used only by those of the same `cache_salt`. What goes with messages only is in `ChatFields`."""
 
     model: str = Field(validation_alias=AliasChoices("model", "model_id", "modelId"), min_length=1, max_length=4096)
     prompt: PromptValue | None = None
@@ -207,6 +207,7 @@ class GeneratorParams(SpeculationFields, ChatFields):
     stop_token_ids: Ids = Field(default=(), validation_alias=either("stop_token_ids"))
     ignore_eos: bool = Field(default=False, validation_alias=either("ignore_eos"))
     logprobs: int | None = None
+    cache_salt: str = Field(default="", max_length=4096, validation_alias=either("cache_salt"))
     streaming: bool = Field(default=True, validation_alias=AliasChoices("streaming", "stream"))
     structured: Any = Field(
         default=None,

@@ -55,6 +55,7 @@ class AskedMessage:
     show_thinking: bool
     stream: bool
     user: str | None
+    cache_salt: str
 
 
 def parse_messages(body: Mapping[str, object]) -> AskedMessage:
@@ -75,6 +76,7 @@ def parse_messages(body: Mapping[str, object]) -> AskedMessage:
         show_thinking=shown,
         stream=request.stream or False,
         user=None if request.metadata is None else request.metadata.user_id,
+        cache_salt=request.cache_salt or "",
     )
 
 

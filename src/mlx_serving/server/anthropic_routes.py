@@ -63,6 +63,7 @@ async def _answer(service: Service, request: Request) -> Response:
             prompt=asked.prompt,
             sampling=asked.sampling,
             caller=asked.user or "",
+            cache_salt=asked.cache_salt,
             timeout_s=service.settings.request_timeout_s,
             structure=asked.structure,
             parse_output=True,

@@ -261,4 +261,9 @@ class MessagesRequest(CountTokensRequest):
     )
     stream: bool | None = Field(default=None, description="Send the answer as server-sent events.")
     metadata: RequestMetadata | None = None
+    cache_salt: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="What is kept of prompts and answers is used only by requests of the same salt.",
+    )
     service_tier: Literal["auto", "standard_only"] | None = Field(default=None, description="There is one tier.")

@@ -29,6 +29,7 @@ from mlx_serving.server.json_values import as_array, as_object
 from mlx_serving.server.key_ring import KeyHolder, KeyRing
 from mlx_serving.server.ports import ServingEngine
 
+_UNKEYED = "user:"
 # Guesses that are put right when the worker has counted.
 _CHARS_PER_TOKEN = 4
 _TOKENS_PER_PICTURE = 576  # 24 by 24 patches
@@ -58,6 +59,9 @@ class MeteredEngine:
             request = replace(request, served=record.served)
         holder = None if record is None else record.holder
         if record is None or holder is None:
+            if self._keys and request.caller:
+                # Who has no key of its own may say any name, but not that of a key: those have no colon.
+                request = replace(request, caller=f"{_UNKEYED}{request.caller}")
             async with self._engine.generate(request) as deltas:
                 _note_acceptance(record)
                 yield self._bounded(deltas, record)

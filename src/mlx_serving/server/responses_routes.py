@@ -119,6 +119,7 @@ async def _answer(service: Service, request: Request) -> Response:
             sampling=asked.sampling,
             priority=priority,
             caller=asked.user or "",
+            cache_salt=asked.request.cache_salt or "",
             timeout_s=service.settings.request_timeout_s,
             structure=asked.structure,
             parse_output=True,

@@ -279,6 +279,11 @@ class ResponsesRequest(Body):
     metadata: Metadata | None = Field(default=None, description="Comes back with the response.")
     user: str | None = Field(default=None, description="An end user's identifier; appears in the server's log.")
     safety_identifier: str | None = Field(default=None, description="Another name for user.")
+    cache_salt: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="What is kept of prompts and answers is used only by requests of the same salt.",
+    )
     prompt_cache_key: str | None = Field(default=None, description="Changes what a prompt costs, never the answer.")
     service_tier: AskedTier | None = Field(
         default=None, description="flex waits for others, priority goes before them, as far as the key allows."

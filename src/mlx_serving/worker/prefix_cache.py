@@ -125,7 +125,8 @@ class PrefixCache:
         """The names of a sequence's beginnings; None if none are kept."""
         if not self._policy.enabled:
             return None
-        salt = f"{salt}\0{caller}" if self._policy.per_caller else salt
+        if self._policy.per_caller:
+            salt = f"{len(caller)} {caller} {salt}"  # with the length, no two pairs look the same
         root = root_key(self._fingerprints[model_id], salt)
         return TokenChain(model_id, root, token_ids, self._policy.block_tokens, salt)
 
