@@ -19,7 +19,7 @@ from mlx_serving.core.generation import (
     TokenLogprob,
     ToolCallDelta,
 )
-from mlx_serving.core.resumption import RequestLog, SequenceLog, merged, within_bounds
+from mlx_serving.core.resumption import RequestLog, SequenceLog, merged, runs, within_bounds
 
 ASKED = GenerationRequest("r", "m", TextPrompt("Hi"), SamplingParams(seed=7), fork_of="other")
 STATS = GenerationStats(1, 2, 0.1, 20.0, 0.2)
@@ -55,6 +55,27 @@ def test_several_deltas_say_what_one_says() -> None:
     same = delta("ab", 1, 2, 3)
     assert one == replace(same, finish_reason=FinishReason.STOP, stats=STATS, stop="END")
     assert merged([]) == Delta("")
+
+
+def test_what_is_thought_said_and_called_keeps_its_order() -> None:
+    call = ToolCallDelta(0, "id", "f")
+    deltas = [
+        Delta("", (1,), reasoning="a"),
+        Delta("", (2,)),
+        Delta("", (3,), reasoning="b"),
+        Delta("c", (4,)),
+        Delta("d", (5,), tool_calls=(call,)),
+        Delta("", (6,), tool_calls=(call,)),
+        Delta("e", (7,)),
+        Delta("", (8,), reasoning="f"),
+        LAST,
+    ]
+    found = runs(deltas)
+    told = [(each.reasoning, each.text, len(each.tool_calls)) for each in found]
+    assert told == [("ab", "", 0), ("", "cd", 2), ("", "e", 0), ("f", "", 0)]
+    assert [each.token_ids for each in found] == [(1, 2, 3), (4, 5, 6), (7,), (8,)]
+    assert found[-1].finish_reason is FinishReason.STOP
+    assert runs([]) == ()
 
 
 PIECES = st.lists(st.builds(delta, st.text(max_size=2), st.integers(0, 9)), max_size=4)

@@ -11,8 +11,11 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 import yaml
+from llguidance import LLMatcher, LLTokenizer
 
 from mlx_serving.wire.methods import ModelCapabilities
+from mlx_serving.worker.grammar_limits import grammar_limits
+from mlx_serving.worker.matcher import Ends, Matcher
 
 from .driver import WorkerProcess
 
@@ -251,6 +254,20 @@ def test_what_cannot_be_is_refused_and_named(
     assert refused.details["field"] == "guidance.schema"
     assert refused.message.startswith("guidance.schema")
     assert answer(worker, ask(worker, llama, ANSWER))[1] == "stop"
+
+
+def test_a_form_that_has_become_too_complex_is_not_kept_for_others() -> None:
+    schema = json.dumps({"type": "string", "minLength": 3000, "maxLength": 3000})
+    tokenizer = LLTokenizer("byte")
+    grammar = LLMatcher.grammar_from_json_schema(schema, {"whitespace_flexible": False}, {})
+    inner = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
+    forgotten: list[bool] = []
+    matcher = Matcher(inner, -(-tokenizer.vocab_size // 32), Ends(), "guidance", lambda: forgotten.append(True))
+    matcher.begin([])
+    for byte in b'"' + "é€ab".encode() * 1000:
+        matcher.advance(byte)
+    assert "too complex to follow" in str(matcher.error)
+    assert forgotten == [True]
 
 
 def test_unknown_modes_are_refused(worker: WorkerProcess, llama: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from mlx_serving.core.choices import Choices
 from mlx_serving.core.generation import Delta, GenerationRequest
 
-Api = Literal["chat", "completions"]
+Api = Literal["chat", "completions", "messages", "responses"]
 
 _NOTHING = Delta("")
 
@@ -26,9 +26,9 @@ class SequenceLog:
         self.sent = sent
 
     @classmethod
-    def of_parts(cls, request: GenerationRequest, sent: Delta, unsent: Delta) -> SequenceLog:
+    def of_parts(cls, request: GenerationRequest, sent: Sequence[Delta], unsent: Sequence[Delta]) -> SequenceLog:
         """What `parts` has taken apart."""
-        return cls(request, (sent,) if unsent == _NOTHING else (sent, unsent), sent=1)
+        return cls(request, (*sent, *unsent), sent=len(sent))
 
     @property
     def ended(self) -> bool:
@@ -39,16 +39,17 @@ class SequenceLog:
         delivered = tuple(token for delta in self.deltas for token in delta.token_ids)
         return replace(self.request, delivered=delivered, fork_of=None if delivered else self.request.fork_of)
 
-    def parts(self) -> tuple[Delta, Delta]:
-        """All of it as two deltas: what the client has, and what it has not."""
-        return merged(self.deltas[: self.sent]), merged(self.deltas[self.sent :])
+    def parts(self) -> tuple[tuple[Delta, ...], tuple[Delta, ...]]:
+        """All of it as few deltas: what the client has, and what it has not."""
+        return runs(self.deltas[: self.sent]), runs(self.deltas[self.sent :])
 
 
 @dataclass(slots=True)
 class RequestLog:
     """One request of a client. `completion_id`, `created` (Unix seconds), `model`, `system_fingerprint` and, for those
-    who asked for one, `service_tier` are what every part of its answer repeats. `opened`: its client has the beginning
-    of the stream. `cut_at` is when it was cut off first, in Unix seconds."""
+    who asked for one, `service_tier` are what every part of its answer repeats; `facts` are what else its API says in
+    the answer, as plain data. `opened`: its client has the beginning of the stream, and so many `events` of those that
+    are numbered. `cut_at` is when it was cut off first, in Unix seconds."""
 
     completion_id: str
     api: Api
@@ -63,10 +64,27 @@ class RequestLog:
     opened: bool = False
     cut_at: float | None = None
     service_tier: str | None = None
+    facts: Mapping[str, object] = field(default_factory=dict[str, object])
+    events: int = 0
 
     @property
     def ended(self) -> bool:
         return all(sequence.ended for sequence in self.sequences)
+
+
+def runs(deltas: Sequence[Delta]) -> tuple[Delta, ...]:
+    """As few deltas that say the same in the same order: of one, what is thought comes first, then what is said, then
+    what is called."""
+    found: list[list[Delta]] = []
+    last = 0  # the latest kind in the run
+    for delta in deltas:
+        kinds = [number for number, said in enumerate((delta.reasoning, delta.text, delta.tool_calls), 1) if said]
+        if not found or (kinds and (kinds[0] < last or ((last == 1) != (kinds[0] == 1) and last))):
+            found.append([])
+            last = 0
+        found[-1].append(delta)
+        last = max([last, *kinds])
+    return tuple(map(merged, found))
 
 
 def merged(deltas: Sequence[Delta]) -> Delta:

@@ -38,6 +38,7 @@ class MessageAnswer:
         self._show_thinking = show_thinking
         self._max_tokens = max_tokens
         self._context_length = context_length
+        self.events = 0  # none of them is numbered
         self._parts = AnswerParts()
         self._numbers: dict[int, int] = {}  # of the blocks, by those of the parts
         self._frames: dict[int, tuple[bytes, bytes]] = {}

@@ -8,13 +8,13 @@ from starlette.responses import Response
 
 from mlx_serving.core.generation import GenerationRequest
 from mlx_serving.server.access_log import access_record
-from mlx_serving.server.anthropic_answer import MessageAnswer
 from mlx_serving.server.anthropic_documents import AnthropicErrorDocument, MessageDocument, TokenCount
 from mlx_serving.server.anthropic_errors import OVERLOADED_STATUS
 from mlx_serving.server.anthropic_requests import parse_count, parse_messages
 from mlx_serving.server.anthropic_schema import CountTokensRequest, MessagesRequest
 from mlx_serving.server.auth import require_allowed, require_api_key
 from mlx_serving.server.body import read_json_object
+from mlx_serving.server.kept_answers import MessageFacts, message_answer, noting
 from mlx_serving.server.openapi import GENERATION_ERRORS, body_of, error_responses, named_events_or_whole
 from mlx_serving.server.service import Service
 from mlx_serving.server.single_generation import SingleGeneration, SingleStream
@@ -56,8 +56,11 @@ async def _answer(service: Service, request: Request) -> Response:
     model = service.model(asked.model)
     record.model = model.name
     message_id = "msg_" + record.request_id
-    generation = SingleGeneration(
-        request=GenerationRequest(
+    facts = MessageFacts(record.request_id, asked.show_thinking, asked.max_tokens)
+    wanted, noted = noting(
+        service,
+        request.headers,
+        GenerationRequest(
             request_id=message_id,
             model=model.name,
             prompt=asked.prompt,
@@ -71,17 +74,18 @@ async def _answer(service: Service, request: Request) -> Response:
             reasoning_budget=asked.reasoning_budget,
             cut_to_fit=True,
         ),
+        "messages",
+        lambda: facts,
+        stream=asked.stream,
+    )
+    generation = SingleGeneration(
+        request=wanted,
         backend=service.engine,
         in_flight=service.in_flight,
-        answer=MessageAnswer(
-            message_id,
-            model.name,
-            record.request_id,
-            show_thinking=asked.show_thinking,
-            max_tokens=asked.max_tokens,
-            context_length=lambda: service.context_length(model.name),
-        ),
+        answer=message_answer(service, message_id, model.name, facts),
         record=record,
+        journal=None if service.handover is None else service.handover.journal,
+        noted=noted,
     )
     if asked.stream:
         return SingleStream(generation, service.keep_alive)

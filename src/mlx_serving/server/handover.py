@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_serving.core.generation import Backend, Delta
@@ -34,6 +34,14 @@ def resume_path(completion_id: str) -> str:
     return f"/v1/resumed/{completion_id}"
 
 
+@dataclass(slots=True)
+class Reader:
+    """How many deltas of each sequence somebody has who reads the stream, and how many numbered events."""
+
+    cursors: list[int]
+    events: int
+
+
 class Resumed:
     """A request of the last server, as far as it got in this one. `error` is what keeps it from its end."""
 
@@ -41,7 +49,7 @@ class Resumed:
         self.log = log
         self.key = key
         self.error: EngineError | None = None
-        self.readers: list[list[int]] = []  # how many deltas of each sequence each reader of the stream has
+        self.readers: list[Reader] = []
         self._changed = asyncio.Event()
 
     def add(self, number: int, delta: Delta) -> None:
@@ -59,20 +67,20 @@ class Resumed:
         await self._changed.wait()
 
     @contextmanager
-    def reading(self) -> Generator[list[int]]:
+    def reading(self) -> Generator[Reader]:
         """Read the stream from where its client was cut off. The reader counts in what this gives."""
-        cursors = [sequence.sent for sequence in self.log.sequences]
-        self.readers.append(cursors)
+        reader = Reader([sequence.sent for sequence in self.log.sequences], self.log.events)
+        self.readers.append(reader)
         try:
-            yield cursors
+            yield reader
         finally:
-            self.readers.remove(cursors)
+            self.readers = [each for each in self.readers if each is not reader]
 
     def cut_off_readers(self) -> None:
         """The last one to read will go on where it is now."""
-        for cursors in self.readers[-1:]:
-            self.log.opened = True
-            for sequence, sent in zip(self.log.sequences, cursors, strict=True):
+        for reader in self.readers[-1:]:
+            self.log.opened, self.log.events = True, reader.events
+            for sequence, sent in zip(self.log.sequences, reader.cursors, strict=True):
                 sequence.sent = sent
 
     def _tell(self) -> None:

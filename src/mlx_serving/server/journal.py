@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from mlx_serving.core.generation import Delta, GenerationRequest
+from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Prompt
 from mlx_serving.core.resumption import RequestLog
 
 
@@ -22,14 +22,15 @@ class Noted:
         """A sequence got on."""
         self.log.sequences[number].deltas.append(delta)
 
-    def sent(self, number: int) -> None:
-        """The client has all that the sequence has delivered."""
+    def sent(self, number: int, events: int = 0) -> None:
+        """The client has all that the sequence has delivered, in so many numbered events."""
+        self.log.events = events
         sequence = self.log.sequences[number]
         sequence.sent = len(sequence.deltas)
 
-    def opened(self) -> None:
-        """The client has the beginning of the stream."""
-        self.log.opened = True
+    def opened(self, events: int = 0) -> None:
+        """The client has the beginning of the stream, in so many numbered events."""
+        self.log.opened, self.log.events = True, events
 
 
 class Journal:
@@ -48,6 +49,12 @@ class Journal:
             yield
         finally:
             del self._running[noted.log.completion_id]
+
+
+def is_lasting(prompt: Prompt) -> bool:
+    """Whether another start knows what was asked: it could not know what pictures were, as a URL may lead to another
+    one by then."""
+    return not (isinstance(prompt, ChatPrompt) and prompt.sources)
 
 
 def seeded(requests: Sequence[GenerationRequest]) -> tuple[GenerationRequest, ...]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from mlx_serving.core.choices import Completion, Usage
 from mlx_serving.core.generation import FinishReason, Logprobs, ToolCallDelta
-from mlx_serving.core.resumption import Api
 from mlx_serving.server import sse
 from mlx_serving.server.openai_logprobs import TextLogprobs, chat_logprobs
 
@@ -23,7 +22,10 @@ _encode = msgspec.json.Encoder().encode
 _MARK = "\x7f<text>\x7f"
 
 
-ID_PREFIXES: Mapping[Api, str] = {"chat": "chatcmpl-", "completions": "cmpl-"}
+ChunkedApi = Literal["chat", "completions"]
+"""Those whose streams are chunks of one kind."""
+
+ID_PREFIXES: Mapping[ChunkedApi, str] = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class TextAnswer:
         return self._frame.closing(usage)
 
 
-def answer_of(api: Api, heading: Heading, *, include_usage: bool, logprobs: bool) -> Answer:
+def answer_of(api: ChunkedApi, heading: Heading, *, include_usage: bool, logprobs: bool) -> Answer:
     """How that endpoint words it."""
     wording = ChatAnswer if api == "chat" else TextAnswer
     return wording(heading, include_usage=include_usage, logprobs=logprobs)

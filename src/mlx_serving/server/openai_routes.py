@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlx_serving.core.generation import ChatPrompt, GenerationRequest, Prompt
-from mlx_serving.core.resumption import Api, RequestLog, SequenceLog
+from mlx_serving.core.generation import GenerationRequest
+from mlx_serving.core.resumption import RequestLog, SequenceLog
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.server.access_log import AccessRecord, access_record
 from mlx_serving.server.anthropic_models import (
@@ -25,9 +25,9 @@ from mlx_serving.server.auth import api_key_of, is_allowed, require_allowed, req
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.client_fields import ClientFields
 from mlx_serving.server.generation import Generation, StreamedResponse, whole_response
-from mlx_serving.server.journal import Noted, seeded
+from mlx_serving.server.journal import Noted, is_lasting, seeded
 from mlx_serving.server.metering import granted
-from mlx_serving.server.openai_chunks import ID_PREFIXES, Heading, answer_of
+from mlx_serving.server.openai_chunks import ID_PREFIXES, ChunkedApi, Heading, answer_of
 from mlx_serving.server.openai_documents import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -89,7 +89,7 @@ async def _generate(
     service: Service,
     request: Request,
     parse: Callable[[Mapping[str, object]], Asked],
-    api: Api,
+    api: ChunkedApi,
 ) -> Response:
     record = access_record(request)
     asked = parse(await read_json_object(request, service.settings))
@@ -108,7 +108,9 @@ def prepared_chat(
     return _prepared(service, record, headers, asked, "chat"), asked.stream
 
 
-def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str], asked: Asked, api: Api) -> Generation:
+def _prepared(
+    service: Service, record: AccessRecord, headers: Mapping[str, str], asked: Asked, api: ChunkedApi
+) -> Generation:
     record.stream, record.user, record.metadata = asked.stream, asked.user, asked.metadata
     model = service.model(asked.model)
     record.model = model.name
@@ -137,8 +139,7 @@ def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str]
     )
     requests = asked.choices.expand(wanted, asked.prompts)
     noted = None
-    # What pictures were, another start could not know: a URL may lead to another one by then.
-    if service.handover is not None and not any(_has_pictures(prompt) for prompt in asked.prompts):
+    if service.handover is not None and all(map(is_lasting, asked.prompts)):
         requests = seeded(requests)
         noted = Noted(_log_of(heading, api, asked, requests), api_key_of(service, headers))
     return Generation(
@@ -153,11 +154,7 @@ def _prepared(service: Service, record: AccessRecord, headers: Mapping[str, str]
     )
 
 
-def _has_pictures(prompt: Prompt) -> bool:
-    return isinstance(prompt, ChatPrompt) and bool(prompt.sources)
-
-
-def _log_of(heading: Heading, api: Api, asked: Asked, requests: Sequence[GenerationRequest]) -> RequestLog:
+def _log_of(heading: Heading, api: ChunkedApi, asked: Asked, requests: Sequence[GenerationRequest]) -> RequestLog:
     return RequestLog(
         completion_id=heading.completion_id,
         api=api,

@@ -36,7 +36,7 @@ class ResponseAnswer:
         self._logprobs = logprobs
         self._parts = AnswerParts()
         self._frames: dict[int, tuple[bytes, bytes]] = {}
-        self._sent = 0
+        self.events = 0
         self._reasoning_tokens = 0
 
     # -- streamed
@@ -97,8 +97,8 @@ class ResponseAnswer:
             self._frames[part.number] = self._frame(part)
         before, between = self._frames[part.number]
         logprobs = b',"logprobs":' + _encode(self._told(event.logprobs)) if part.kind == "text" else b""
-        number = self._sent
-        self._sent += 1
+        number = self.events
+        self.events += 1
         return b"%b%d%b%b%b}\n\n" % (before, number, between, _encode(event.text), logprobs)
 
     def _frame(self, part: Part) -> tuple[bytes, bytes]:
@@ -125,8 +125,8 @@ class ResponseAnswer:
         yield self._event("response.content_part.done", **place, part=_content(part.kind, part.text, logprobs))
 
     def _event(self, kind: str, **fields: object) -> bytes:
-        number = self._sent
-        self._sent += 1
+        number = self.events
+        self.events += 1
         return sse.named_event(kind, _encode({"type": kind, "sequence_number": number, **fields}))
 
     # -- whole

@@ -17,6 +17,7 @@ from mlx_serving.server.auth import owner_of, require_allowed, require_api_key
 from mlx_serving.server.body import read_json_object
 from mlx_serving.server.client_fields import ClientFields
 from mlx_serving.server.errors import json_response
+from mlx_serving.server.kept_answers import ResponseFacts, noting, storage
 from mlx_serving.server.metering import granted
 from mlx_serving.server.openapi import (
     GENERATION_ERRORS,
@@ -111,8 +112,18 @@ async def _answer(service: Service, request: Request) -> Response:
         if asked.stored:
             service.responses.keep(response_id, owner, body, earlier, asked.items, parts)
 
-    generation = SingleGeneration(
-        request=GenerationRequest(
+    logprobs = asked.sampling.logprobs is not None
+    facts = _facts(asked, response_id, model.name, tier_of(priority))
+    encode_reasoning = "reasoning.encrypted_content" in (asked.request.include or ())
+
+    def kept() -> ResponseFacts:
+        stored = storage(owner, earlier, asked.items) if asked.stored else None
+        return ResponseFacts(dict(facts), record.request_id, encode_reasoning, logprobs, stored)
+
+    wanted, noted = noting(
+        service,
+        request.headers,
+        GenerationRequest(
             request_id=response_id,
             model=model.name,
             prompt=asked.prompt(earlier),
@@ -126,16 +137,18 @@ async def _answer(service: Service, request: Request) -> Response:
             tool_choice=asked.tool_choice,
             reasoning_budget=asked.thought.budget,
         ),
+        "responses",
+        kept,
+        stream=asked.request.stream or False,
+    )
+    generation = SingleGeneration(
+        request=wanted,
         backend=ClientFields(service.engine, FIELD_NAMES),
         in_flight=service.in_flight,
-        answer=ResponseAnswer(
-            _facts(asked, response_id, model.name, tier_of(priority)),
-            record.request_id,
-            keep,
-            encode_reasoning="reasoning.encrypted_content" in (asked.request.include or ()),
-            logprobs=asked.sampling.logprobs is not None,
-        ),
+        answer=ResponseAnswer(facts, record.request_id, keep, encode_reasoning=encode_reasoning, logprobs=logprobs),
         record=record,
+        journal=None if service.handover is None else service.handover.journal,
+        noted=noted,
     )
     if asked.request.stream:
         return SingleStream(generation, service.keep_alive)

@@ -69,8 +69,8 @@ class _Sequence(msgspec.Struct):
     parse_output: bool
     tool_choice: ToolChoice
     reasoning_budget: int | None
-    sent: Delta
-    unsent: Delta
+    sent: tuple[Delta, ...]
+    unsent: tuple[Delta, ...]
     cut_to_fit: bool = False
     cache_salt: str = ""
     speculation: Speculation = Speculation()
@@ -92,6 +92,8 @@ class _Request(msgspec.Struct):
     key: KeyHash | None
     sequences: list[_Sequence]
     service_tier: str | None = None
+    facts: dict[str, Any] = {}
+    events: int = 0
 
 
 SEQUENCE_FIELDS = _Sequence.__struct_fields__
@@ -193,6 +195,8 @@ def _saved(log: RequestLog, key: KeyHash | None) -> _Request:
         key=key,
         sequences=[_saved_sequence(sequence) for sequence in log.sequences],
         service_tier=log.service_tier,
+        facts=dict(log.facts),
+        events=log.events,
     )
 
 
@@ -251,6 +255,8 @@ def _restored(saved: _Request) -> Saved:
         opened=saved.opened,
         cut_at=saved.cut_at,
         service_tier=saved.service_tier,
+        facts=saved.facts,
+        events=saved.events,
     )
     return log, saved.key
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from mlx_serving.server.access_log import AccessRecord
 from mlx_serving.server.errors import json_response
 from mlx_serving.server.generation import EventSink, EventsResponse, end_of
 from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.journal import Journal, Noted
 from mlx_serving.server.keep_alive import EventStream, KeepAlive
 from mlx_serving.server.merged_streams import NumberedDelta, merged_streams
 
@@ -31,7 +32,10 @@ class Ending:
 
 
 class SingleAnswer(Protocol):
-    """How one API words one sequence. What returns bytes returns them ready to send."""
+    """How one API words one sequence. What returns bytes returns them ready to send. `events` counts those that are
+    numbered, as a client has them that goes on."""
+
+    events: int
 
     def opening(self, prompt_tokens: int) -> bytes:
         """The events that a stream begins with, of an answer to a prompt of so many tokens."""
@@ -67,10 +71,15 @@ class SingleGeneration:
     in_flight: InFlight
     answer: SingleAnswer
     record: AccessRecord
+    journal: Journal | None = None
+    noted: Noted | None = None
 
-    def admitted(self, receive: Receive) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def admitted(self, receive: Receive) -> AsyncGenerator[None]:
         """See `InFlight.admit`."""
-        return self.in_flight.admit(receive, self.request.timeout_s, self.request.request_id)
+        async with self.in_flight.admit(receive, self.request.timeout_s, self.request.request_id):
+            with nullcontext() if self.journal is None or self.noted is None else self.journal.noting(self.noted):
+                yield
 
     def streams(self) -> AbstractAsyncContextManager[AsyncIterator[NumberedDelta]]:
         """See `merged_streams`."""
@@ -82,6 +91,8 @@ class SingleGeneration:
         async with self.admitted(receive), self.streams() as deltas:
             async for _, delta in deltas:
                 self.answer.add(delta)
+                if self.noted is not None:
+                    self.noted.add(0, delta)
                 if delta.finish_reason is not None:
                     ending = self._ending(delta)
         assert ending is not None  # a stream without an end raises
@@ -90,13 +101,19 @@ class SingleGeneration:
     async def write_events(self, deltas: AsyncIterator[NumberedDelta], stream: EventSink) -> bytes:
         """Returns the closing ones, which are not sent yet."""
         await stream.write(self.answer.opening(self.record.served.prompt_tokens or 0))
+        if self.noted is not None:
+            self.noted.opened(self.answer.events)
         closing = b""
         async for _, delta in deltas:
+            if self.noted is not None:
+                self.noted.add(0, delta)
             body = self.answer.piece(delta)
             if delta.finish_reason is not None:
                 closing = body + self.answer.closing(self._ending(delta))
             elif body:
                 await stream.write(body)
+            if self.noted is not None and delta.finish_reason is None:
+                self.noted.sent(0, self.answer.events)
         return closing
 
     def _ending(self, delta: Delta) -> Ending:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +31,14 @@ class Matcher:
     launched meanwhile is thrown away.
 
     An end of the turn that must not come yet may, where the grammar is done and has nothing else. Errors name the
-    parameter `field`.
+    parameter `field`; `on_exhausted` is told of one that others with copies of `inner` may have, too.
     """
 
-    def __init__(self, inner: LLMatcher, words: int, ends: Ends, field: str) -> None:
+    def __init__(
+        self, inner: LLMatcher, words: int, ends: Ends, field: str, on_exhausted: Callable[[], None] = lambda: None
+    ) -> None:
         self._inner = inner
+        self._on_exhausted = on_exhausted
         self._field = field
         self._ends = ends
         self._always = _packed(ends.always, words)
@@ -79,7 +82,7 @@ class Matcher:
             self._fail(f"What is banned, or else allowed, leaves no token that {self._field} allows")
             return
         if not self._inner.consume_token(token_id):
-            self._fail(f"{self._field} has become too complex to follow")
+            self._give_up()
             return
         self._count += 1
         self._look_ahead(may_end=False)
@@ -88,7 +91,7 @@ class Matcher:
         if not self._inner.is_stopped():
             fill_next_token_bitmask(self._inner, self.mask)
         if self._inner.is_error():
-            self._fail(f"{self._field} has become too complex to follow")
+            self._give_up()
         elif self._inner.is_stopped():
             self._stop(may_end=may_end)
         else:
@@ -110,6 +113,10 @@ class Matcher:
     def _complete(self) -> None:
         self.is_complete = True
         self.mask.fill(-1)
+
+    def _give_up(self) -> None:
+        self._on_exhausted()
+        self._fail(f"{self._field} has become too complex to follow")
 
     def _fail(self, reason: str) -> None:
         self.error = GuidanceError(f"{reason}, after {self._count} tokens", field=self._field, given=self._count)

@@ -88,7 +88,8 @@ class StructureCompiler:
         always = self._eos_token_ids - ends if sampling.ignore_eos else frozenset[int]()
         early = (self._eos_token_ids | ends) if sampling.min_tokens else frozenset[int]()
         words = -(-self._usable(field).vocab_size // _WORD)
-        matcher = Matcher(compiled.deep_copy(), words, Ends(always, early, sampling.min_tokens), field)
+        ended = Ends(always, early, sampling.min_tokens)
+        matcher = Matcher(compiled.deep_copy(), words, ended, field, lambda: self._forget(compiled))
         matcher.begin(delivered)
         return matcher
 
@@ -121,6 +122,12 @@ class StructureCompiler:
             self._compiled[key] = compiled
             while len(self._compiled) > _MAX_COMPILED or sum(map(_chars, self._compiled)) > _MAX_COMPILED_CHARS:
                 self._compiled.popitem(last=False)
+
+    def _forget(self, compiled: LLMatcher) -> None:
+        """What copies find out they share, also that it is too much: others begin anew."""
+        with self._lock:
+            for key in [key for key, each in self._compiled.items() if each is compiled]:
+                del self._compiled[key]
 
     def _compile(self, form: Form, checker: GrammarChecker) -> LLMatcher:
         tokenizer = self._usable(form.structure.field)
