@@ -29,7 +29,8 @@ class ForcedRuns:
         known = [_behind(row) for row in rows]
         if not any(known):
             return None
-        most = width([1 + len(tokens) for tokens in known], PASS_TOKENS) - 1
+        bystanders = any(row.matcher is None for row in rows)
+        most = width([1 + len(tokens) for tokens in known], PASS_TOKENS, bystanders=bystanders) - 1
         return ForcedRuns([tokens[:most] for tokens in known]) if most else None
 
     def feed(self, inputs: mx.array) -> mx.array:
