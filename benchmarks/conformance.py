@@ -2,6 +2,7 @@
 
     python benchmarks/conformance.py                    # some thousands of requests, a few minutes
     python benchmarks/conformance.py --examples 20      # a look
+    python benchmarks/conformance.py --embeddings       # with a model that makes embeddings and cannot chat
 
 Ends with 1 if an answer is a 5xx, or another one than /openapi.json promises. All of schemathesis' checks are on but
 one: not all that is refused can be said in a schema, such as numbers that depend on each other. Left out are the
@@ -24,10 +25,14 @@ from peers import tiny_model
 _LEFT_OUT = "^/admin/(models|workers|reload)"
 
 
-async def measure(examples: int, seed: int, scratch: Path) -> int:
+async def measure(examples: int, seed: int, scratch: Path, *, embeddings: bool) -> int:
     key = secrets.token_hex(16)
     config = {
-        "models": {"served": [{"model": str(tiny_model(scratch)), "name": "tiny"}]},
+        "models": {
+            "served": [
+                {"model": str(tiny_model(scratch)), "name": "tiny", **({"pooling": "mean"} if embeddings else {})}
+            ]
+        },
         "generation": {"max_tokens": 16, "max_tokens_limit": 16},
         "server": {"api_key": key, "admin_key": key},
         "logging": {"level": "error"},
@@ -62,9 +67,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=300, help="requests to each operation in each phase")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--embeddings", action="store_true", help="serve a model that makes embeddings")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        sys.exit(asyncio.run(measure(arguments.examples, arguments.seed, Path(scratch))))
+        sys.exit(
+            asyncio.run(measure(arguments.examples, arguments.seed, Path(scratch), embeddings=arguments.embeddings))
+        )
 
 
 if __name__ == "__main__":
