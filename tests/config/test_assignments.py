@@ -18,11 +18,32 @@ def test_names_of_variables_round_trip_in_any_case(path: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["MLX_SERVING_CONFIG", "MLX_SERVING_ENV", "MLX_SERVING_CACHE", "MLX_SERVING_BLAS", "PATH", "XMLX_SERVING_A__B"],
+    [
+        "MLX_SERVING_CONFIG",
+        "MLX_SERVING_ENV",
+        "MLX_SERVING_CACHE",
+        "MLX_SERVING_BLAS",
+        "MLX_SERVING_BLAS_SETTLED",
+        "PATH",
+        "XMLX_SERVING_A__B",
+    ],
 )
 def test_other_variables_are_no_settings(name: str) -> None:
     assert variable_path(name) is None
     assert from_variables({name: "x"}) == ([], [])
+
+
+def test_what_kubernetes_tells_of_a_service_of_our_name_is_no_setting() -> None:
+    told = {
+        "MLX_SERVING_SERVICE_HOST": "10.0.0.1",
+        "MLX_SERVING_SERVICE_PORT": "8000",
+        "MLX_SERVING_SERVICE_PORT_HTTP": "8000",
+        "MLX_SERVING_PORT": "tcp://10.0.0.1:8000",
+        "MLX_SERVING_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "MLX_SERVING_PORT_8000_TCP_PROTO": "tcp",
+    }
+    assert from_variables(told) == ([], [])
+    assert [each.path for each in from_variables({"MLX_SERVING_PORT": "9000"})[0]] == [("port",)]
 
 
 def value(text: str) -> object:

@@ -351,3 +351,27 @@ def test_duplicate_keys_are_reported_together_with_everything_else() -> None:
         ("server.port", "is set twice, first on line 2"),
         ("server.zzz", "unknown key"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("MLX_SERVING_PORT", "did you mean MLX_SERVING_SERVER__PORT?"),
+        ("MLX_SERVING_SERVER_PORT", "did you mean MLX_SERVING_SERVER__PORT?"),
+        ("MLX_SERVING_WORKER_MAX_RESTARTS", "did you mean MLX_SERVING_WORKER__MAX_RESTARTS?"),
+        ("MLX_SERVING_WORKRS", "did you mean MLX_SERVING_WORKERS?"),
+        ("MLX_SERVING_FOO", "remove it; known here: server"),
+    ],
+)
+def test_a_variable_that_means_no_setting_is_an_error(name: str, fix: str) -> None:
+    (issue,) = issues(environ={name: "1"})
+    assert (issue["message"], issue["origin"]) == ("unknown key", f"env {name}")
+    assert issue["suggestion"].startswith(fix)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a file without an end")
+def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load(environ={}, config_file="/dev/zero", directory=tmp_path)
+    (issue,) = cast("list[dict[str, str]]", caught.value.details["issues"])
+    assert issue["message"] == "the configuration file /dev/zero has more than 4194304 bytes"

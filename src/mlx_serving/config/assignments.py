@@ -12,6 +12,8 @@ from mlx_serving.config.tree import Leaf, Node, Table, at
 from mlx_serving.config.yaml_text import is_null, parse
 
 _PART = re.compile(r"[A-Za-z0-9_-]+")
+# What Kubernetes tells every container of a service that is called mlx-serving; its MLX_SERVING_PORT is a URL.
+_KUBERNETES = re.compile(r"MLX_SERVING_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def from_variables(environ: Mapping[str, str]) -> tuple[list[Assignment], list[I
     spelled: dict[Path, str] = {}
     for name in sorted(environ):
         path = variable_path(name)
-        if path is None:
+        if path is None or _KUBERNETES.fullmatch(name) or (path == ("port",) and "://" in environ[name]):
             continue
         origin = InVariable(name)
         if not all(path):

@@ -23,6 +23,7 @@ from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import follows
 from mlx_serving.config.tree import Table, find, leaves, merge_tables, plain
 
+_MAX_FILE_BYTES = 4 * 1024**2
 FILE_VARIABLE = "MLX_SERVING_CONFIG"
 OVERLAY_VARIABLE = "MLX_SERVING_ENV"
 LOCAL_FILE = "mlx-serving.yaml"
@@ -88,7 +89,11 @@ def find_file(
 
 def _read(path: FilePath, asked_by: Origin) -> tuple[str | None, list[Issue]]:
     try:
-        return path.read_text(encoding="utf-8-sig"), []
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+        if len(content) <= _MAX_FILE_BYTES:
+            return content.decode("utf-8-sig"), []
+        problem, fix = f"has more than {_MAX_FILE_BYTES} bytes", "name the right file"
     except UnicodeDecodeError as error:
         problem, fix = f"is not UTF-8 text (byte {error.start})", "save it as UTF-8"
     except OSError as error:

@@ -10,8 +10,8 @@ Path: TypeAlias = tuple[str, ...]
 
 ENV_PREFIX = "MLX_SERVING_"
 ENV_SEPARATOR = "__"
-OUTSIDE_SECTIONS = frozenset({"workers"})
-"""Settings of the root: other variables without a separator are not about the configuration."""
+NO_SETTINGS = frozenset({"config", "env", "cache", "blas", "blas_settled"})
+"""Variables of ours that say where things are, and what a process told its children."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def variable_path(name: str) -> Path | None:
     if not name.upper().startswith(ENV_PREFIX):
         return None
     path = tuple(name[len(ENV_PREFIX) :].lower().split(ENV_SEPARATOR))
-    return path if len(path) > 1 or dotted(path) in OUTSIDE_SECTIONS else None
+    return None if dotted(path) in NO_SETTINGS else path
 
 
 def spell(path: Path, origin: Origin) -> str:

@@ -88,8 +88,11 @@ class Reference:
         return section.keys if section is not None else ()
 
     def namesakes(self, path: Path) -> list[Path]:
-        """Settings elsewhere that have the same last key, the closest first."""
-        found = [known for known in self.settings if known[-1] == path[-1] and ANY_INDEX not in known]
+        """Settings elsewhere that have the same last key, or are this key when spelled with `_` only; the closest
+        first."""
+        found = [
+            known for known in self.settings if path[-1] in (known[-1], "_".join(known)) and ANY_INDEX not in known
+        ]
         return sorted(found, key=lambda known: -_shared(known, path))
 
     def holds_secret(self, path: Path) -> bool:
