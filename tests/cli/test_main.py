@@ -151,3 +151,14 @@ def test_a_full_disk_is_told(tmp_path: Path, arguments: tuple[str, ...]) -> None
 def test_an_empty_flag_is_not_taken_for_none(tmp_path: Path, verb: tuple[str, ...]) -> None:
     ended = run(tmp_path, *verb, "--model", "")
     assert (ended.returncode, ended.stderr) == (2, "mlx-serving: --model must not be empty\n")
+
+
+def test_ctrl_c_while_a_verb_is_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_serving.cli.main.import_module", interrupted)
+    assert main(["models", "list"]) == 130
+    assert capsys.readouterr().err == "\n"

@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:  # closed by whoever started us
                 # While what goes wrong can still be told: at exit, Python would tell it in its own way.
                 sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough; Python must not try to flush it again at exit.
         sys.stdout = None
@@ -92,9 +95,6 @@ def _run(arguments: list[str]) -> int:
     except EngineError as error:
         _complain(error.message, error.details.get("advice"), error.details.get("stderr_tail"))
         return EXIT_FAILURE
-    except KeyboardInterrupt:
-        sys.stderr.write("\n")
-        return EXIT_INTERRUPTED
 
 
 def _description(docstring: str) -> str:
