@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Prompt
+from mlx_serving.core.generation import ChatPrompt, Delta, EmbeddingInputs, GenerationRequest, Prompt
 from mlx_serving.core.resumption import RequestLog
 
 
@@ -51,7 +51,7 @@ class Journal:
             del self._running[noted.log.completion_id]
 
 
-def is_lasting(prompt: Prompt) -> bool:
+def is_lasting(prompt: Prompt | EmbeddingInputs) -> bool:
     """Whether another start knows what was asked: it could not know what pictures were, as a URL may lead to another
     one by then."""
     return not (isinstance(prompt, ChatPrompt) and prompt.sources)

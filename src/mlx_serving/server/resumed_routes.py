@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from mlx_serving.core.choices import Completion, Transcript, Usage
+from mlx_serving.core.choices import Choices, Completion, Transcript
 from mlx_serving.core.generation import Delta, GenerationStats
 from mlx_serving.core.resumption import RequestLog
 from mlx_serving.errors import EngineError, InvalidRequest
@@ -108,8 +108,8 @@ def _completion(deltas: list[Delta]) -> Completion:
 
 def _ending(delta: Delta, record: AccessRecord) -> Ending:
     reason, stats = end_of(delta)
-    record.prompt_tokens, record.completion_tokens = stats.prompt_tokens, stats.tokens_generated
-    return Ending(reason, delta.stop, Usage(stats.prompt_tokens, stats.tokens_generated, stats.cached_tokens))
+    record.usage = Choices().usage([stats])
+    return Ending(reason, delta.stop, record.usage)
 
 
 class _ResumedResponse(EventsResponse):
