@@ -12,8 +12,8 @@ def test_what_was_used_longest_ago_goes() -> None:
     lru = PinnedLru[str](10)
     assert lru.add("a", 4) == []
     assert lru.add("b", 4) == []
-    lru.pin("a")
-    lru.unpin("a")
+    lru.use("a")
+    lru.use("unknown")
     assert lru.add("c", 4) == ["b"]
     assert ("a" in lru, "b" in lru, len(lru), lru.size) == (True, False, 2, 8)
 

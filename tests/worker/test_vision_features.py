@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
@@ -70,13 +71,13 @@ def test_a_model_that_goes_takes_its_features_along() -> None:
 
 def test_names_tell_images_apart_and_are_no_tokens() -> None:
     def named(digest: str) -> list[int]:
-        return list(Prepared([1, 0, 0, 0, 2], (Picture(digest, (-1, -1, -1), {}, 1),)).names)
+        return list(Prepared([1, 0, 0, 0, 2], (Picture(digest, (-1, -1, -1), dict, 1),)).names)
 
     assert named("a") == named("a")
     assert all(one != other for one, other in zip(named("a")[1:4], named("b")[1:4], strict=True))
     assert all(1 << 31 <= name < 1 << 32 for name in named("a")[1:4])
     assert (named("a")[0], named("a")[4]) == (1, 2)
-    assert list(Prepared([1, 0, 0, 0, 2], (Picture("a", (-1, -1, -1), {}, 1),)).fed) == [1, -1, -1, -1, 2]
+    assert list(Prepared([1, 0, 0, 0, 2], (Picture("a", (-1, -1, -1), dict, 1),)).fed) == [1, -1, -1, -1, 2]
 
 
 def test_an_image_that_cannot_be_encoded_ends_its_stream_alone(directory: Path) -> None:
@@ -112,3 +113,22 @@ def test_guessed_tokens_change_nothing_in_rows_with_images(directory: Path) -> N
         bench.ask(str(number), prompt, params, speculation=Wanted("ngram"))
     bench.finish()
     assert [bench.streams[str(number)].tokens for number in range(2)] == alone
+
+
+def test_pixels_that_are_not_kept_any_more_are_made_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = chat([picture(1), "and ", picture(2), "?"])
+    expected = VisionBench(directory).answer(prompt, ENDLESS)
+    monkeypatch.setattr("mlx_serving.worker.vision.processing._KEPT_BYTES", 1)
+    bench = VisionBench(directory)
+    assert bench.answer(prompt, ENDLESS) == expected
+    [first, second] = prepared(bench.model, prompt).pictures
+    assert first.inputs() is not first.inputs()
+    assert np.array_equal(first.inputs()["pixel_values"], first.inputs()["pixel_values"])
+    assert not np.array_equal(first.inputs()["pixel_values"], second.inputs()["pixel_values"])
+
+
+def test_pixels_are_kept_for_who_comes_again(directory: Path) -> None:
+    bench = VisionBench(directory)
+    [first] = prepared(bench.model, chat([picture(1), "?"])).pictures
+    [again] = prepared(bench.model, chat(["Once more: ", picture(1)])).pictures
+    assert first.inputs() is again.inputs()

@@ -30,11 +30,15 @@ class PinnedLru(Generic[K]):
         self._sizes[key] = size
         return self.fit()
 
-    def pin(self, key: K) -> None:
-        """Hold what is kept, or will be added, until it is unpinned as often."""
-        self._pins[key] += 1
+    def use(self, key: K) -> None:
+        """It is what was used last. Unknown keys are ignored."""
         if key in self._sizes:
             self._sizes.move_to_end(key)
+
+    def pin(self, key: K) -> None:
+        """Use what is kept, or will be added, and hold it until it is unpinned as often."""
+        self._pins[key] += 1
+        self.use(key)
 
     def unpin(self, key: K) -> None:
         self._pins[key] -= 1

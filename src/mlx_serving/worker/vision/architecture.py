@@ -146,8 +146,8 @@ def open_model(directory: Path, config: Mapping[str, object], model_id: str) -> 
 
 def _inputs(pictures: Sequence[Picture]) -> dict[str, mx.array]:
     """What encoders are given besides token ids, of several images one after the other where that can be."""
-    names = pictures[0].inputs
-    return {name: mx.array(cast(Any, np.concatenate([one.inputs[name] for one in pictures]))) for name in names}
+    given = [picture.inputs() for picture in pictures]
+    return {name: mx.array(cast(Any, np.concatenate([one[name] for one in given]))) for name in given[0]}
 
 
 def _behind(caches: Sequence[Any], shape: Sequence[int]) -> mx.array:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,18 @@ from mlx_serving.core.encodings import ImageSpan
 _NAMED = 1 << 31  # above every token id
 
 
+Inputs: TypeAlias = Mapping[str, NDArray[np.generic]]
+"""An image's pixels and what else an encoder wants of it, by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """An image as its model takes it: `token_ids` are what the model is given for it, some of which are no tokens;
-    `inputs` its pixels and what else its encoder wants, by name, of this image alone. It stands at `start`."""
+    `inputs` gives what its encoder wants, which is large and made again where it was not kept. It stands at `start`."""
 
     digest: str
     token_ids: tuple[int, ...]
-    inputs: Mapping[str, NDArray[np.generic]]
+    inputs: Callable[[], Inputs]
     start: int
 
     @property

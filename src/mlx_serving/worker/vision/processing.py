@@ -1,23 +1,27 @@
 """A model's own processor: what it makes of one image, and what its chat template puts where an image stands.
 
-On the tokenizer thread, without arrays of the device.
+Without arrays of the device: on the tokenizer thread, but for what was made too long ago to be kept.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from mlx_serving.core.generation import Image
+from mlx_serving.core.pinned_lru import PinnedLru
 from mlx_serving.errors import InvalidRequest
+from mlx_serving.worker.vision.pictures import Inputs
 
+_KEPT_BYTES = 128 << 20
 _LOW_PIXELS = 512 * 512
 _LOW_PART = 4
 # Tokens that are a matter of the processor and its template alone: the parts of their names in config.json.
@@ -27,8 +31,22 @@ _TAGS = {"phi3_v": ("<|image_{}|>", r"<\|image_\d+\|>")}
 _TOLD_APART = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """An image as token ids and as what its encoder wants."""
+
+    token_ids: tuple[int, ...]
+    inputs: Inputs
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.inputs.values())
+
+
 class Processor:
-    """Raises what mlx-vlm and transformers raise for a directory whose processor cannot be made."""
+    """Keeps what it made last, as far as `_KEPT_BYTES` go: who waits has pixels many times the size of their files.
+
+    Raises what mlx-vlm and transformers raise for a directory whose processor cannot be made."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
         import mlx_vlm.utils as library
@@ -49,6 +67,9 @@ class Processor:
         self.media = re.compile("|".join([*([pattern] if pattern else []), *patterns]) or r"(?!)")
         """What stands for an image, a video or a sound, or a part of one."""
         self._lead = list(self._tokenizer("")["input_ids"])
+        self._lock = threading.Lock()
+        self._kept: dict[str, Processed] = {}
+        self._index: PinnedLru[str] = PinnedLru(_KEPT_BYTES)
 
     @property
     def chat_template(self) -> str | None:
@@ -59,9 +80,21 @@ class Processor:
         """What the processor wants to find where the image with this number (from 1) stands, in place of `token`."""
         return token if self._tag is None else self._tag.format(number)
 
-    def pixels(self, image: Image, token: str) -> tuple[list[int], dict[str, NDArray[np.generic]]]:
-        """What a model is given for an image: token ids, and what its encoder wants. Raises `InvalidRequest` for one
-        that the processor refuses."""
+    def process(self, image: Image, token: str) -> Processed:
+        """What a model is given for an image; for any thread. Raises `InvalidRequest` for one that the processor
+        refuses."""
+        with self._lock:
+            kept = self._kept.get(image.digest)
+            if kept is not None:
+                self._index.use(image.digest)
+                return kept
+            made = self._process(image, token)
+            self._kept[image.digest] = made
+            for digest in self._index.add(image.digest, made.nbytes):
+                del self._kept[digest]
+            return made
+
+    def _process(self, image: Image, token: str) -> Processed:
         try:
             with PillowImage.open(io.BytesIO(image.data)) as opened:
                 picture = opened.convert("RGB")
@@ -75,7 +108,7 @@ class Processor:
         if self._lead and ids[: len(self._lead)] == self._lead:
             ids = ids[len(self._lead) :]
         arrays = {name: np.asarray(made[name]) for name in made if name not in _TOLD_APART and made[name] is not None}
-        return ids, arrays
+        return Processed(tuple(ids), arrays)
 
     def _bounds(self, image: Image) -> dict[str, int]:
         """`low` is a quarter of the pixels that the processor allows, but no more than 512 x 512."""

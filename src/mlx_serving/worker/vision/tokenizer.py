@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -16,7 +17,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_serving.core.generation import ChatPrompt, Image, Prompt
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.worker.tokenizing import PromptTokenizer
-from mlx_serving.worker.vision.pictures import Picture, Prepared
+from mlx_serving.worker.vision.pictures import Inputs, Picture, Prepared
 from mlx_serving.worker.vision.processing import Processor
 
 _SLOT = -1  # no token's id: an image stands here
@@ -66,10 +67,14 @@ class VisionTokenizer(PromptTokenizer):
                 token_ids.append(token_id)
                 continue
             image = images[len(pictures)]
-            fed, inputs = self._processor.pixels(image, self._image_token)
-            pictures.append(Picture(image.digest, tuple(fed), inputs, len(token_ids)))
+            fed = self._processor.process(image, self._image_token).token_ids
+            inputs = partial(self._inputs, image)
+            pictures.append(Picture(image.digest, fed, inputs, len(token_ids)))
             token_ids += [one if 0 <= one < self._vocabulary else 0 for one in fed]
         return Prepared(token_ids, tuple(pictures))
+
+    def _inputs(self, image: Image) -> Inputs:
+        return self._processor.process(image, self._image_token).inputs
 
     def _render(self, prompt: ChatPrompt, *, add_generation_prompt: bool) -> list[int]:
         return self._ids_of(self._text(prompt, add_generation_prompt=add_generation_prompt))
