@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-MACHINERY = ("mlx", "mlx_lm", "transformers", "tokenizers", "torch", "numpy")
+MACHINERY = ("mlx", "mlx_lm", "transformers", "tokenizers", "torch", "numpy", "PIL")
 IMPORTS = """
 import importlib, json, sys
 before = set(sys.modules)

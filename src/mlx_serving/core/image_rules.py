@@ -15,7 +15,7 @@ FORMATS: Sequence[ImageFormat] = ("png", "jpeg", "webp", "gif", "bmp")
 
 MAX_RATIO = 200
 """Of the longer side to the shorter one: models refuse slimmer pictures."""
-_MAX_SCANS = 100  # of a JPEG: each is decoded over the whole picture, and takes a few bytes only
+_MAX_SCANS = 50  # of a JPEG: each is decoded over the whole picture, and takes a few bytes only
 _SNIFFED_BYTES = 512
 _FORMAT_BY_TYPE: Mapping[str, ImageFormat] = {
     "image/png": "png",
