@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ HANGING = b"\0and then nothing"
 
 
 @asynccontextmanager
-async def web() -> AsyncGenerator[Web]:
+async def web(tls: ssl.SSLContext | None = None) -> AsyncGenerator[Web]:
     writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -50,7 +51,7 @@ async def web() -> AsyncGenerator[Web]:
         if not data.endswith(HANGING):
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     served = Web(server.sockets[0].getsockname()[1])
     try:
         yield served

@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ssl
+import subprocess
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,9 +188,38 @@ async def test_a_host_that_is_not_there_is_told(pages: Web) -> None:
     )
 
 
-async def test_a_certificate_must_be_that_of_the_name(pages: Web) -> None:
-    """A server that speaks no TLS at all stands for one with a wrong certificate: nothing is sent to it."""
-    pages.pages["/"] = answer(png())
+async def test_a_certificate_must_be_that_of_the_name_and_known(tmp_path: Path) -> None:
+    """The connection goes to an address, and the name decides."""
+    subject = ["-subj", "/CN=pictures.test", "-addext", "subjectAltName=DNS:pictures.test"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    await asyncio.to_thread(
+        subprocess.run,
+        ["openssl", "req", "-x509", "-nodes", *curve, *subject, *files],
+        check=True,
+        capture_output=True,
+    )
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    names = Names({"pictures.test": [["127.0.0.1"]], "other.test": [["127.0.0.1"]]})
+    async with web(serving) as pages:
+        pages.pages["/a.png"] = answer(png())
+        url = pages.url("/a.png", "pictures.test").replace("http:", "https:")
+        found = await Fetcher(names, trusted).fetch(url, policy(pages), WHERE)
+        assert found.data == png()
+        assert len(pages.requests) == 1
+        for fetcher, wrong in (
+            (Fetcher(names, trusted), url.replace("pictures.test", "other.test")),
+            (Fetcher(names, trusted), url.replace("pictures.test", "127.0.0.1")),
+            (Fetcher(names), url),  # the system does not know who made it
+        ):
+            with pytest.raises(ImageFetchFailed, match="SSLCertVerificationError"):
+                await fetcher.fetch(wrong, policy(pages), WHERE)
+        assert len(pages.requests) == 1
+
+
+async def test_a_server_without_tls_is_told_nothing(pages: Web) -> None:
     fetcher = Fetcher(trusted=ssl.create_default_context())
     with pytest.raises(ImageFetchFailed):
         await fetcher.fetch(f"https://127.0.0.1:{pages.port}/", policy(pages, timeout_s=1), WHERE)
