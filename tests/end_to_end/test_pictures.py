@@ -60,7 +60,7 @@ async def served(
         "models": {
             "served": [
                 {"model": str(seeing_model), "name": "seeing"},
-                {"model": str(random_llama), "name": "blind"},
+                {"model": str(random_llama), "name": "blind", "preload": False},
             ]
         },
         "images": {
@@ -248,9 +248,8 @@ async def test_none_of_the_attacks_reaches_the_worker(
 
     for url in attacks:
         await refused(url)
-    for model, parts in (("blind", [part(ONE)]), ("seeing", [part(ONE)] * 5)):
-        with pytest.raises(openai.BadRequestError):
-            await say(seen, told(*parts), model)
+    with pytest.raises(openai.BadRequestError):
+        await say(seen, told(*[part(ONE)] * 5))
     source: Any = {"type": "url", "url": "http://169.254.169.254/"}
     messages: Any = [{"role": "user", "content": [{"type": "image", "source": source}]}]
     with pytest.raises(anthropic.BadRequestError):
@@ -279,3 +278,16 @@ async def test_programs_and_the_command_line_show_pictures(seeing_model: Path, t
     ended = await asyncio.to_thread(run, tmp_path, "generate", "What is it?", *greedy, "--model", str(seeing_model))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.strip("\n").startswith(said[:3])
+
+
+async def test_a_model_without_eyes_says_so_before_and_after_it_is_loaded(
+    seen: AsyncOpenAI, served: ServedProcess
+) -> None:
+    for _ in range(2):
+        with pytest.raises(openai.BadRequestError) as raised:
+            await say(seen, told("What is it?", part(ONE)), "blind")
+        assert raised.value.code == "unsupported_parameter"
+        assert raised.value.param == "messages[0].content[1].image_url.url"
+    async with served.http() as http:
+        models = (await http.get("/v1/models")).json()["data"]
+    assert {model["id"]: "vision" in model["capabilities"] for model in models} == {"seeing": True, "blind": False}

@@ -11,11 +11,11 @@ import pytest
 from mlx_serving.core.generation import ChatPrompt, GenerationRequest, Image, ImageSource, SamplingParams, Served
 from mlx_serving.core.image_rules import ImagePolicy
 from mlx_serving.engine.images import ImagesBackend, PromptImages
-from mlx_serving.errors import ImageEncodingError, InvalidImageInput, Overloaded, UnsupportedParameter
+from mlx_serving.errors import ImageEncodingError, InvalidImageInput, InvalidRequest, Overloaded, UnsupportedParameter
 from mlx_serving.images.reader import ImageReader
 
 from ..event_log import until
-from .scripted import ScriptedBackend
+from .scripted import Script, ScriptedBackend
 
 SOURCES = (ImageSource("a", field="first"), ImageSource("b", field="second"))
 PROMPT = ChatPrompt(({"role": "user", "content": [{"type": "image"}, {"type": "image"}]},), sources=SOURCES)
@@ -175,3 +175,32 @@ async def test_only_so_many_requests_have_their_pictures_read() -> None:
     reader.told.set()
     await asyncio.gather(*tasks)
     assert len(below.requests) == 64
+
+
+@pytest.mark.parametrize(("sees", "kind"), [(False, UnsupportedParameter), (True, InvalidRequest)])
+async def test_what_the_worker_refuses_is_told_of_the_field_that_was_sent(
+    sees: bool, kind: type[InvalidRequest]
+) -> None:
+    """Whether a model takes pictures may be known only when it is loaded."""
+    reader = SlowReader()
+    reader.told.set()
+    known: list[bool | None] = [None, sees]
+    below, images = ScriptedBackend(), PromptImages(reader, lambda _: known.pop(0), 10**6)
+    below.scripts = [Script(at_entry=InvalidRequest("no place for them", field="images", limit=1, given=2))]
+    with pytest.raises(InvalidRequest) as raised:
+        await ask(ImagesBackend(below, images), request())
+    assert type(raised.value) is kind
+    assert raised.value.message == "first: no place for them"
+    assert raised.value.field == "first"
+    assert (raised.value.details["limit"], raised.value.details["given"]) == (1, 2)
+
+
+async def test_what_else_is_refused_is_told_as_it_is() -> None:
+    reader = SlowReader()
+    reader.told.set()
+    backend, below, _ = layer(reader)
+    refusal = InvalidRequest("too long", field="max_tokens")
+    below.scripts = [Script(at_entry=refusal)]
+    with pytest.raises(InvalidRequest) as raised:
+        await ask(backend, request())
+    assert raised.value is refusal

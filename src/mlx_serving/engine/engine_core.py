@@ -318,7 +318,8 @@ class EngineCore:
                 images=methods.image_params(prompt.images),
             )
 
-        return await self.call_with_model(name, methods.TOKENIZE_CHAT, params)
+        with self._parts.images.telling(model, rendered.sources):
+            return await self.call_with_model(name, methods.TOKENIZE_CHAT, params)
 
     async def detokenize(self, name: str, token_ids: Sequence[int]) -> str:
         """Ids to text, special tokens included, as `call_with_model`."""

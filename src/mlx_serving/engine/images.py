@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from mlx_serving.core.generation import Backend, ChatPrompt, Delta, GenerationRequest, Image, ImageSource
 from mlx_serving.core.image_rules import ImagePolicy
-from mlx_serving.errors import ImageEncodingError, Overloaded, UnsupportedParameter
+from mlx_serving.errors import ImageEncodingError, InvalidRequest, Overloaded, UnsupportedParameter
 from mlx_serving.images.reader import ImageReader
 
 _MAX_READING = 64
@@ -56,6 +56,20 @@ class PromptImages:
         if not prompt.sources:
             return prompt
         return replace(prompt, images=await self.read(model, prompt.sources), sources=())
+
+    @contextmanager
+    def telling(self, model: str, sources: tuple[ImageSource, ...]) -> Generator[None]:
+        """What a worker refuses about `images` is told of the field that its caller knows: that of the first."""
+        try:
+            yield
+        except InvalidRequest as error:
+            if error.field != "images" or not sources:
+                raise
+            where = sources[0].field
+            blind = self._takes_images(model) is False  # which may be known only now
+            cls = UnsupportedParameter if blind else InvalidRequest
+            limit, given = error.details.get("limit"), error.details.get("given")
+            raise cls(f"{where}: {error.message}", field=where, limit=limit, given=given) from None
 
     def _require_room(self, images: tuple[Image, ...], sources: tuple[ImageSource, ...]) -> None:
         room, size = self._max_message_bytes - _ROOM_FOR_THE_REST, 0
@@ -106,7 +120,9 @@ class ImagesBackend:
             if request.served is not None:
                 request.served.images, request.served.images_s = images, time.monotonic() - began
             filled = replace(request, prompt=replace(prompt, images=images, sources=()))
-            async with self._inner.generate(filled) as deltas:
+            async with AsyncExitStack() as stack:
+                with self._images.telling(request.model, prompt.sources):
+                    deltas = await stack.enter_async_context(self._inner.generate(filled))
                 yield deltas
 
     @asynccontextmanager
