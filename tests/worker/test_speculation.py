@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mlx_serving.core.generation import SamplingParams, Structure
 from mlx_serving.core.kv_form import KvForm
@@ -350,6 +352,48 @@ def test_a_stream_that_is_aborted_while_its_draft_is_checked_leaves_nothing(
         bench.finish()
         same(streams[1:], expected[1:])
         same([late], expected[:1])
+
+
+KINDS = ("start", "step", "step", "step", "pause", "resume", "abort")
+EVENTS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 3)), min_size=4, max_size=40)
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=EVENTS, wrong=st.sampled_from([2, 3, 7, 100]), room=st.sampled_from([None, 150]))
+def test_whatever_happens_in_between_answers_are_the_same(
+    model: LoadedModel, events: list[tuple[str, int]], wrong: int, room: int | None
+) -> None:
+    """Rows that draft and rows that do not come, wait, leave and lose their memory."""
+    asked = [*CROWD, ("abcdef", replace(GREEDY, max_tokens=25))]
+    wanted = [NGRAM, drafting_with(model), NGRAM, None]
+    budget = None if room is None else room * model.kv_bytes_per_token
+    expected, _ = answers(model, asked, None)
+    with pytest.MonkeyPatch.context() as patched:
+        consult(patched, asked, expected, lambda place: place % wrong == 1)
+        bench = eager_bench(model, replace(POLICY, kv_budget_bytes=budget))
+        streams: dict[int, Stream] = {}
+        aborted: set[int] = set()
+        for kind, number in events:
+            if kind == "step":
+                bench.step(number + 1)
+            elif kind == "start" and number not in streams:
+                streams[number] = bench.start(f"s{number}", *asked[number], speculation=wanted[number])
+            elif kind == "pause":
+                bench.pause(f"s{number}")
+            elif kind == "resume":
+                bench.generation.resume(f"s{number}")
+            elif kind == "abort" and bench.generation.abort(f"s{number}") is not None:
+                aborted.add(number)
+        bench.generation.resume_all()
+        bench.finish()
+    for number, stream in streams.items():
+        if number in aborted:
+            assert stream.tokens == expected[number].tokens[: len(stream.tokens)]
+        else:
+            same([stream], [expected[number]])
+    load = bench.scheduler.load()
+    assert (load.kv_held_bytes, load.kv_reserved_bytes, load.running) == (0, 0, 0)
+    assert bench.model.runner.speculator.nbytes == 0
 
 
 def test_forks_begin_with_the_prompt_of_one_that_drafts(monkeypatch: pytest.MonkeyPatch, model: LoadedModel) -> None:
