@@ -131,6 +131,8 @@ WITH_DRAFT = ModelProfile(draft_model="small", num_draft_tokens=4)
         (WITH_DRAFT, {"method": "ngram"}, Speculation("ngram", None, 4)),
         (WITH_DRAFT, {"draft_model": "own"}, Speculation("draft", "own", 4)),
         (ModelProfile(speculation="ngram"), {}, Speculation("ngram")),
+        (WITH_DRAFT, {"prediction": "so"}, Speculation("ngram", None, 4, prediction="so")),
+        (ModelProfile(speculation="off"), {"prediction": "so"}, Speculation("ngram", prediction="so")),
     ],
 )
 def test_who_drafts_is_the_requests_word_then_the_profiles(
@@ -142,6 +144,14 @@ def test_who_drafts_is_the_requests_word_then_the_profiles(
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
+        (
+            {"method": "off", "prediction": "so"},
+            "prediction is only allowed when speculation is auto or ngram, got off",
+        ),
+        (
+            {"draft_model": "own", "prediction": "so"},
+            "prediction is not allowed with a draft_model: one of them drafts",
+        ),
         ({"method": "draft"}, "draft_model is required when speculation is draft: tiny has none of its own"),
         (
             {"method": "ngram", "draft_model": "own"},
@@ -156,7 +166,7 @@ def test_who_drafts_is_the_requests_word_then_the_profiles(
 def test_a_draft_model_that_is_missing_or_one_too_many_is_refused(asked: dict[str, object], told: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         drafting(NO_PROFILE, **asked)
-    assert (caught.value.field, caught.value.message) == ("draft_model", told)
+    assert (caught.value.field, caught.value.message) == (told.partition(" ")[0], told)
 
 
 def test_nobody_drafts_vectors() -> None:

@@ -152,3 +152,14 @@ def test_what_cannot_be_drafted_never_is() -> None:
 
 def test_counts_of_models_are_added() -> None:
     assert SpeculationCounts(1, 2, 3, 4, 5) + SpeculationCounts(5, 4, 3, 2, 1) == SpeculationCounts(6, 6, 6, 6, 6)
+
+
+def test_what_an_answer_is_thought_to_be_is_looked_up_as_if_it_had_been_said() -> None:
+    drafting = Drafting.by_ngrams(4, [10, 11, 12, 13, 14, 15, 16])
+    assert drafting.look_up([1, 2], [], 4) == []
+    assert drafting.look_up([1, 2], [10, 11], 4) == []
+    assert drafting.look_up([1, 2], [10, 11, 12], 4) == [13, 14, 15, 16]
+    assert drafting.look_up([1, 2], [10, 11, 12, 13, 9], 4) == []
+    assert drafting.look_up([1, 2], [10, 11, 12, 13, 9, 12, 13, 14], 2) == [15, 16]
+    without = Drafting.by_ngrams(4)
+    assert (without.outcome, without.most, without.foreign, len(without.index)) == ("ngram", 4, 0, 0)

@@ -19,7 +19,7 @@ from mlx_serving.errors import InvalidRequest, ModelNotFound
 from mlx_serving.telemetry.events import ModelUnloaded, StreamRecovered
 
 from ..event_log import LIMIT_S, EventLog
-from ..tiny_models import make_llama, make_mamba, make_printable_llama, make_speller
+from ..tiny_models import SPELLED, make_llama, make_mamba, make_printable_llama, make_speller
 from .harness import collect, complete, request, running, send, worker_pid
 
 PLAIN = Speculation("off")
@@ -105,6 +105,17 @@ async def test_who_always_agrees_has_all_its_drafts_accepted(folder: Path) -> No
         drafted = await complete(core, replace(spelling, speculation=drafted_by("light")))
         assert ids_of(drafted) == ids_of(plain)
         assert 0 < stats_of(drafted).accepted_tokens == stats_of(drafted).drafted_tokens
+
+
+async def test_what_an_answer_is_thought_to_be_is_drafted_from(folder: Path) -> None:
+    spelling = replace(asked(), model="speller", prompt=TextPrompt("a"))
+    async with running(serving_all(folder, {"draft_model": "light"})) as core:
+        plain = await complete(core, spelling)
+        told = await complete(core, replace(spelling, speculation=Speculation(prediction=f"It is: {SPELLED}")))
+        assert ids_of(told) == ids_of(plain)
+        assert stats_of(told).speculation == "ngram"
+        assert stats_of(told).accepted_tokens > 0
+        assert stats_of(await complete(core, replace(spelling, speculation=Speculation("ngram")))).accepted_tokens == 0
 
 
 async def test_a_profile_says_who_drafts_where_a_request_is_silent(folder: Path) -> None:

@@ -94,7 +94,6 @@ def _issues(error: InvalidRequest) -> list[dict[str, object]]:
         ("echo", True),
         ("audio", {"voice": "a", "format": "wav"}),
         ("modalities", ["text", "audio"]),
-        ("prediction", {"type": "content", "content": "x"}),
         ("store", True),
         ("store", 1),
         ("prompt_cache_retention", "24h"),

@@ -43,9 +43,35 @@ async def test_what_is_asked_reaches_the_engine(
     assert engine.last_request.speculation == expected
 
 
+@pytest.mark.parametrize("content", ["so it is", [{"type": "text", "text": "so "}, {"type": "text", "text": "it is"}]])
+async def test_a_prediction_reaches_the_engine(
+    http: httpx2.AsyncClient, engine: ScriptedEngine, content: object
+) -> None:
+    body = {**CHAT, "prediction": {"type": "content", "content": content}}
+    assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+    assert engine.last_request.speculation == Speculation(prediction="so it is")
+    refused = await http.post("/v1/completions", json={**TEXT, "prediction": body["prediction"]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prediction")
+
+
 @pytest.mark.parametrize(
     ("asked", "param", "told"),
     [
+        (
+            {"speculation": "off", "prediction": {"type": "content", "content": "x"}},
+            "prediction",
+            "prediction is only allowed when speculation is auto or ngram, got off",
+        ),
+        (
+            {"prediction": {"type": "content", "content": 3}},
+            "prediction.content",
+            "prediction.content must be a string or a list of text parts, got 3",
+        ),
+        (
+            {"prediction": {"type": "magic", "content": "x"}},
+            "prediction.type",
+            "prediction.type must be 'content', got \"magic\"",
+        ),
         (
             {"speculation": "off", "draft_model": "tiny"},
             "draft_model",

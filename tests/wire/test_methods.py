@@ -169,6 +169,7 @@ FULL: dict[str, dict[str, object]] = {
         "speculation": "draft",
         "draft_model_id": "d",
         "num_draft_tokens": 4,
+        "prediction": "so",
         "timeout_s": 60.0,
         "streaming": False,
         "guidance": {"mode": "json_schema"},

@@ -121,7 +121,8 @@ class Profile(BaseModel):
     def _draft_model_drafts(self) -> Self:
         problem = Speculation(self.speculation or "auto", self.draft_model).problem
         if problem is not None:
-            raise PydanticCustomError("draft_model", "{problem}", {"problem": problem, "at": ["draft_model"]})
+            field, rule = problem
+            raise PydanticCustomError("draft_model", "{rule}", {"rule": rule, "at": [field]})
         return self
 
     @model_validator(mode="after")

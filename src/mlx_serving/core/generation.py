@@ -187,23 +187,29 @@ class Speculation:
     `ngram` drafts what followed the last time that the text ended like this, `draft` has the model `draft_model`, the
     served name of another one, go ahead; `auto` is `draft` where a `draft_model` is named, else what is configured.
     At most `num_draft_tokens` are drafted at a time, or as many as have proved worth it. Where a `draft_model` that is
-    `optional` cannot be had, it is done without.
+    `optional` cannot be had, it is done without. `prediction` is what the answer is thought to be: `ngram` looks it up
+    as if it had been said before, and `auto` is `ngram` with it.
     """
 
     method: SpeculationMethod = "auto"
     draft_model: str | None = None
     num_draft_tokens: int | None = None
     optional: bool = False
+    prediction: str | None = None
 
     def if_there(self) -> Speculation:
         """The same, but for a draft model that cannot be had."""
         return self if self.draft_model is None else replace(self, optional=True)
 
     @property
-    def problem(self) -> str | None:
-        """What is wrong with it, as the end of a sentence about `draft_model`."""
+    def problem(self) -> tuple[str, str] | None:
+        """What contradicts itself: the name of a field, and what is to be said of it."""
         if self.draft_model is not None and self.method in ("off", "ngram"):
-            return f"is only allowed when speculation is auto or draft, got {self.method}"
+            return "draft_model", f"is only allowed when speculation is auto or draft, got {self.method}"
+        if self.prediction is not None and self.method in ("off", "draft"):
+            return "prediction", f"is only allowed when speculation is auto or ngram, got {self.method}"
+        if self.prediction is not None and self.draft_model is not None:
+            return "prediction", "is not allowed with a draft_model: one of them drafts"
         return None
 
 

@@ -122,8 +122,11 @@ class ModelProfile:
         if isinstance(request.prompt, EmbeddingInputs):
             return asked
         if asked.problem is not None:
-            raise InvalidRequest(f"draft_model {asked.problem}", field="draft_model", given=asked.draft_model)
+            field, rule = asked.problem
+            raise InvalidRequest(f"{field} {rule}", field=field)
         method, draft_model, optional = asked.method, asked.draft_model, asked.optional
+        if asked.prediction is not None:
+            method = "ngram"
         if draft_model is None and method == "auto":
             method = self.speculation or "auto"
         if draft_model is None and method in ("auto", "draft"):
@@ -136,7 +139,7 @@ class ModelProfile:
                 field="draft_model",
             )
         drafted = self.num_draft_tokens if asked.num_draft_tokens is None else asked.num_draft_tokens
-        return Speculation(method, draft_model, drafted, optional)
+        return Speculation(method, draft_model, drafted, optional, asked.prediction)
 
     def _max_tokens(self, min_tokens: int, default: int) -> int | None:
         """A default gives way to a longer minimum that is asked for, and to the limit."""

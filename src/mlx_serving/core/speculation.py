@@ -41,7 +41,8 @@ _LONGEST_PROMPT = 32_768  # tokens; each takes some 130 bytes
 class Drafting:
     """One sequence. `position` is how many tokens of its answer were read; nobody drafts before it has reached
     `resumes_at`. `drafted` and `accepted` are tokens, `checks` the passes in which they were checked, `rests` how often
-    it was given up. `index` is there where n-grams are looked up.
+    it was given up. `index` is there where n-grams are looked up; its first `foreign` tokens are no part of
+    the text.
 
     `is_possible`: something is drafted at all; else `outcome` says why not.
     """
@@ -57,6 +58,13 @@ class Drafting:
     checks: int = 0
     rests: int = 0
     index: NgramIndex = field(default_factory=NgramIndex, repr=False)
+    foreign: int = 0
+
+    @classmethod
+    def by_ngrams(cls, most: int, expected: Sequence[int] = ()) -> Drafting:
+        """N-grams of a text that is yet to come, and of what it is thought to become."""
+        index = NgramIndex(expected[:_LONGEST_PROMPT])
+        return cls("ngram", most, index=index, foreign=len(index))
 
     def is_eager(self, position: int) -> bool:
         return self.is_possible and position >= self.resumes_at
@@ -65,7 +73,7 @@ class Drafting:
         """What an n-gram says that follows prompt and answer: `most` tokens or none. Of a long text that it has not
         seen yet it takes in a part each time, and says nothing until it knows all; of a very long prompt, the end."""
         index, total = self.index, len(prompt) + len(answer)
-        known = max(len(prompt) - _LONGEST_PROMPT, 0) + len(index)
+        known = max(len(prompt) - _LONGEST_PROMPT, 0) + len(index) - self.foreign
         end = min(known + _CAUGHT_UP_AT_ONCE, total)
         if known < len(prompt):
             index.extend(prompt[known:end])

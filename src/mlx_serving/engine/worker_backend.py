@@ -352,6 +352,7 @@ def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on
         speculation=request.speculation.method,
         draft_model_id=request.speculation.draft_model,
         num_draft_tokens=request.speculation.num_draft_tokens,
+        prediction=request.speculation.prediction,
         guidance=_guidance(request.structure),
     )
     match request.prompt:

@@ -12,12 +12,14 @@ from mlx_serving.core.generation import MAX_DRAFT_TOKENS, SpeculationMethod
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.facade.option_base import Options, either
 from mlx_serving.facade.shapes import Shape
+from mlx_serving.wire.methods import MAX_TEXT_CHARS
 
 
 class SpeculationFields(Options):
     """`speculation` says who drafts tokens that the model then checks: `ngram` the text so far, `draft` the
     `draft_model`, the name of a smaller one, `off` nobody; `auto` is the draft model if one is named, else what holds
-    for the model. At most `num_draft_tokens` are drafted at a time. No answer depends on it."""
+    for the model. At most `num_draft_tokens` are drafted at a time. `prediction` is what the answer is thought to be,
+    much of it, which is then looked up like the text so far. No answer depends on it."""
 
     speculation: SpeculationMethod = "auto"
     draft_model: str | None = Field(default=None, validation_alias=either("draft_model"), min_length=1, max_length=4096)
@@ -25,11 +27,16 @@ class SpeculationFields(Options):
         default=None, validation_alias=either("num_draft_tokens"), ge=1, le=MAX_DRAFT_TOKENS
     )
 
+    prediction: str | None = Field(default=None, max_length=MAX_TEXT_CHARS)
+
     def to_speculation(self) -> generation.Speculation:
         """Raises `InvalidRequest` for what contradicts itself."""
-        wanted = generation.Speculation(self.speculation, self.draft_model, self.num_draft_tokens)
+        wanted = generation.Speculation(
+            self.speculation, self.draft_model, self.num_draft_tokens, prediction=self.prediction
+        )
         if wanted.problem is not None:
-            raise InvalidRequest(f"draft_model {wanted.problem}", field="draft_model", given=self.draft_model)
+            field, rule = wanted.problem
+            raise InvalidRequest(f"{field} {rule}", field=field)
         return wanted
 
 

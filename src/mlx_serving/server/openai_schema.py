@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from mlx_serving.core.generation import ImageSource
+from mlx_serving.core.generation import ImageSource, Speculation
 from mlx_serving.core.image_parts import Pictures
 from mlx_serving.server.json_values import as_array, depth
 from mlx_serving.server.openai_tools import CalledTool, ToolFields
@@ -270,6 +271,21 @@ class Message(Body):
         return message
 
 
+class Prediction(Body):
+    type: Literal["content"]
+    content: Annotated[
+        Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(min_length=1), Tag("<list>")],
+        Discriminator(
+            _text_or_list,
+            custom_error_type="wrong_type",
+            custom_error_message="must be a string or a list of text parts",
+        ),
+    ]
+
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatCompletionRequest(ToolFields, GenerationFields):
     """Body of POST /v1/chat/completions."""
 
@@ -279,9 +295,16 @@ class ChatCompletionRequest(ToolFields, GenerationFields):
     top_logprobs: int | None = Field(
         default=None, description="With logprobs: of this many of the likeliest tokens, too; at most 20."
     )
+    prediction: Prediction | None = Field(
+        default=None, description="What the answer is thought to be, much of it: drafted from where it agrees."
+    )
     chat_template_kwargs: Annotated[dict[str, object], AfterValidator(_safe_template_kwargs)] | None = Field(
         default=None, description="Extra variables for the model's chat template."
     )
+
+    def wanted(self) -> Speculation:
+        wanted = super().wanted()
+        return wanted if self.prediction is None else replace(wanted, prediction=self.prediction.text())
 
 
 class CompletionRequest(GenerationFields):

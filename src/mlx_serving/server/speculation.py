@@ -36,4 +36,5 @@ class SpeculationFields(BaseModel):
         """What contradicts itself."""
         problem = self.wanted().problem
         if problem is not None:
-            yield Issue("draft_model", f"draft_model {problem}")
+            field, rule = problem
+            yield Issue(field, f"{field} {rule}")

@@ -53,7 +53,6 @@ CHAT: NeutralValues = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "prediction": (),
     "role_mapping": (),
     "verbosity": ("medium",),
     "web_search_options": (),

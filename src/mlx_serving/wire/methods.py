@@ -250,10 +250,9 @@ class GenerateParams(Params):
     fails with a timeout, whether it waits, runs or is paused. With `parse_output` rows tell reasoning and calls of
     `tools` apart from the text. `named_tool` must be called; after `reasoning_budget` tokens of reasoning the model
     must answer. With `cut_to_fit` a `max_tokens` that is more than the context leaves is cut to that. Prompts of
-    another `cache_salt` share nothing with this one. `speculation`, `draft_model_id`, which must be loaded, and
-    `num_draft_tokens` are those of `core.generation.Speculation`; to the worker `auto` without a draft model is
-    `ngram`. `streaming` is accepted for the ancestor's sake: the worker always
-    streams."""
+    another `cache_salt` share nothing with this one. `speculation`, `draft_model_id`, which must be loaded,
+    `num_draft_tokens` and `prediction` are those of `core.generation.Speculation`; to the worker `auto` without a draft
+    model is `ngram`. `streaming` is accepted for the ancestor's sake: the worker always streams."""
 
     model_id: ModelId
     prompt: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
@@ -301,6 +300,7 @@ class GenerateParams(Params):
     speculation: SpeculationMethod = "auto"
     draft_model_id: ModelId | None = None
     num_draft_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_DRAFT_TOKENS)] | None = None
+    prediction: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None
     streaming: bool = True
     guidance: Guidance | None = None
 

@@ -64,6 +64,7 @@ class _Opened:
     form: Form | None
     stops: tuple[int, ...] = ()
     matcher: Matcher | None = None
+    expected: tuple[int, ...] = ()
 
 
 class StreamHandlers:
@@ -181,7 +182,7 @@ class StreamHandlers:
                 opened.thought,
                 max_tokens,
                 opened.prepared.pictures,
-                speculation,
+                replace(speculation, expected=opened.expected),
             )
             self._submit(model, job, terms, started, opened.parser)
             reply.send(methods.GenerateResult(stream_id, started_at, len(token_ids)))
@@ -205,6 +206,7 @@ class StreamHandlers:
                 thought_of(params, model, token_ids),
                 form,
                 stops=() if model.cuttable else model.tokenizer.stops(prompt, token_ids),
+                expected=model.tokenizer.expected(params.prediction),
             )
             return opened if compiled is None else follow(opened, compiled)
 

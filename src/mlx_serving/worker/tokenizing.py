@@ -141,6 +141,10 @@ class PromptTokenizer:
         """The token that is added to the vocabulary under this name."""
         return cast("Mapping[str, int]", self._tokenizer.added_tokens_encoder).get(marker)
 
+    def expected(self, prediction: str | None) -> tuple[int, ...]:
+        """The tokens of what an answer is thought to be."""
+        return () if prediction is None else tuple(self.encode(prediction, add_special_tokens=False))
+
     def vocabulary(self) -> Vocabulary:
         """What the tokens are, as two models are compared by; a dictionary of all of them is made each time."""
         added = cast("Mapping[int, Any]", self._tokenizer.added_tokens_decoder)

@@ -23,11 +23,13 @@ class DraftModel:
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a sequence asks of speculation: `draft_model` is there where the method is `draft`. No more than
-    `num_draft_tokens` are drafted at a time, or what the policy says."""
+    `num_draft_tokens` are drafted at a time, or what the policy says. `expected` are the tokens that its answer is
+    thought to be."""
 
     method: SpeculationMethod = "off"
     num_draft_tokens: int | None = None
     draft_model: DraftModel | None = None
+    expected: Sequence[int] = ()
 
 
 NOT_WANTED = Wanted()

@@ -57,7 +57,7 @@ class Speculator:
         elif row.matcher is not None:
             row.drafting = Drafting("structured", most, is_possible=False)
         elif model is None:
-            row.drafting = Drafting("ngram", most)
+            row.drafting = Drafting.by_ngrams(most, wanted.expected)
         else:
             row.drafting = Drafting("draft", most)
             self._drafted_by[stream_id] = model.model_id
