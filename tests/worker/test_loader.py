@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import mlx.nn as nn
@@ -104,6 +105,14 @@ def test_a_generation_config_that_cannot_be_read_is_named(tmp_path: Path, conten
     assert load(directory).generation_config == {}
     (directory / "generation_config.json").write_text(content, encoding="latin-1")
     with pytest.raises(ModelLoadError, match=r"because of its generation_config\.json"):
+        load(directory)
+
+
+@pytest.mark.parametrize(("size", "fault"), [(0, "it has no header"), (50_000, "it is cut off")])
+def test_weights_that_are_not_all_there_are_named(tmp_path: Path, size: int, fault: str) -> None:
+    directory = make_llama(tmp_path / "model")
+    os.truncate(directory / "model.safetensors", size)
+    with pytest.raises(ModelLoadError, match=rf"because of its weights: ValueError: model\.safetensors: {fault}"):
         load(directory)
 
 

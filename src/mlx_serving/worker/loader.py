@@ -248,8 +248,11 @@ class _Files:
         directory = self.directory = _directory(self._params, self._on_progress)
         with blaming("its config.json", self._params.model_id, directory):
             self.config = read_object(directory / "config.json")
-            self.sees = sees(self.config, tensor_names(directory)) and is_known(self.config)
             self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
+        with blaming("its weights", self._params.model_id, directory):
+            names = tensor_names(directory)
+        with blaming("its config.json", self._params.model_id, directory):
+            self.sees = sees(self.config, names) and is_known(self.config)
 
     def read(self) -> None:
         directory, model_id = self.directory, self._params.model_id

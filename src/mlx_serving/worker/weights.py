@@ -216,7 +216,13 @@ def _matrices(directory: Path) -> tuple[list[Matrix], int]:
 
 def tensor_names(directory: Path) -> set[str]:
     """Of all weights in a model's files."""
-    return {name for file in directory.glob("*.safetensors") for name in read_header(file)}
+    names: set[str] = set()
+    for file in directory.glob("*.safetensors"):
+        try:
+            names.update(read_header(file))
+        except ValueError as error:
+            raise ValueError(f"{file.name}: {error}") from None
+    return names
 
 
 def _stamps(directory: Path) -> str:
