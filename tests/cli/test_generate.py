@@ -96,3 +96,16 @@ def test_pictures_are_read_from_where_the_command_is_run(tmp_path: Path, tiny_mo
     assert ended.returncode != 0
     assert "--image (number 1): the model" in ended.stderr
     assert "takes no pictures" in ended.stderr
+
+
+def test_bytes_that_are_no_text_are_called_that(tmp_path: Path, tiny_model: Path) -> None:
+    ended = subprocess.run(
+        command("generate", "-", "--model", str(tiny_model)),
+        cwd=tmp_path,
+        env={**environment(tmp_path), "PYTHONUTF8": "1"},
+        input=b"\xff\xfe",
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (2, b"mlx-serving: the prompt is not UTF-8 text\n")

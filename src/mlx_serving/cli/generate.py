@@ -41,11 +41,23 @@ def run(args: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt:
         raise InvalidRequest("the prompt is empty", field="prompt")
+    for name, text in (("the prompt", prompt), ("--system", args.system or ""), ("--stop", "".join(args.stop))):
+        if _is_broken(text):
+            raise InvalidRequest(f"{name} is not UTF-8 text")
     if args.raw and args.system is not None:
         raise InvalidRequest("--system needs the chat template that --raw leaves out", field="system")
     if args.raw and args.image:
         raise InvalidRequest("--image needs the chat template that --raw leaves out", field="image")
     return asyncio.run(_generate(args, prompt))
+
+
+def _is_broken(text: str) -> bool:
+    """Whether it came from bytes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 async def _generate(args: argparse.Namespace, prompt: str) -> int:
