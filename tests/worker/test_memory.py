@@ -138,6 +138,18 @@ def test_when_others_take_memory_sequences_give_way_and_come_back(llama: Path) -
     assert [stream.text for stream in bench.streams.values()] == [expected] * 4
 
 
+def test_others_may_take_all_there_is_and_give_it_back(llama: Path) -> None:
+    machine = Machine(256 * MIB)
+    bench = Guarded(llama, machine, MemoryPolicy(share=1.0))
+    before = bench.run("text", LONG)
+    machine.others = 2 * machine.size
+    bench.guard.refresh()
+    assert bench.guard.plan.capacity.size == 0
+    machine.others = 0
+    bench.guard.refresh()
+    assert bench.run("text", LONG).tokens == before.tokens
+
+
 def test_who_waits_for_memory_that_others_took_is_told_to_come_later(llama: Path) -> None:
     machine = Machine(8 * MIB)
     bench = Guarded(llama, machine)

@@ -133,7 +133,7 @@ class MemoryGuard:
         self._scheduler.allow(
             kv_caches=chosen.kv_caches,
             ceiling=max(chosen.kv_caches, at_best.kv_caches),
-            prefill=chosen.prefill,
+            prefill=max(1, chosen.prefill),  # others may take all there is: then prompts go on token by token
             relief=self._kv_share if len(self._parts) > 1 else 0.0,
             most=math.inf if most is None else most,
         )
