@@ -114,3 +114,16 @@ def test_importing_the_verb_costs_no_heavy_import() -> None:
     code = "import sys, mlx_serving.cli.config; print([m for m in ('pydantic', 'yaml', 'rich') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("server.max_body_bytes=1", "must be greater than or equal to 1024, got 1\n"),
+        ("server.cors_origins=foo", "server.cors_origins: must match "),
+        ("server.host=a b", "server.host: contains a space or a control character, got a b\n"),
+    ],
+)
+def test_what_was_given_is_told_beside_the_limit(setting: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", "--set", setting) == 2
+    assert told in capsys.readouterr().err

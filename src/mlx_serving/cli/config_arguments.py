@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -66,7 +67,9 @@ def explain(error: InvalidConfig) -> str:
         lines.append("")
         place = f"{issue['path']}: " if issue["path"] else ""
         value = str(issue.get("value", ""))
-        given = f", got {value}" if value and value not in str(issue["message"]) else ""
+        # A number may well stand within the limit that it exceeds.
+        told = re.search(rf"(?<!\w){re.escape(value)}(?!\w)", str(issue["message"]))
+        given = f", got {value}" if value and told is None else ""
         lines.append(f"{place}{issue['message']}{given}")
         lines += [f"  set by: {issue['origin']}"] if "origin" in issue else []
         lines += [f"  fix: {issue['suggestion']}"] if "suggestion" in issue else []

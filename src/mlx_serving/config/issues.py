@@ -26,7 +26,7 @@ _MESSAGES = {
     "dataclass_type": _SECTION_EXPECTED,
     "tuple_type": "must be a list",
     "too_short": "must have at least {min_length} entry",
-    "string_pattern_mismatch": "contains a space or a control character",
+    "string_pattern_mismatch": "must match {pattern}",
 }
 _SUBJECT = re.compile(r"^(Input|String|Value) should ")
 
@@ -114,6 +114,8 @@ def unknown_key(path: Path, origin: Origin, reference: Reference) -> Issue:
 
 
 def _message(details: ErrorDetails, context: Mapping[str, object]) -> str:
+    if str(context.get("pattern", "")).startswith("^[^"):  # which say what may not be there
+        return "contains a space or a control character"
     if details["type"] in _MESSAGES:
         return _MESSAGES[details["type"]].format_map(context)
     if isinstance(context.get("error"), ValueError):
