@@ -150,7 +150,7 @@ async def test_where_memory_holds_one_of_them_who_comes_meanwhile_waits(tmp_path
 
 async def test_who_waits_for_a_model_that_gets_no_room_is_served_by_the_old_one(tmp_path: Path) -> None:
     """Streams outlast the time that the new model may wait for them: the name is moved back, and nobody is refused."""
-    large = {f"large{n}": make_llama(tmp_path / f"large{n}", layers=16, seed=n, context_length=512) for n in (1, 2)}
+    large = {f"large{n}": make_llama(tmp_path / f"large{n}", layers=16, head_dim=4, seed=n) for n in (1, 2)}
     weights = sum(file.stat().st_size for file in large["large1"].glob("*.safetensors"))
     memory = {"limit_bytes": int(1.9 * weights), "prefill_bytes": weights // 10, "buffer_cache_bytes": weights // 10}
     section = {"aliases": [{"name": "chat", "model": "large1"}], "drain_timeout_s": 1}
