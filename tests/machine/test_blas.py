@@ -149,3 +149,21 @@ async def test_the_worker_tells_which_one_it_uses_and_has_it_mapped(choice: str)
 def _maps(pid: int, library: Blas) -> bool:
     name = Path(library.path).resolve().name
     return name in Path(f"/proc/{pid}/maps").read_text()
+
+
+@linux
+def test_the_fortran_runtime_is_that_of_the_system_or_of_mlx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not blas.lacks_fortran_runtime()  # OpenBLAS's wheel works here, as others of these tests show
+
+    def place(_: str) -> str:
+        return str(tmp_path)
+
+    def nothing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(blas.ctypes, "CDLL", nothing)
+    monkeypatch.setattr(blas.sysconfig, "get_path", place)
+    assert blas.lacks_fortran_runtime()
+    (tmp_path / "mlx_cpu.libs").mkdir()
+    (tmp_path / "mlx_cpu.libs" / "libgfortran-1a2b.so.5.0.0").touch()
+    assert not blas.lacks_fortran_runtime()

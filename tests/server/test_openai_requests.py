@@ -111,6 +111,15 @@ def test_what_is_not_supported_is_refused_by_name(name: str, value: object) -> N
     assert (error.field, error_code(error)) == (name, "unsupported_parameter")
 
 
+def test_whoever_names_adapters_is_told_how_they_are_served() -> None:
+    error = _refusal(adapters="adapters/sql")
+    assert isinstance(error, UnsupportedParameter)
+    assert error.message == (
+        "adapters is not supported by this server: an adapter is served under a name of its own "
+        "(models.served[].adapter), which is what model should say"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

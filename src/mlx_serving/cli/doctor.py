@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         info, worker_check = asyncio.run(_worker(config))
         checks.append(worker_check)
         if info is not None:
-            checks += _device(info)
+            checks += _device(info, config.worker.blas)
     failed = any(check.level == "error" for check in checks)
     if args.json:
         print(json.dumps(_as_json(checks, info, ok=not failed), indent=2))
@@ -159,7 +159,7 @@ async def _worker(config: Config) -> tuple[RuntimeInfoResult | None, Check]:
     return info, Check("worker", "ok", f"starts; mlx {info.mlx_version}, mlx-lm {info.mlx_lm_version}")
 
 
-def _device(info: RuntimeInfoResult) -> Iterator[Check]:
+def _device(info: RuntimeInfoResult, wanted_blas: str) -> Iterator[Check]:
     if info.metal:
         yield Check("device", "ok", device_name(info.device, metal=info.metal))
     elif sys.platform == "darwin":
@@ -167,7 +167,14 @@ def _device(info: RuntimeInfoResult) -> Iterator[Check]:
     else:
         yield Check("device", "ok", device_name(info.device, metal=info.metal))
     if info.blas.name.startswith("reference"):
+        from mlx_serving.machine import blas
+
         fix = "pip install cmeel-openblas (and set worker.blas to auto)"
+        installed = blas.find(wanted_blas).path
+        if installed and blas.lacks_fortran_runtime():
+            fix = f"{installed} needs libgfortran.so.5: apt-get install libgfortran5, or what brings it on this system"
+        elif installed:
+            fix = f"{installed} was not loaded, see the worker's log"
         yield Check("blas", "warning", f"{info.blas.name}: much slower than a tuned one", fix)
     else:
         yield Check("blas", "ok", f"{info.blas.name} {info.blas.path}".strip())

@@ -23,6 +23,7 @@ ENVIRONMENT_VARIABLE = "MLX_SERVING_BLAS"
 _SETTLED = "MLX_SERVING_BLAS_SETTLED"
 
 # One thread each: MLX's CPU stream is one thread already, and more would fight the control process for the cores.
+_FORTRAN = "libgfortran.so.5"
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_THREADING_LAYER": "SEQUENTIAL", "MKL_NUM_THREADS": "1"}
 
 
@@ -93,21 +94,35 @@ def _joined(first: str, rest: str | None) -> str:
 
 def _link_fortran_runtime(directory: Path) -> Path | None:
     """A directory that has `libgfortran.so.5`, or None when the system has it (or nothing can be done)."""
-    try:
-        ctypes.CDLL("libgfortran.so.5")
-    except OSError:
-        pass
-    else:
-        return None
-    bundled = Path(sysconfig.get_path("purelib")) / "mlx_cpu.libs"
-    fortran = next(iter(sorted(bundled.glob("libgfortran-*.so.5*"))), None)
-    if fortran is None:
+    if _has_fortran_runtime() or (fortran := _bundled_fortran_runtime()) is None:
         return None
     directory.mkdir(parents=True, exist_ok=True)
-    _link(directory / "libgfortran.so.5", fortran)
-    for companion in bundled.glob("libquadmath-*"):
+    _link(directory / _FORTRAN, fortran)
+    for companion in _bundled().glob("libquadmath-*"):
         _link(directory / companion.name, companion)
     return directory
+
+
+def lacks_fortran_runtime() -> bool:
+    """Whether OpenBLAS's wheel cannot be loaded here, because neither the system nor MLX's wheel brings the Fortran
+    runtime that it needs."""
+    return not _has_fortran_runtime() and _bundled_fortran_runtime() is None
+
+
+def _has_fortran_runtime() -> bool:
+    try:
+        ctypes.CDLL(_FORTRAN)
+    except OSError:
+        return False
+    return True
+
+
+def _bundled_fortran_runtime() -> Path | None:
+    return next(iter(sorted(_bundled().glob("libgfortran-*.so.5*"))), None)
+
+
+def _bundled() -> Path:
+    return Path(sysconfig.get_path("purelib")) / "mlx_cpu.libs"
 
 
 def _link(link: Path, target: Path) -> None:

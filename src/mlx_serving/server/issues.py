@@ -14,7 +14,7 @@ from mlx_serving.core.sampling_defaults import validate
 from mlx_serving.core.suggest import unknown_key_message
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.server.json_values import as_array, as_object
-from mlx_serving.server.unsupported import NeutralValues, is_neutral
+from mlx_serving.server.unsupported import INSTEAD, NeutralValues, is_neutral
 
 _ISSUES_IN_MESSAGE = 5
 _MAX_SHOWN_CHARS = 80
@@ -63,7 +63,9 @@ def screen(
             served[name] = value
         elif name in unsupported:
             if not is_neutral(value, unsupported[name]):
-                issues.append(Issue(field, f"{field} is not supported by this server", "unsupported_parameter"))
+                instead = f": {INSTEAD[field]}" if field in INSTEAD else ""
+                text = f"{field} is not supported by this server{instead}"
+                issues.append(Issue(field, text, "unsupported_parameter"))
         else:
             kind = f"{path} parameter" if path else "parameter"
             reason = unknown_key_message(name[:_MAX_SHOWN_CHARS], known, kind)

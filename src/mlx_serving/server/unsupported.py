@@ -100,6 +100,13 @@ MESSAGE: NeutralValues = {
 }
 
 
+# What to do instead, where that is not plain.
+INSTEAD: Mapping[str, str] = {
+    "adapters": "an adapter is served under a name of its own (models.served[].adapter), which is what model should "
+    "say",
+}
+
+
 def is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
     """Whether a value asks for nothing. `1` and `true` are different values in JSON."""
     return value is None or any(type(value) is type(each) and value == each for each in neutral)
