@@ -49,6 +49,8 @@ async def test_answers_are_those_of_the_model_in_this_process(directory: Path) -
         stats = answers[0][-1].stats
         assert stats is not None
         assert stats.prompt_tokens == len(bench.model.tokenizer.prepare(prompts[0]).token_ids)
+        [loaded] = (await core.runtime_state()).loaded_models
+        assert loaded.type == "vision"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

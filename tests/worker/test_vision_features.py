@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
+from mlx_serving.wire.methods import KnownCapabilities
 from mlx_serving.worker.speculation.drafter import Wanted
 from mlx_serving.worker.vision.features import FeatureCache, Features
 from mlx_serving.worker.vision.pictures import Picture, Prepared
@@ -102,6 +104,20 @@ def test_the_memory_of_images_is_free_when_their_prompts_are_computed(directory:
         bench.step()
     assert bench.features.nbytes == 0
     bench.finish()
+
+
+def test_rows_of_a_model_that_cannot_be_batched_take_turns(directory: Path) -> None:
+    bench = VisionBench(directory)
+    prompts = [chat([picture(1), "What?"]), chat(["Text"]), chat([picture(2), " and ", picture(3)])]
+    alone = [bench.answer(prompt, ENDLESS) for prompt in prompts]
+    facts = bench.model.facts
+    able = msgspec.structs.replace(facts.capabilities, batch=False, batch_prefill=False)
+    unbatched = VisionBench(directory, known=KnownCapabilities(facts.config_digest, able))
+    assert not unbatched.model.facts.capabilities.batch
+    for number, prompt in enumerate(prompts):
+        unbatched.ask(str(number), prompt, ENDLESS)
+    unbatched.finish()
+    assert [unbatched.streams[str(number)].tokens for number in range(3)] == alone
 
 
 def test_guessed_tokens_change_nothing_in_rows_with_images(directory: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image as PillowImage
 from mlx_serving.core.generation import ChatPrompt, Image, ImageDetail, SamplingParams
 from mlx_serving.core.prefix_index import PrefixCachePolicy
 from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.wire.methods import KnownCapabilities
 from mlx_serving.worker.assemble import make_runner
 from mlx_serving.worker.loaded_model import LoadedModel
 from mlx_serving.worker.vision.architecture import VisionText
@@ -71,9 +72,10 @@ class VisionBench(Bench):
         policy: SchedulerPolicy = POLICY,
         *,
         prefix_policy: PrefixCachePolicy | None = None,
+        known: KnownCapabilities | None = None,
     ) -> None:
         features = FeatureCache()
-        loaded = load(directory, make_runner=partial(make_runner, features))
+        loaded = load(directory, known=known, make_runner=partial(make_runner, features))
         super().__init__(loaded, policy, prefix_policy=prefix_policy, features=features)
 
     def ask(self, stream_id: str, prompt: ChatPrompt, params: SamplingParams | None = None, **terms: Any) -> Stream:
