@@ -151,3 +151,20 @@ def test_a_model_that_was_moved_is_the_same(llama: Path, tmp_path: Path) -> None
         stream = bench.ask(PROMPT, ENDLESS)
         assert stream.tokens == alone(moved, PROMPT)
         assert cached(stream) > 0
+
+
+def test_a_stream_that_was_cut_off_goes_on_behind_what_it_had_computed(tmp_path: Path) -> None:
+    """It never ended: its worker died. The answer is a long one, and reaches the disk as it grows."""
+    model = load(make_llama(tmp_path / "model", context_length=2048))
+    endless = replace(ENDLESS, max_tokens=700)
+    with on_disk(model, tmp_path / "cache") as bench:
+        stream = bench.start("cut off", PROMPT, endless)
+        while len(stream.tokens) < 600:
+            bench.step()
+            bench.disk.work()
+    again = load(Path(model.facts.cached_path))
+    with on_disk(again, tmp_path / "cache") as bench:
+        so_far = [*PROMPT, *stream.tokens]
+        recovered = bench.ask(so_far, replace(ENDLESS, max_tokens=20))
+    assert cached(recovered) >= 512
+    assert recovered.tokens == alone(again, so_far, replace(ENDLESS, max_tokens=20))

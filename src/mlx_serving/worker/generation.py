@@ -232,6 +232,8 @@ class Generation:
             if chunk.last and self._scheduler.has_heirs(chunk.id):
                 model.runner.keep(chunk.id)
         try:
+            if (every := self._prefixes.running_tokens) is not None:
+                model.runner.offer_running(step.decode, every)
             tokens = model.runner.run(step.decode, step.prefill, step.ending)
         except Exception as error:  # noqa: BLE001  a failing step fails its sequences, not the worker
             return rows + self._fail(model, error)

@@ -94,6 +94,7 @@ class ModelRunner:
         self._prompts: dict[str, Prompt] = {}
         self._parked: dict[str, list[Any]] = {}  # stream id -> the caches of a sequence that left the batch with them
         self._keeping: set[str] = set()
+        self._offered: dict[str, int] = {}  # stream id -> how much of its answer was offered while it ran
         self._kept: dict[str, _Snapshot] = {}
         self._batches: list[DecodeBatch] = []
         self._place: Place | None = None
@@ -169,6 +170,16 @@ class ModelRunner:
         self._batches = [batch for batch in self._batches if not batch.is_done]
         return tokens
 
+    def offer_running(self, stream_ids: Collection[str], every: int) -> None:
+        """Offer what those of these that decode have computed, if it is `every` tokens more than the last time."""
+        if self.is_checking:  # which of the last tokens stay is not known
+            return
+        for stream_id in stream_ids:
+            row = self._rows.get(stream_id)
+            if row is not None and len(row.drawn) >= self._offered.get(stream_id, 0) + every:
+                self._offered[stream_id] = len(row.drawn)
+                self._offer_row(stream_id, whole=False)
+
     @property
     def is_checking(self) -> bool:
         """Whether drafts are being checked: `drain` tells how many tokens that gives."""
@@ -205,6 +216,7 @@ class ModelRunner:
         self.evict(stream_id)
         self.speculator.close(stream_id)
         self._rows.pop(stream_id, None)
+        self._offered.pop(stream_id, None)
 
     @property
     def cache_bytes(self) -> int:
@@ -277,11 +289,11 @@ class ModelRunner:
         if surplus == 0 or (self._capabilities.trim and trim_prompt_cache(caches, surplus) == surplus):
             prompt.caches, prompt.done = caches, len(wanted)
 
-    def _offer_row(self, stream_id: str) -> None:
+    def _offer_row(self, stream_id: str, *, whole: bool = True) -> None:
         """Offer what one that decodes has computed."""
         for batch in self._batches:
             if (caches := batch.peek(stream_id)) is not None:
-                self.offer(stream_id, self.token_ids(stream_id)[: batch.length(stream_id)], caches, whole=True)
+                self.offer(stream_id, self.token_ids(stream_id)[: batch.length(stream_id)], caches, whole=whole)
 
     def _snapshot(self, stream_id: str, *, peek: bool = False) -> _Snapshot | None:
         """What the caches of a sequence hold now, wherever it is. With `peek`, until the next step only."""

@@ -25,6 +25,12 @@ MIN_TOKENS = 16
 class PrefixStore(Protocol):
     """Whoever keeps beginnings elsewhere as well. Called on the thread that owns MLX; must not wait for anything."""
 
+    @property
+    def running_tokens(self) -> int | None:
+        """It wants to hear of a running sequence each time that this has so many tokens more; None not before it
+        ends."""
+        ...
+
     def keep(self, chain: TokenChain, end: int, *, exact: bool, whole: bool) -> None:
         """The first `end` tokens of a sequence are kept now. `exact`: as a whole state; `whole`: others are to begin
         with all of them."""
@@ -32,6 +38,8 @@ class PrefixStore(Protocol):
 
 
 class NoStore:
+    running_tokens = None
+
     def keep(self, chain: TokenChain, end: int, *, exact: bool, whole: bool) -> None:
         pass
 
@@ -76,6 +84,11 @@ class PrefixCache:
     def nbytes(self) -> int:
         """What is kept takes."""
         return self._index.size
+
+    @property
+    def running_tokens(self) -> int | None:
+        """Each time that a running sequence has so many tokens more it is to be offered; None not before it ends."""
+        return self.store.running_tokens
 
     def give_way(self, spare: Callable[[], float]) -> None:
         """`spare` tells what of the memory for KV caches nobody has reserved, in bytes."""

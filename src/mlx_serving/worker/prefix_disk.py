@@ -19,7 +19,7 @@ from typing import Any
 
 from mlx_serving.catalog.identity import IdentityIndex
 from mlx_serving.catalog.prefix_records import Content, UnusableRecord, version_folder
-from mlx_serving.core.prefix_disk import Found
+from mlx_serving.core.prefix_disk import RECORD_TOKENS, Found
 from mlx_serving.core.prefix_record import DiskRecord, Key, RecordKind, pack, root_key
 from mlx_serving.core.prefix_traffic import patience_s
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
@@ -59,8 +59,11 @@ class _Waiting:
 
 
 class PrefixDisk:
-    """`prefill_s(model_id, start, count)` says how long it takes to compute so many tokens of a prompt behind `start`
+    """What a sequence computes is wanted as it goes on: a worker that dies loses little more than a record of it.
+    `prefill_s(model_id, start, count)` says how long it takes to compute so many tokens of a prompt behind `start`
     others, in seconds, 0 while that is not known."""
+
+    running_tokens = RECORD_TOKENS // 4
 
     def __init__(
         self,
