@@ -312,7 +312,7 @@ async def test_models_are_listed_and_told_of(client: AsyncOpenAI) -> None:
     ("params", "error", "param"),
     [
         ({"temperature": 3}, openai.BadRequestError, "temperature"),
-        ({"messages": [{"role": "user", "content": "a " * 9000}]}, openai.BadRequestError, "prompt"),
+        ({"messages": [{"role": "user", "content": "a " * 9000}]}, openai.BadRequestError, "messages"),
         ({"response_format": {"type": "json_schema"}}, openai.BadRequestError, "response_format.json_schema"),
         ({"tools": [OTHER], "tool_choice": "always"}, openai.BadRequestError, "tool_choice"),
         ({"model": "gpt-5"}, openai.NotFoundError, None),
