@@ -137,9 +137,10 @@ class ContextLengthExceeded(InvalidRequest):
         field: str | None = None,
         limit: object = None,
         given: object = None,
+        issues: list[dict[str, object]] | None = None,
         lacking_bytes: int | None = None,
     ) -> None:
-        super().__init__(message, field=field, limit=limit, given=given)
+        super().__init__(message, field=field, limit=limit, given=given, issues=issues)
         if lacking_bytes is not None:
             self.details["lacking_bytes"] = lacking_bytes
 
