@@ -95,9 +95,9 @@ class Model:
         from mlx_serving.worker.packed_kv import make_caches
 
         caches = make_caches(self.network, form)
-        logits = self.network(mx.array([token_ids[:-1]]), cache=caches)[0].astype(mx.float32)
+        logits = self.network(mx.array([list(token_ids[:-1])]), cache=caches)[0].astype(mx.float32)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        own = mx.take_along_axis(logprobs, mx.array(token_ids[1:])[:, None], axis=-1)[:, 0]
+        own = mx.take_along_axis(logprobs, mx.array(list(token_ids[1:]))[:, None], axis=-1)[:, 0]
         return mx.argmax(logits, axis=-1), own
 
     def answer(self, form: KvForm | None, token_ids: Sequence[int], count: int) -> list[int]:
@@ -135,18 +135,23 @@ def decoding(model: Model, contexts: Sequence[int], sizes: Sequence[int], tokens
     return results
 
 
+def _number(value: Any) -> float:
+    """Of an array of one."""
+    return float(value.item())
+
+
 def reading(model: Model, tokens: int) -> dict[str, dict[str, float]]:
     import mlx.core as mx
 
-    token_ids = cast("list[int]", model.tokenizer.encode(TEXT))[:tokens]
+    token_ids = cast("list[int]", cast(Any, model.tokenizer).encode(TEXT))[:tokens]
     top, own = model.logprobs(None, token_ids)
     results: dict[str, dict[str, float]] = {}
     for name, form in list(model.forms.items())[1:]:
         other_top, other = model.logprobs(form, token_ids)
         results[name] = {
-            "same_top": round(mx.mean(top == other_top).item(), 4),
-            "logprob_change": round(mx.mean(mx.abs(other - own)).item(), 5),
-            "perplexity": round(mx.exp(mx.mean(own) - mx.mean(other)).item(), 4),
+            "same_top": round(_number(mx.mean(top == other_top)), 4),
+            "logprob_change": round(_number(mx.mean(mx.abs(other - own))), 5),
+            "perplexity": round(_number(mx.exp(mx.mean(own) - mx.mean(other))), 4),
         }
     return results
 
