@@ -16,6 +16,8 @@ from mlx_serving.worker.batch import Token
 from mlx_serving.worker.model_runner import Job, Offer
 from mlx_serving.worker.prefix_cache import Beginning
 from mlx_serving.worker.sequence import Ending, RunningSequence
+from mlx_serving.worker.speculation.model_drafter import ModelDrafter
+from mlx_serving.worker.speculation.speculator import Speculator
 
 from .virtual_time import VirtualTime
 
@@ -104,6 +106,8 @@ class VirtualRunner:
         self._rows: dict[str, _Row] = {}
         self._unread: list[str] = []
         self.offer: Offer | None = None  # nothing is kept here
+        self.speculator = Speculator(ModelDrafter, able=False, weight_bytes=1)  # and nobody drafts
+        self.is_checking = False
 
     def __len__(self) -> int:
         return len(self._rows)

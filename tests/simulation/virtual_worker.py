@@ -34,6 +34,7 @@ from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.routes import Reply
 from mlx_serving.worker.stream_handlers import StreamHandlers
 from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.vision.pictures import Prepared
 
 from .virtual_model import END_OF_TEXT, VOCABULARY, DeviceAbort, VirtualRunner, decode
 from .virtual_process import Death, VirtualProcess
@@ -99,8 +100,12 @@ class _Tokenizers:
 
 
 class _Tokenizer:
-    def prompt_ids(self, prompt: Any) -> list[int]:
-        return list(prompt.token_ids)
+    def prepare(self, prompt: Any) -> Prepared:
+        return Prepared(list(prompt.token_ids))
+
+    def expected(self, prediction: str | None) -> tuple[int, ...]:
+        assert prediction is None
+        return ()
 
     def banned_sequences(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         assert not words
