@@ -51,7 +51,7 @@ class Model:
     def __init__(self, directory: Path, group_size: int) -> None:
         from mlx_lm.utils import load_model, load_tokenizer
 
-        from mlx_serving.worker.capabilities import kv_bytes_and_logits, packed_kv_bytes, probe
+        from mlx_serving.worker.loading.capabilities import kv_bytes_and_logits, packed_kv_bytes, probe
 
         self.network: Any = load_model(directory)[0]
         self.tokenizer = load_tokenizer(directory, {"trust_remote_code": False})
@@ -68,7 +68,7 @@ class Model:
         """Tokens a second."""
         from mlx_serving.core.generation import SamplingParams
         from mlx_serving.core.sampling_defaults import SamplingDefaults, resolve
-        from mlx_serving.core.scheduling import PrefillChunk
+        from mlx_serving.core.schedule.scheduling import PrefillChunk
         from mlx_serving.worker.model_runner import Job, ModelRunner
 
         runner = ModelRunner(self.network, self.capabilities, kv=form)

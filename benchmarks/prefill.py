@@ -36,11 +36,11 @@ class Ours:
     def __init__(self, directory: Path) -> None:
         from mlx_serving.core.generation import SamplingParams
         from mlx_serving.core.sampling_defaults import SamplingDefaults, resolve
+        from mlx_serving.core.schedule.scheduling import SchedulerPolicy
         from mlx_serving.core.scheduler import Scheduler
-        from mlx_serving.core.scheduling import SchedulerPolicy
         from mlx_serving.wire.methods import LoadModelParams
-        from mlx_serving.worker import loader
         from mlx_serving.worker.generation import Generation
+        from mlx_serving.worker.loading import loader
         from mlx_serving.worker.model_runner import ModelRunner
 
         params = LoadModelParams(model_id=str(directory))

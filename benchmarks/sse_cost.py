@@ -31,7 +31,7 @@ from starlette.types import Receive, Scope, Send
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.server.app import ServerApp, create_app
-from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.http.in_flight import InFlight
 from mlx_serving.server.run import serve
 from mlx_serving.server.settings import ServerSettings
 

@@ -35,8 +35,8 @@ WARM_UP_STEPS = 4
 
 
 def ours(model: Any, prompts: Sequence[list[int]], sampled: Sequence[bool], tokens: int) -> float:
-    from mlx_serving.core.scheduling import PrefillChunk
-    from mlx_serving.worker.capabilities import probe
+    from mlx_serving.core.schedule.scheduling import PrefillChunk
+    from mlx_serving.worker.loading.capabilities import probe
     from mlx_serving.worker.model_runner import Job, ModelRunner
 
     runner = ModelRunner(model, probe(model))

@@ -111,7 +111,7 @@ class Worker:
         from mlx_serving.worker.generation import Generation
         from mlx_serving.worker.model_runner import ModelRunner
         from mlx_serving.worker.pipe import Outbox
-        from mlx_serving.worker.sampler import BatchSampler
+        from mlx_serving.worker.sampling.sampler import BatchSampler
         from mlx_serving.worker.sequence import RunningSequence
 
         self._model = model

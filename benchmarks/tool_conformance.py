@@ -17,8 +17,8 @@ from canitoolcall.chunking import ChunkStrategy, split_text
 from canitoolcall.fixtures import Family, Fixture, load_families, load_fixtures
 from canitoolcall.results import Observation, ParseResult, Status, StreamAccumulator
 
-from mlx_serving.core.output_formats import HARMONY, output_format
-from mlx_serving.core.output_parser import OutputFormat, OutputParser, opens_thought
+from mlx_serving.core.output.output_formats import HARMONY, output_format
+from mlx_serving.core.output.output_parser import OutputFormat, OutputParser, opens_thought
 
 _STREAMS = ("one", "char:0", *(f"char:{seed}" for seed in range(1, 7)))
 

@@ -20,7 +20,7 @@ from mlx_serving.catalog.prefix_records import (
     read_record,
     write_record,
 )
-from mlx_serving.core.prefix_record import DiskRecord, chain_key, pack, root_key
+from mlx_serving.core.prefix.record import DiskRecord, chain_key, pack, root_key
 
 _TOKENS = pack([1, 2, 3])
 _ROOT = root_key("model", "", "blocks")

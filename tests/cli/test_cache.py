@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mlx_serving.catalog.prefix_records import Content, Tensor, make_private, path_of, write_record
-from mlx_serving.core.prefix_record import DiskRecord, chain_key, pack, root_key
+from mlx_serving.core.prefix.record import DiskRecord, chain_key, pack, root_key
 
 from ..command_line import run
 

@@ -24,7 +24,7 @@ from mlx_serving.core.flow_control import FlowPolicy
 from mlx_serving.core.memory_budget import MemoryPolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
 
 SECTIONS: list[tuple[Callable[..., object], object]] = [

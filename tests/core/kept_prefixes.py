@@ -1,4 +1,4 @@
-"""What simulated sequences have in common, and what of it is kept: a naive one of what `core.prefixes` describes."""
+"""What simulated sequences have in common, and what of it is kept: what `core.prefix.prefixes` describes, naively."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mlx_serving.core.generation import Priority
-from mlx_serving.core.scheduled_sequence import RANKS, Caller, Lane, Sequence, State
-from mlx_serving.core.step_cost import StepCost
+from mlx_serving.core.schedule.scheduled_sequence import RANKS, Caller, Lane, Sequence, State
+from mlx_serving.core.schedule.step_cost import StepCost
 
 
 def lane(model: str = "m", *, kv_bytes_per_token: int = 1, batchable: bool = True, weight: float = 1.0) -> Lane:

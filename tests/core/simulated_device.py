@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from mlx_serving.core.encodings import ImageSpan
 from mlx_serving.core.generation import Priority
-from mlx_serving.core.prefixes import NO_PREFIXES
+from mlx_serving.core.prefix.prefixes import NO_PREFIXES
+from mlx_serving.core.schedule.encodings import ImageSpan
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy, Step
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import SchedulerPolicy, Step
 
 from .kept_prefixes import KeptPrefixes, Text
 

@@ -1,4 +1,4 @@
-from mlx_serving.core.admission import ArrivalWindow
+from mlx_serving.core.schedule.admission import ArrivalWindow
 
 
 def test_a_lone_arrival_is_not_held() -> None:

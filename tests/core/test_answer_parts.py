@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.answer_parts import AnswerParts, Began, Ended, Grew, PartEvent
 from mlx_serving.core.generation import Delta, Logprobs, TokenLogprob, ToolCallDelta
+from mlx_serving.core.output.answer_parts import AnswerParts, Began, Ended, Grew, PartEvent
 from mlx_serving.errors import ProtocolError
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.arrivals import poisson_times
+from mlx_serving.core.schedule.arrivals import poisson_times
 
 
 def test_gaps_are_the_inverse_of_the_exponential_distribution() -> None:

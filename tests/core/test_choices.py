@@ -20,7 +20,7 @@ from mlx_serving.core.generation import (
     ToolCallDelta,
 )
 from mlx_serving.core.sampling_defaults import MAX_SEED
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 
 REQUEST = GenerationRequest("r", "m", TextPrompt("a"), SamplingParams(max_tokens=5, seed=7), "low", "bob", 1.5)
 A, B = TextPrompt("a"), TextPrompt("b")

@@ -1,4 +1,4 @@
-from mlx_serving.core.deadlines import Deadlines
+from mlx_serving.core.schedule.deadlines import Deadlines
 
 
 def test_deadlines_come_due_in_their_order_and_once() -> None:

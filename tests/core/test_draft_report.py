@@ -1,4 +1,4 @@
-"""`core.draft_report`: every sentence that a report may have, and the estimate."""
+"""`core.speculation.report`: every sentence that a report may have, and the estimate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.draft_report import PairMember, Vocabulary, compare, speedup
+from mlx_serving.core.speculation.report import PairMember, Vocabulary, compare, speedup
 
 WORDS = Vocabulary({"a": 0, "b": 1, "c": 2, "<s>": 3, "</s>": 4}, frozenset({"<s>", "</s>"}), frozenset({4}), 3)
 LARGE = PairMember("large", 5, 1000, "llama", 4000, can_draft=True, vocabulary=WORDS)

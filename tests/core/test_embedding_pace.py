@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_serving.core.embedding_pace import Pace, seconds_beside
+from mlx_serving.core.embedding.pace import Pace, seconds_beside
 
 
 @pytest.mark.parametrize(("step_s", "pass_s"), [(0.0, 0.08), (0.01, 0.07), (0.06, 0.06), (0.5, 0.08)])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlx_serving.core.embedding_plan import EmbeddingFiles, EmbeddingPlan, Pooling, plan
+from mlx_serving.core.embedding.plan import EmbeddingFiles, EmbeddingPlan, Pooling, plan
 from mlx_serving.errors import ModelLoadError
 
 BERT: dict[str, Any] = {"model_type": "bert", "hidden_act": "gelu", "max_position_embeddings": 512}

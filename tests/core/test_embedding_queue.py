@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.embedding_queue import PASS_TOKENS, EmbeddingPass, EmbeddingQueue
-from mlx_serving.core.prefill_memory import PrefillMemory
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.embedding.queue import PASS_TOKENS, EmbeddingPass, EmbeddingQueue
+from mlx_serving.core.schedule.prefill_memory import PrefillMemory
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.errors import Overloaded
 
 PLENTY = 1e12

@@ -3,7 +3,7 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterator
 
-from mlx_serving.core.embeddings import Embeddings, floats, gather
+from mlx_serving.core.embedding.embeddings import Embeddings, floats, gather
 from mlx_serving.core.generation import Delta, Embedding, FinishReason
 
 

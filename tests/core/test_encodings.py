@@ -1,4 +1,4 @@
-from mlx_serving.core.encodings import NO_ENCODINGS, ImageSpan
+from mlx_serving.core.schedule.encodings import NO_ENCODINGS, ImageSpan
 
 
 def test_where_nothing_is_kept_nothing_can_be_claimed() -> None:

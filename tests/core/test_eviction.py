@@ -1,5 +1,5 @@
 from mlx_serving.core.eviction import least_worth, victims_for
-from mlx_serving.core.scheduled_sequence import Sequence, State
+from mlx_serving.core.schedule.scheduled_sequence import Sequence, State
 
 from .sequences import sequence
 

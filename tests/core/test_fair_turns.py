@@ -1,7 +1,7 @@
 import pytest
 
-from mlx_serving.core.fair_turns import Callers, FairTurns
-from mlx_serving.core.scheduled_sequence import Lane
+from mlx_serving.core.schedule.fair_turns import Callers, FairTurns
+from mlx_serving.core.schedule.scheduled_sequence import Lane
 
 from .sequences import lane
 

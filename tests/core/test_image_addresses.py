@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.image_addresses import (
+from mlx_serving.core.images.addresses import (
     MAX_URL_CHARS,
     FetchPolicy,
     WebAddress,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core import image_rules as rules
-from mlx_serving.core.image_rules import ImagePolicy
+from mlx_serving.core.images import rules
+from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.errors import InvalidImageInput, UnsupportedImageFormat
 
 WHERE = "messages[1].content[0].image_url.url"

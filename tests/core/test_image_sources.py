@@ -5,9 +5,9 @@ import base64
 import pytest
 
 from mlx_serving.core.generation import ImageSource
-from mlx_serving.core.image_parts import Pictures
-from mlx_serving.core.image_rules import ImagePolicy
-from mlx_serving.core.image_sources import Inline, Named, Remote, decoded, locate
+from mlx_serving.core.images.parts import Pictures
+from mlx_serving.core.images.rules import ImagePolicy
+from mlx_serving.core.images.sources import Inline, Named, Remote, decoded, locate
 from mlx_serving.errors import InvalidImageInput, UnsafeImagePath
 
 POLICY = ImagePolicy(max_bytes=1000)

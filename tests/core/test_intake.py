@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.intake import Departures, Intake
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.errors import Overloaded
 
 POLICY = SchedulerPolicy(max_num_seqs=2, max_queue=4, batch_queue_share=0.5)

@@ -1,6 +1,6 @@
 import pytest
 
-from mlx_serving.core.kv_budget import KvBudget, ReplyLength, extension
+from mlx_serving.core.schedule.kv_budget import KvBudget, ReplyLength, extension
 from mlx_serving.errors import ContextLengthExceeded, EngineError, Overloaded
 
 

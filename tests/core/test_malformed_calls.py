@@ -7,11 +7,11 @@ from typing import TypeAlias
 
 import pytest
 
-from mlx_serving.core.output_formats import HARMONY, output_format
-from mlx_serving.core.output_parser import OutputParser
-from mlx_serving.core.parsed_output import OutputSink
-from mlx_serving.core.text_scanner import TextScanner
-from mlx_serving.core.tool_call_stream import NO_CALLS
+from mlx_serving.core.output.output_formats import HARMONY, output_format
+from mlx_serving.core.output.output_parser import OutputParser
+from mlx_serving.core.output.parsed_output import OutputSink
+from mlx_serving.core.output.text_scanner import TextScanner
+from mlx_serving.core.output.tool_call_stream import NO_CALLS
 
 TOOLS: tuple[dict[str, object], ...] = (
     {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {}}}}},

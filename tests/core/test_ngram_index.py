@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_serving.core.ngram_index import CANDIDATES, MAX_MATCH, MIN_MATCH, NgramIndex
+from mlx_serving.core.speculation.ngram_index import CANDIDATES, MAX_MATCH, MIN_MATCH, NgramIndex
 
 FEW_TOKENS = st.lists(st.integers(0, 3), max_size=60)
 

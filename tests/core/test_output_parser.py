@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.output_formats import HARMONY, THINK_STYLES, TOOL_STYLES, output_format
-from mlx_serving.core.output_parser import OutputFormat, OutputParser, opens_thought
-from mlx_serving.core.parsed_output import call_id
+from mlx_serving.core.output.output_formats import HARMONY, THINK_STYLES, TOOL_STYLES, output_format
+from mlx_serving.core.output.output_parser import OutputFormat, OutputParser, opens_thought
+from mlx_serving.core.output.parsed_output import call_id
 
 TOOLS: tuple[dict[str, object], ...] = (
     {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {}}}}},

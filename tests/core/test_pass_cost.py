@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_serving.core.pass_cost import DraftCost, PassCost
+from mlx_serving.core.speculation.pass_cost import DraftCost, PassCost
 
 
 @settings(deadline=None)

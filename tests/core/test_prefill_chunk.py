@@ -1,10 +1,10 @@
 import pytest
 
-from mlx_serving.core.prefill_chunk import PrefillAllowance, allowance, divide, in_turn
-from mlx_serving.core.prefill_memory import PrefillMemory
-from mlx_serving.core.scheduled_sequence import Sequence, State
-from mlx_serving.core.scheduling import SchedulerPolicy
-from mlx_serving.core.step_cost import StepCost
+from mlx_serving.core.schedule.prefill_chunk import PrefillAllowance, allowance, divide, in_turn
+from mlx_serving.core.schedule.prefill_memory import PrefillMemory
+from mlx_serving.core.schedule.scheduled_sequence import Sequence, State
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.step_cost import StepCost
 
 from .sequences import sequence
 

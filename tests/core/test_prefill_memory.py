@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.prefill_memory import PrefillMemory, of_shape
+from mlx_serving.core.schedule.prefill_memory import PrefillMemory, of_shape
 
 MEMORIES = st.builds(PrefillMemory, st.floats(1, 1e6), st.just(0.0) | st.floats(1, 1e3))
 

@@ -3,7 +3,7 @@ from itertools import combinations, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.prefill_passes import passes
+from mlx_serving.core.schedule.prefill_passes import passes
 
 
 def cost(groups: list[list[int]], lengths: list[int], pass_tokens: int) -> int:

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mlx_serving.core.prefix_disk import DiskIndex, DiskPolicy, default_bytes
-from mlx_serving.core.prefix_record import DiskRecord, Key, chain_key, pack, root_key
+from mlx_serving.core.prefix.disk import DiskIndex, DiskPolicy, default_bytes
+from mlx_serving.core.prefix.record import DiskRecord, Key, chain_key, pack, root_key
 
 ROOT = root_key("m", "", "blocks")
 GIB = 1024**3

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_serving.core.prefix_index import Entry, PrefixCachePolicy, PrefixIndex
-from mlx_serving.core.token_chain import TokenChain, common, root_key
+from mlx_serving.core.prefix.index import Entry, PrefixCachePolicy, PrefixIndex
+from mlx_serving.core.prefix.token_chain import TokenChain, common, root_key
 
 BLOCK = 16
 SIZE = 10  # bytes a token

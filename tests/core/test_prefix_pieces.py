@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mlx_serving.core.prefix_index import PrefixIndex
-from mlx_serving.core.token_chain import TokenChain, root_key
+from mlx_serving.core.prefix.index import PrefixIndex
+from mlx_serving.core.prefix.token_chain import TokenChain, root_key
 
 ROOT = root_key("m")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.prefix_record import (
+from mlx_serving.core.prefix.record import (
     KEY_DIGITS,
     TOKEN_BYTES,
     DiskRecord,

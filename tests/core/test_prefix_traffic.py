@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.prefix_traffic import PendingSaves, ReadingRate, patience_s
+from mlx_serving.core.prefix.traffic import PendingSaves, ReadingRate, patience_s
 
 
 def test_saves_are_taken_in_the_order_they_were_offered() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from mlx_serving.core.schedule.scheduling import Admission, SchedulerPolicy, Step
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import Admission, SchedulerPolicy, Step
 
 from .kept_prefixes import KeptPrefixes, Text
 from .simulated_device import DeviceCost, Request, Simulation

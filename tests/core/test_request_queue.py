@@ -1,7 +1,7 @@
 import pytest
 
 from mlx_serving.core.request_queue import RequestQueue
-from mlx_serving.core.scheduled_sequence import Caller, Sequence
+from mlx_serving.core.schedule.scheduled_sequence import Caller, Sequence
 
 from .sequences import lane, sequence
 

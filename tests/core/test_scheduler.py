@@ -2,11 +2,11 @@ from typing import Any
 
 import pytest
 
-from mlx_serving.core.encodings import ImageSpan
 from mlx_serving.core.generation import Priority
-from mlx_serving.core.prefill_memory import PrefillMemory
+from mlx_serving.core.schedule.encodings import ImageSpan
+from mlx_serving.core.schedule.prefill_memory import PrefillMemory
+from mlx_serving.core.schedule.scheduling import Admission, Encode, PrefillChunk, SchedulerPolicy, Step, WorkDone
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import Admission, Encode, PrefillChunk, SchedulerPolicy, Step, WorkDone
 from mlx_serving.errors import ContextLengthExceeded, ModelNotLoaded, Overloaded
 
 

@@ -6,9 +6,9 @@ from typing import get_args
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_serving.core.encodings import ImageSpan
 from mlx_serving.core.generation import Priority
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.encodings import ImageSpan
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.errors import ContextLengthExceeded, Overloaded
 
 from .kept_prefixes import Text

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from mlx_serving.core.generation import Priority
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.errors import Overloaded
 
 from .simulated_device import DeviceCost, Request, Simulation

@@ -1,6 +1,6 @@
 import pytest
 
-from mlx_serving.core.scheduling import PrefillChunk, SchedulerPolicy, Step
+from mlx_serving.core.schedule.scheduling import PrefillChunk, SchedulerPolicy, Step
 
 
 @pytest.mark.parametrize(

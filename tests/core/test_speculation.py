@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_serving.core.speculation import READING_PART, Drafting, Hope, SpeculationCounts, draft_width
+from mlx_serving.core.speculation.policy import READING_PART, Drafting, Hope, SpeculationCounts, draft_width
 
 hopes = st.builds(Hope, st.floats(0, 1), st.integers(0, 8))
 

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from mlx_serving.core.step_cost import StepCost, Throughput
+from mlx_serving.core.schedule.step_cost import StepCost, Throughput
 
 
 def taught(base: float = 0.001, slope: float = 1e-6) -> StepCost:

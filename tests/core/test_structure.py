@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlx_serving.core.generation import Structure
-from mlx_serving.core.structure import MAX_DEPTH, MAX_SOURCE_CHARS, check, has_finite_instance, source
+from mlx_serving.core.grammar.structure import MAX_DEPTH, MAX_SOURCE_CHARS, check, has_finite_instance, source
 from mlx_serving.errors import GuidanceError
 
 

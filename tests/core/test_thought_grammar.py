@@ -7,9 +7,9 @@ import json
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from mlx_serving.core.output_formats import HARMONY, THINK_STYLES, output_format
-from mlx_serving.core.output_parser import FormFormat, MarkedFormat, OutputParser
-from mlx_serving.core.thought_grammar import Thinking, form_lead, mark, thinking_of
+from mlx_serving.core.grammar.thought_grammar import Thinking, form_lead, mark, thinking_of
+from mlx_serving.core.output.output_formats import HARMONY, THINK_STYLES, output_format
+from mlx_serving.core.output.output_parser import FormFormat, MarkedFormat, OutputParser
 
 FORM = {"name": "form", "json_schema": {"const": "a </think> b"}}
 ANSWER = '"a </think> b"'

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.token_chain import TokenChain, common, next_key, root_key
+from mlx_serving.core.prefix.token_chain import TokenChain, common, next_key, root_key
 
 ROOT = root_key("model")
 TOKENS = st.lists(st.integers(0, 3), max_size=70)

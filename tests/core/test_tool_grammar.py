@@ -9,11 +9,11 @@ from typing import cast
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from mlx_serving.core.output_formats import HARMONY, TOOL_STYLES, output_format
-from mlx_serving.core.output_parser import FormFormat, MarkedFormat, OutputFormat, OutputParser
-from mlx_serving.core.thought_grammar import Lead, Thinking, form_rule, thought_lead
-from mlx_serving.core.tool_arguments import Schemas
-from mlx_serving.core.tool_grammar import BARE, FORCIBLE, tool_grammar
+from mlx_serving.core.grammar.thought_grammar import Lead, Thinking, form_rule, thought_lead
+from mlx_serving.core.grammar.tool_grammar import BARE, FORCIBLE, tool_grammar
+from mlx_serving.core.output.output_formats import HARMONY, TOOL_STYLES, output_format
+from mlx_serving.core.output.output_parser import FormFormat, MarkedFormat, OutputFormat, OutputParser
+from mlx_serving.core.output.tool_arguments import Schemas
 from mlx_serving.errors import GuidanceError
 
 from .test_output_parser import THINK

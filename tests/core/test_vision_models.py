@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from mlx_serving.core.vision_models import sees
+from mlx_serving.core.images.models import sees
 
 TEXT = ("model.layers.0.self_attn.q_proj.weight", "lm_head.weight")
 

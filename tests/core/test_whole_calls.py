@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_serving.core.gemma_calls import GEMMA_4
-from mlx_serving.core.tool_arguments import Schemas, WholeCall, property_of, schemas_of, typed
-from mlx_serving.core.whole_calls import (
+from mlx_serving.core.output.gemma_calls import GEMMA_4
+from mlx_serving.core.output.tool_arguments import Schemas, WholeCall, property_of, schemas_of, typed
+from mlx_serving.core.output.whole_calls import (
     NamedParameters,
     ReadCalls,
     is_whole_longcat,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_serving.core.scheduling import Encode, PrefillChunk, Step, WorkDone
-from mlx_serving.core.work_done import WorkMeter
+from mlx_serving.core.schedule.scheduling import Encode, PrefillChunk, Step, WorkDone
+from mlx_serving.core.schedule.work_done import WorkMeter
 
 
 def step(*decode: str, prefill: tuple[int, ...] = ()) -> Step:

@@ -10,7 +10,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from mlx_serving.core.xml_grammar import xml_grammar
+from mlx_serving.core.grammar.xml_grammar import xml_grammar
 from mlx_serving.errors import GuidanceError
 
 NOTE = """

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from mlx_serving.core.schema_writer import MAX_RULES
-from mlx_serving.core.yaml_grammar import yaml_grammar
+from mlx_serving.core.grammar.schema_writer import MAX_RULES
+from mlx_serving.core.grammar.yaml_grammar import yaml_grammar
 from mlx_serving.errors import GuidanceError
 
 PERSON: dict[str, Any] = {

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from mlx_serving.core.generation import ChatPrompt, GenerationRequest, Image, ImageSource, SamplingParams, Served
-from mlx_serving.core.image_rules import ImagePolicy
+from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.engine.images import ImagesBackend, PromptImages
 from mlx_serving.errors import ImageEncodingError, InvalidImageInput, InvalidRequest, Overloaded, UnsupportedParameter
 from mlx_serving.images.reader import ImageReader

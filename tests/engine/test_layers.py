@@ -9,7 +9,7 @@ import pytest
 
 from mlx_serving.core.generation import Delta
 from mlx_serving.core.intake import Intake
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.intake import IntakeBackend
 from mlx_serving.engine.limits import LimitsBackend

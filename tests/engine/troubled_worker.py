@@ -120,7 +120,7 @@ def _trouble_the_pipe(trouble: Trouble) -> None:
 
 
 def _trouble_the_loader(trouble: Trouble) -> None:
-    from mlx_serving.worker import loader, weights
+    from mlx_serving.worker.loading import loader, weights
 
     find_healthy, read_healthy = loader._directory, weights._evaluate  # pyright: ignore[reportPrivateUsage]
     weights._EVAL_BYTES = 16 << 10  # pyright: ignore[reportPrivateUsage]  a small model has several pieces as well

@@ -15,7 +15,7 @@ from PIL import Image as pillow  # noqa: N813  as its own documentation has it
 
 from mlx_serving import Engine, ImageProcessedChunk, SyncEngine, VisionModelHandle
 from mlx_serving.core.generation import ChatPrompt, Delta, FinishReason, GenerationRequest, GenerationStats
-from mlx_serving.core.image_rules import ImagePolicy
+from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.engine.images import ImagesBackend, PromptImages
 from mlx_serving.errors import (
     EngineError,

@@ -11,7 +11,7 @@ from PIL import Image as pillow  # noqa: N813  as its own documentation has it
 from PIL import ImageOps
 
 from mlx_serving.core.generation import Image, ImageDetail
-from mlx_serving.core.image_rules import ImagePolicy
+from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.errors import ImageEncodingError, InvalidImageInput, UnsupportedImageFormat
 from mlx_serving.images.decoding import decode, inspect
 

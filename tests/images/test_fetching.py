@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mlx_serving.core.image_addresses import FetchPolicy
-from mlx_serving.core.image_rules import ImagePolicy
+from mlx_serving.core.images.addresses import FetchPolicy
+from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.errors import ImageFetchFailed, InvalidImageInput, UnsupportedImageFormat
 from mlx_serving.images.fetching import Fetcher, system_addresses
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_serving.core.image_rules import ImagePolicy
+from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.errors import ImageFileNotFound, InvalidImageInput, UnsafeImagePath
 from mlx_serving.images.files import read_file, require_folders
 

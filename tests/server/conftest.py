@@ -12,7 +12,7 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 
 from mlx_serving.server.app import ServerApp, create_app
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.http.listening import ListenAddress
 from mlx_serving.server.ports import ServingEngine
 from mlx_serving.server.run import HttpServer
 from mlx_serving.server.settings import ServerSettings

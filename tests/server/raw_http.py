@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.http.listening import ListenAddress
 
 
 @dataclass

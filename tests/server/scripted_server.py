@@ -16,7 +16,7 @@ from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel, WorkerHealth
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.server.app import create_app
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.http.listening import ListenAddress
 from mlx_serving.server.run import serve
 from mlx_serving.server.settings import ServerSettings
 from mlx_serving.telemetry import logs

@@ -8,8 +8,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from mlx_serving.errors import WorkerDied
-from mlx_serving.server.access_log import AccessLog
 from mlx_serving.server.app import create_app
+from mlx_serving.server.http.access_log import AccessLog
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import LogLines, in_process, running

@@ -30,8 +30,8 @@ from mlx_serving.errors import (
     RequestCrashedWorker,
     WorkerDied,
 )
-from mlx_serving.server.anthropic_documents import AnthropicErrorDocument, MessageDocument
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.anthropic.documents import AnthropicErrorDocument, MessageDocument
+from mlx_serving.server.http.listening import ListenAddress
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import in_process

@@ -8,10 +8,10 @@ import pytest
 from openai import AsyncOpenAI
 
 from mlx_serving.errors import InvalidEnvelope, MalformedMessage
-from mlx_serving.server import body
 from mlx_serving.server.app import create_app
-from mlx_serving.server.body import parse_json_object
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.http import body
+from mlx_serving.server.http.body import parse_json_object
+from mlx_serving.server.http.listening import ListenAddress
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import MAX_BODY_BYTES, running

@@ -20,7 +20,7 @@ from mlx_serving.errors import (
     WorkerDied,
 )
 from mlx_serving.server.json_values import as_array, as_object
-from mlx_serving.server.openai_documents import ChatCompletion, ChatCompletionChunk, ErrorDocument
+from mlx_serving.server.openai.documents import ChatCompletion, ChatCompletionChunk, ErrorDocument
 
 from .scripted_engine import PROMPT_TOKENS, Script, ScriptedEngine
 

@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from mlx_serving.core.generation import FinishReason
 from mlx_serving.errors import GenerationError, Overloaded
-from mlx_serving.server.openai_documents import ChatCompletion, ChatCompletionChunk
+from mlx_serving.server.openai.documents import ChatCompletion, ChatCompletionChunk
 
 from .scripted_engine import PROMPT_TOKENS, Script, ScriptedEngine
 

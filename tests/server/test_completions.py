@@ -8,7 +8,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from mlx_serving.core.generation import FinishReason, Prompt, TextPrompt, TokenPrompt
-from mlx_serving.server.openai_documents import Completion
+from mlx_serving.server.openai.documents import Completion
 
 from .scripted_engine import PROMPT_TOKENS, Script, ScriptedEngine
 

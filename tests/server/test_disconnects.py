@@ -11,7 +11,7 @@ import pytest
 
 from mlx_serving.core.generation import Delta, GenerationRequest
 from mlx_serving.server.app import create_app
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.http.listening import ListenAddress
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import LogLines, running

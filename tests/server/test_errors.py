@@ -10,9 +10,9 @@ from starlette.types import Receive, Scope, Send
 
 from mlx_serving import errors
 from mlx_serving.errors import EngineError
-from mlx_serving.server.access_log import AccessLog
-from mlx_serving.server.error_handlers import handle_http_exception
 from mlx_serving.server.errors import encode_error, error_code, error_headers
+from mlx_serving.server.http.access_log import AccessLog
+from mlx_serving.server.http.error_handlers import handle_http_exception
 
 
 def _classes(root: type[EngineError]) -> list[type[EngineError]]:

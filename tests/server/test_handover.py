@@ -13,7 +13,7 @@ import pytest
 
 from mlx_serving.errors import ModelNotFound, Overloaded, RequestCrashedWorker
 from mlx_serving.server.app import ServerApp, create_app
-from mlx_serving.server.handover import Handover, resume_path
+from mlx_serving.server.resume.handover import Handover, resume_path
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import LogLines, running

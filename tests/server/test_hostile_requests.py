@@ -6,7 +6,7 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.http.listening import ListenAddress
 
 from .raw_http import connect
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from mlx_serving.server import http_protocol
-from mlx_serving.server.http_protocol import MAX_HEADERS_BYTES
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.http import http_protocol
+from mlx_serving.server.http.http_protocol import MAX_HEADERS_BYTES
+from mlx_serving.server.http.listening import ListenAddress
 
 from .raw_http import connect
 

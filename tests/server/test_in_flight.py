@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Message
 
 from mlx_serving.errors import Aborted, DeadlineExceeded, EngineClosed
-from mlx_serving.server.in_flight import InFlight
+from mlx_serving.server.http.in_flight import InFlight
 
 
 class _Client:

@@ -16,9 +16,9 @@ from starlette.types import Message
 
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, GenerationStats
 from mlx_serving.errors import EngineError, Overloaded, WorkerHung
-from mlx_serving.server import sse
 from mlx_serving.server.app import create_app
-from mlx_serving.server.keep_alive import EventStream, KeepAlive
+from mlx_serving.server.http import sse
+from mlx_serving.server.http.keep_alive import EventStream, KeepAlive
 from mlx_serving.server.settings import ServerSettings
 
 from ..engine import harness

@@ -20,7 +20,7 @@ from mlx_serving.config.api_keys import ApiKey, hash_key, write_keys
 from mlx_serving.core.generation import ChatPrompt, Image, ImageSource
 from mlx_serving.errors import InvalidConfig, Overloaded
 from mlx_serving.server.app import ServerApp, create_app
-from mlx_serving.server.key_ring import KeySettings
+from mlx_serving.server.keys.ring import KeySettings
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import LogLines
@@ -290,7 +290,7 @@ def _transport(served: Served) -> Any:
 
 def test_the_guess_at_a_prompt_looks_at_all_messages() -> None:
     from mlx_serving.core.generation import TextPrompt, TokenPrompt
-    from mlx_serving.server.metering import guess_tokens
+    from mlx_serving.server.keys.metering import guess_tokens
 
     chat = ChatPrompt(({"role": "user", "content": "x" * 40}, {"role": "tool", "content": None}))
     guesses = [guess_tokens(each) for each in (chat, TextPrompt("x" * 80), TokenPrompt((1, 2)), TextPrompt(""))]
@@ -298,7 +298,7 @@ def test_the_guess_at_a_prompt_looks_at_all_messages() -> None:
 
 
 def test_the_guess_at_a_picture_is_its_patches_wherever_it_is_sent() -> None:
-    from mlx_serving.server.metering import guess_tokens
+    from mlx_serving.server.keys.metering import guess_tokens
 
     content = [{"type": "text", "text": "x" * 40}, {"type": "image"}, {"type": "image"}]
     messages = ({"role": "user", "content": content},)

@@ -8,7 +8,7 @@ import pytest
 import uvloop
 
 from mlx_serving.errors import InvalidConfig
-from mlx_serving.server.listening import ListenAddress, address_of, listen, with_more_acceptors
+from mlx_serving.server.http.listening import ListenAddress, address_of, listen, with_more_acceptors
 
 
 async def test_port_0_is_a_free_port_that_is_reported() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, TextPrompt
 from mlx_serving.errors import GenerationError, Overloaded, ProtocolError
-from mlx_serving.server.merged_streams import NumberedDelta, merged_streams
+from mlx_serving.server.http.merged_streams import NumberedDelta, merged_streams
 
 from .scripted_engine import Script, ScriptedEngine
 

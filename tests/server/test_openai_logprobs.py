@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_serving.core.generation import Logprobs, TokenLogprob
-from mlx_serving.server.openai_logprobs import TextLogprobs, chat_logprobs
+from mlx_serving.server.openai.logprobs import TextLogprobs, chat_logprobs
 
 
 def sent(document: dict[str, object]) -> Any:

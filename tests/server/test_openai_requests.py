@@ -7,7 +7,7 @@ from mlx_serving.core.generation import TokenPrompt
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.server.errors import error_code
 from mlx_serving.server.json_values import as_array, as_object
-from mlx_serving.server.openai_requests import parse_chat, parse_completion
+from mlx_serving.server.openai.requests import parse_chat, parse_completion
 
 USER = {"role": "user", "content": "Hi"}
 

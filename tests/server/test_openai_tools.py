@@ -10,9 +10,9 @@ from mlx_serving.core.choices import Transcript, Usage
 from mlx_serving.core.generation import ChatPrompt, Delta, FinishReason, GenerationStats, ToolCallDelta, ToolChoice
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.server.generation import worded
-from mlx_serving.server.openai_chunks import ChatAnswer, Heading
-from mlx_serving.server.openai_documents import ChatCompletion, ChatCompletionChunk
-from mlx_serving.server.openai_requests import parse_chat
+from mlx_serving.server.openai.chunks import ChatAnswer, Heading
+from mlx_serving.server.openai.documents import ChatCompletion, ChatCompletionChunk
+from mlx_serving.server.openai.requests import parse_chat
 
 USER = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

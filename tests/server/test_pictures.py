@@ -21,15 +21,15 @@ from openai import AsyncOpenAI
 from websockets.asyncio.client import connect
 
 from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Image
-from mlx_serving.core.image_addresses import FetchPolicy
-from mlx_serving.core.image_rules import ImagePolicy
+from mlx_serving.core.images.addresses import FetchPolicy
+from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.engine.images import ImagesBackend, PromptImages
 from mlx_serving.errors import InvalidEnvelope
 from mlx_serving.images.reader import ImageReader
 from mlx_serving.server.app import create_app
-from mlx_serving.server.body import parse_json_object
-from mlx_serving.server.handover import Handover
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.http.body import parse_json_object
+from mlx_serving.server.http.listening import ListenAddress
+from mlx_serving.server.resume.handover import Handover
 from mlx_serving.server.settings import ServerSettings
 from mlx_serving.wire.methods import TokenizeResult
 

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from mlx_serving.errors import Overloaded
-from mlx_serving.server.response_headers import _duration, usable_id  # pyright: ignore[reportPrivateUsage]
+from mlx_serving.server.http.response_headers import _duration, usable_id  # pyright: ignore[reportPrivateUsage]
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import LogLines, in_process

@@ -23,7 +23,7 @@ from mlx_serving.core.generation import (
 )
 from mlx_serving.core.response_store import StorePolicy
 from mlx_serving.errors import GenerationError, Overloaded
-from mlx_serving.server.responses_documents import InputItemList, ResponseDocument
+from mlx_serving.server.responses.documents import InputItemList, ResponseDocument
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import in_process

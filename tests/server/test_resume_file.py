@@ -28,8 +28,8 @@ from mlx_serving.core.generation import (
 )
 from mlx_serving.core.resumption import RequestLog, SequenceLog
 from mlx_serving.errors import InvalidConfig
-from mlx_serving.server import resume_file
-from mlx_serving.server.key_hash import hash_of
+from mlx_serving.server.keys.hashing import hash_of
+from mlx_serving.server.resume import file as resume_file
 
 from .conftest import LogLines
 

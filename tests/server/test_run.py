@@ -17,7 +17,7 @@ import pytest
 
 from mlx_serving.errors import InvalidConfig
 from mlx_serving.server.app import create_app
-from mlx_serving.server.listening import ListenAddress, address_of, listen
+from mlx_serving.server.http.listening import ListenAddress, address_of, listen
 from mlx_serving.server.run import EXIT_UNFINISHED, HttpServer
 from mlx_serving.server.settings import ServerSettings
 

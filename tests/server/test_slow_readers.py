@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from mlx_serving.server import generation, unread
+from mlx_serving.server import generation
 from mlx_serving.server.app import create_app
-from mlx_serving.server.listening import ListenAddress
+from mlx_serving.server.http import unread
+from mlx_serving.server.http.listening import ListenAddress
 from mlx_serving.server.settings import ServerSettings
 
 from ..event_log import until

@@ -10,7 +10,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from mlx_serving.core.generation import Speculation
-from mlx_serving.server.openai_documents import ChatCompletion
+from mlx_serving.server.openai.documents import ChatCompletion
 from mlx_serving.server.settings import ServerSettings
 
 from .conftest import LogLines, in_process

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from mlx_serving.core.generation import Structure
-from mlx_serving.core.structure import MAX_DEPTH, MAX_SOURCE_CHARS
+from mlx_serving.core.grammar.structure import MAX_DEPTH, MAX_SOURCE_CHARS
 from mlx_serving.errors import GuidanceError, InvalidRequest
 from mlx_serving.server.errors import error_code
-from mlx_serving.server.openai_requests import parse_chat, parse_completion
+from mlx_serving.server.openai.requests import parse_chat, parse_completion
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 OF_SCHEMA: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}

@@ -12,7 +12,7 @@ import pytest
 from mlx_serving.config.schema import Config
 from mlx_serving.errors import InvalidConfig
 from mlx_serving.server.app import create_app
-from mlx_serving.server.certificate import check_certificate
+from mlx_serving.server.http.certificate import check_certificate
 from mlx_serving.server.settings import ServerSettings, settings_of
 
 from .conftest import running

@@ -15,11 +15,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.errors import Overloaded
 from mlx_serving.server.app import create_app
-from mlx_serving.server.listening import ListenAddress
-from mlx_serving.server.openai_documents import ChatCompletion, ChatCompletionChunk, ErrorDocument
+from mlx_serving.server.http.listening import ListenAddress
+from mlx_serving.server.openai.documents import ChatCompletion, ChatCompletionChunk, ErrorDocument
 from mlx_serving.server.run import HttpServer
 from mlx_serving.server.settings import ServerSettings
-from mlx_serving.server.websocket_routes import MAX_REQUESTS
+from mlx_serving.server.websocket.routes import MAX_REQUESTS
 
 from .conftest import MAX_BODY_BYTES, LogLines, running
 from .scripted_engine import Script, ScriptedEngine

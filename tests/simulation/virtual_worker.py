@@ -14,24 +14,24 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from mlx_serving.core.prefill_memory import PrefillMemory
 from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.core.schedule.prefill_memory import PrefillMemory
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.errors import EngineError, ModelLoadError
 from mlx_serving.wire import jsonrpc, methods
 from mlx_serving.wire.framing import Line, MessageReader
 from mlx_serving.wire.notifications import Heartbeat, ModelProgress, Notification, encode_binary
-from mlx_serving.worker.draft_pairs import DraftPairs
-from mlx_serving.worker.embed_handlers import EmbedHandlers
-from mlx_serving.worker.embeddings import Embeddings
+from mlx_serving.worker.embedding.embeddings import Embeddings
+from mlx_serving.worker.embedding.handlers import EmbedHandlers
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress
-from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_models import LoadedModels
 from mlx_serving.worker.output_style import OutputStyle
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.routes import Reply
+from mlx_serving.worker.speculation.pairs import DraftPairs
 from mlx_serving.worker.stream_handlers import StreamHandlers
 from mlx_serving.worker.tokenizing import TokenizerThread
 from mlx_serving.worker.vision.pictures import Prepared

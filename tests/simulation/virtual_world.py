@@ -16,7 +16,7 @@ from mlx_serving.core.inquest import LOSS, Inquest, InquestPolicy
 from mlx_serving.core.model_residency import ResidencyPolicy
 from mlx_serving.core.placement import PlacementPolicy
 from mlx_serving.core.retry import BackoffPolicy
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.core.worker_lifecycle import WorkerPolicy
 from mlx_serving.engine.deadline import DeadlineBackend
 from mlx_serving.engine.model_entry import ModelSpec

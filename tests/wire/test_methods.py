@@ -5,7 +5,6 @@ from typing import Any, get_origin
 import msgspec
 import pytest
 
-from mlx_serving.core.draft_report import PairMember, Vocabulary, compare
 from mlx_serving.core.generation import Image
 from mlx_serving.core.latency import Latency
 from mlx_serving.core.runtime_telemetry import (
@@ -19,7 +18,8 @@ from mlx_serving.core.runtime_telemetry import (
     RuntimeTelemetry,
     TokenizationTelemetry,
 )
-from mlx_serving.core.scheduling import ModelLoad, SchedulerLoad, WorkDone
+from mlx_serving.core.schedule.scheduling import ModelLoad, SchedulerLoad, WorkDone
+from mlx_serving.core.speculation.report import PairMember, Vocabulary, compare
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.wire import jsonrpc, methods
 from mlx_serving.wire.methods import (

@@ -4,7 +4,7 @@ import pytest
 
 from mlx_serving.core.memory_budget import MemoryPolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.errors import InvalidConfig
 from mlx_serving.wire import settings
 from mlx_serving.wire.framing import DEFAULT_MAX_MESSAGE_BYTES

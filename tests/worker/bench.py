@@ -13,26 +13,26 @@ from mlx_lm.utils import load_adapters, load_model, load_tokenizer
 
 from mlx_serving.core import sampling_defaults
 from mlx_serving.core.generation import Priority, SamplingParams, Structure
-from mlx_serving.core.prefix_index import PrefixCachePolicy
+from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelParams
 from mlx_serving.wire.notifications import Completed, Failed, Row
-from mlx_serving.worker import loader
 from mlx_serving.worker.generation import Generation, Terms
-from mlx_serving.worker.grammar_checker import GrammarChecker
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.grammar.checker import GrammarChecker
+from mlx_serving.worker.grammar.structure import Form
+from mlx_serving.worker.loading import loader
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.loading.weights import FindBase
 from mlx_serving.worker.model_runner import Job, ModelRunner, RunnerFactory
-from mlx_serving.worker.prefix_cache import PrefixCache
+from mlx_serving.worker.prefix.cache import PrefixCache
 from mlx_serving.worker.requests import rules_of
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.speculation.drafter import NOT_WANTED, Wanted
-from mlx_serving.worker.structure import Form
 from mlx_serving.worker.vision.features import FeatureCache
 from mlx_serving.worker.vision.pictures import Picture
-from mlx_serving.worker.weights import FindBase
 
 from ..tiny_models import EOS, token_ids
 

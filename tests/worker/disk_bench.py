@@ -8,13 +8,13 @@ from pathlib import Path
 
 from mlx_serving.catalog.prefix_records import SUFFIX
 from mlx_serving.core.generation import SamplingParams
-from mlx_serving.core.prefix_disk import DiskPolicy
-from mlx_serving.core.prefix_index import PrefixCachePolicy
+from mlx_serving.core.prefix.disk import DiskPolicy
+from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.loop import Inbox
-from mlx_serving.worker.prefix_disk import PrefixDisk
-from mlx_serving.worker.prefix_files import PrefixFiles
+from mlx_serving.worker.prefix.disk import PrefixDisk
+from mlx_serving.worker.prefix.files import PrefixFiles
 
 from .bench import Bench, Stream
 

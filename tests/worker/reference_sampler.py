@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_serving.core.sampling_defaults import ResolvedSampling
-from mlx_serving.worker.randomness import coin, uniform
-from mlx_serving.worker.sampling_row import NO_RULES, TokenRules
+from mlx_serving.worker.sampling.randomness import coin, uniform
+from mlx_serving.worker.sampling.row import NO_RULES, TokenRules
 
 Floats = NDArray[np.float64]
 

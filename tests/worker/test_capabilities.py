@@ -13,7 +13,7 @@ from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 from mlx_lm.utils import load_model
 
 from mlx_serving.wire.methods import ModelCapabilities
-from mlx_serving.worker.capabilities import kv_bytes_and_logits, probe
+from mlx_serving.worker.loading.capabilities import kv_bytes_and_logits, probe
 
 from ..tiny_models import make_llama
 

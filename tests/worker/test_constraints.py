@@ -11,10 +11,10 @@ import pytest
 from mlx_serving.core.generation import FinishReason, SamplingParams
 from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefaults, resolve
 from mlx_serving.errors import InvalidRequest
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.requests import rules_of
-from mlx_serving.worker.sampler import BatchSampler
-from mlx_serving.worker.sampling_row import SamplingRow, TokenRules
+from mlx_serving.worker.sampling.row import SamplingRow, TokenRules
+from mlx_serving.worker.sampling.sampler import BatchSampler
 
 from ..tiny_models import EOS, VOCABULARY, token_ids
 from .bench import Bench, load

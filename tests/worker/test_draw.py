@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_serving.worker import draw as module
-from mlx_serving.worker.draw import draw
+from mlx_serving.worker.sampling import draw as module
+from mlx_serving.worker.sampling.draw import draw
 
 
 def drawn(shares: list[float], numbers: list[float]) -> list[int]:

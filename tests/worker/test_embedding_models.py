@@ -15,8 +15,8 @@ from mlx_lm.utils import load_model
 
 from mlx_serving.errors import ModelLoadError
 from mlx_serving.wire.methods import LoadModelParams, Pooling
-from mlx_serving.worker.embedding_loader import embedder_loading
-from mlx_serving.worker.embedding_model import EmbeddingModel, EncodedInput
+from mlx_serving.worker.embedding.loader import embedder_loading
+from mlx_serving.worker.embedding.model import EmbeddingModel, EncodedInput
 
 from .. import tiny_encoders
 from ..reference_encoder import ReferenceEncoder, cosine

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_serving.core.sampling_defaults import ResolvedSampling
-from mlx_serving.worker import filters
-from mlx_serving.worker.filters import LikeliestFilter, TypicalFilter, XtcFilter
-from mlx_serving.worker.randomness import coin
-from mlx_serving.worker.sampling_row import SamplingRow, TokenRules
+from mlx_serving.worker.sampling import filters
+from mlx_serving.worker.sampling.filters import LikeliestFilter, TypicalFilter, XtcFilter
+from mlx_serving.worker.sampling.randomness import coin
+from mlx_serving.worker.sampling.row import SamplingRow, TokenRules
 
 from . import reference_sampler as reference
 from .reference_sampler import Floats

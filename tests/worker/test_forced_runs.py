@@ -11,9 +11,9 @@ from typing import TypeAlias
 import pytest
 
 from mlx_serving.core.generation import SamplingParams, Structure
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.worker.forced_runs import ForcedRuns
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 
 from ..tiny_models import token_ids
 from .bench import POLICY, Bench, Stream, load

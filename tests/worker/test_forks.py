@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
-from mlx_serving.core.scheduling import PrefillChunk
+from mlx_serving.core.schedule.scheduling import PrefillChunk
 from mlx_serving.wire.methods import ModelCapabilities
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job, ModelRunner
 
 from ..tiny_models import token_ids

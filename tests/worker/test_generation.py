@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
-from mlx_serving.core.scheduling import PrefillChunk
+from mlx_serving.core.schedule.scheduling import PrefillChunk
 from mlx_serving.errors import Overloaded
 from mlx_serving.worker.batch import Token
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job, ModelRunner
-from mlx_serving.worker.prefix_cache import Beginning
+from mlx_serving.worker.prefix.cache import Beginning
 from mlx_serving.worker.speculation.model_drafter import ModelDrafter
 from mlx_serving.worker.speculation.speculator import Speculator
 

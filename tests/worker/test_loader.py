@@ -13,7 +13,7 @@ from mlx_serving.core.generation import SamplingParams
 from mlx_serving.core.kv_form import KvForm
 from mlx_serving.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelParams, ModelCapabilities
-from mlx_serving.worker import loader
+from mlx_serving.worker.loading import loader
 from mlx_serving.worker.model_runner import ModelRunner
 
 from ..tiny_models import VOCABULARY, make_llama
@@ -126,7 +126,7 @@ def test_several_ends_of_turn_are_all_known(tmp_path: Path) -> None:
 
 
 def test_weights_are_read_in_pieces_and_progress_is_told(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlx_serving.worker.weights._EVAL_BYTES", 50_000)
+    monkeypatch.setattr("mlx_serving.worker.loading.weights._EVAL_BYTES", 50_000)
     told: list[tuple[str, int, int]] = []
     params = LoadModelParams(model_id=str(llama))
     model = loader.load(params, load(llama).make_runner, lambda stage, done, total: told.append((stage, done, total)))

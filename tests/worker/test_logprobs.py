@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from mlx_serving.core.generation import SamplingParams
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.wire.notifications import TokenLogprobs
-from mlx_serving.worker.logprobs import LogprobSampler, RowLogprobs
-from mlx_serving.worker.sampler import BatchSampler
-from mlx_serving.worker.sampling_row import SamplingRow
+from mlx_serving.worker.sampling.logprobs import LogprobSampler, RowLogprobs
+from mlx_serving.worker.sampling.row import SamplingRow
+from mlx_serving.worker.sampling.sampler import BatchSampler
 
 from ..tiny_models import EOS, token_ids
 from .bench import Bench, load

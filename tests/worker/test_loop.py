@@ -7,10 +7,10 @@ import queue
 import threading
 from typing import cast
 
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.wire.notifications import Row, StepFrame
-from mlx_serving.worker.embeddings import Embeddings
+from mlx_serving.worker.embedding.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress

@@ -16,7 +16,7 @@ from mlx_serving.core.generation import SamplingParams
 from mlx_serving.core.memory_budget import Bound, MemoryPolicy
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.errors import ContextLengthExceeded, InsufficientMemory, Overloaded
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.memory_bounds import MemoryBounds
 
@@ -197,7 +197,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
     def must_not_be_read(*_: object, **__: object) -> None:
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr("mlx_serving.worker.weights.load_model", must_not_be_read)
+    monkeypatch.setattr("mlx_serving.worker.loading.weights.load_model", must_not_be_read)
     with pytest.raises(InsufficientMemory) as refusal:
         load(qwen3, require_memory=lambda weights: bench.guard.require("qwen3", 10 * weights))
     size = sum(file.stat().st_size for file in qwen3.glob("*.safetensors"))

@@ -16,12 +16,12 @@ from mlx_lm.utils import load_model
 
 from mlx_serving.core.generation import SamplingParams, Structure
 from mlx_serving.core.kv_form import KvForm
-from mlx_serving.core.prefix_index import PrefixCachePolicy
+from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.worker.kv_cache import RowLengths
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.packed_kv import PackedSlotKVCache, make_caches, pack, parts_of
 
 from ..tiny_models import make_llama, token_ids

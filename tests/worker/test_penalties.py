@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_serving.core.sampling_defaults import ResolvedSampling
-from mlx_serving.worker.penalties import AnswerPenalties, RepetitionPenalty
-from mlx_serving.worker.sampling_row import SamplingRow
+from mlx_serving.worker.sampling.penalties import AnswerPenalties, RepetitionPenalty
+from mlx_serving.worker.sampling.row import SamplingRow
 
 from . import reference_sampler as reference
 from .reference_sampler import Floats, Place

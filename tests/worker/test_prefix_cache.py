@@ -10,8 +10,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
-from mlx_serving.core.prefix_index import PrefixCachePolicy
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.core.prefix.index import PrefixCachePolicy
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 
 from ..tiny_models import token_ids
 from .bench import POLICY, Bench, load

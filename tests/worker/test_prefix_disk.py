@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
-from mlx_serving.worker import prefix_disk
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.prefix import disk as prefix_disk
 
 from ..tiny_models import make_llama, token_ids
 from .bench import Bench, Stream, load

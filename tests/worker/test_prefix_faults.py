@@ -14,9 +14,9 @@ import pytest
 
 from mlx_serving.catalog import prefix_records
 from mlx_serving.catalog.prefix_records import SUFFIX, path_of, read_header, read_record, version_folder, write_record
-from mlx_serving.core.prefix_disk import DiskPolicy
-from mlx_serving.worker import prefix_files
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.core.prefix.disk import DiskPolicy
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.prefix import files as prefix_files
 
 from ..tiny_models import make_llama, token_ids
 from .bench import load

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_serving.core.sampling_defaults import MAX_SEED
-from mlx_serving.worker.randomness import coin, uniform
+from mlx_serving.worker.sampling.randomness import coin, uniform
 
 PINNED = [0.6524485051631927, 0.7012121379375458, 0.3681895434856415, 0.937957376241684]
 PINNED_COINS = [0.5966279208660126, 0.49458935856819153, 0.40579989552497864]

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from mlx_serving.core.generation import SamplingParams
 from mlx_serving.core.sampling_defaults import ResolvedSampling
-from mlx_serving.worker.sampler import BatchSampler
-from mlx_serving.worker.sampling_row import SamplingRow, TokenRules
+from mlx_serving.worker.sampling.row import SamplingRow, TokenRules
+from mlx_serving.worker.sampling.sampler import BatchSampler
 
 from ..tiny_models import EOS, VOCABULARY, token_ids
 from . import reference_sampler as reference

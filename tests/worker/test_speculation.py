@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from mlx_serving.core.generation import SamplingParams, Structure
 from mlx_serving.core.kv_form import KvForm
-from mlx_serving.core.pass_cost import PassCost
-from mlx_serving.core.prefix_index import PrefixCachePolicy
-from mlx_serving.core.scheduling import SchedulerPolicy
-from mlx_serving.core.speculation import Drafting
+from mlx_serving.core.prefix.index import PrefixCachePolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
+from mlx_serving.core.speculation.pass_cost import PassCost
+from mlx_serving.core.speculation.policy import Drafting
 from mlx_serving.core.weight_options import WeightOptions
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.speculation.drafter import DraftModel, Wanted
 from mlx_serving.worker.speculation.model_drafter import ModelDrafter, weight_bytes
 from mlx_serving.worker.speculation.speculator import Speculator

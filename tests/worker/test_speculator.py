@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from mlx_serving.core.sampling_defaults import ResolvedSampling
-from mlx_serving.core.speculation import SpeculationCounts
-from mlx_serving.worker.sampling_row import SamplingRow, TokenRules
+from mlx_serving.core.speculation.policy import SpeculationCounts
+from mlx_serving.worker.sampling.row import SamplingRow, TokenRules
 from mlx_serving.worker.speculation.drafter import Wanted
 from mlx_serving.worker.speculation.model_drafter import ModelDrafter
 from mlx_serving.worker.speculation.speculator import Speculator

@@ -14,8 +14,8 @@ import yaml
 from llguidance import LLMatcher, LLTokenizer
 
 from mlx_serving.wire.methods import ModelCapabilities
-from mlx_serving.worker.grammar_limits import grammar_limits
-from mlx_serving.worker.matcher import Ends, Matcher
+from mlx_serving.worker.grammar.limits import grammar_limits
+from mlx_serving.worker.grammar.matcher import Ends, Matcher
 
 from .driver import WorkerProcess
 

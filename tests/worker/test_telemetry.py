@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from mlx_serving.core.runtime_telemetry import MetalDevice
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import SchedulerPolicy
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.telemetry import Telemetry

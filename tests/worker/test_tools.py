@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from mlx_serving.core.tool_grammar import FORCIBLE
+from mlx_serving.core.grammar.tool_grammar import FORCIBLE
 
 from .. import tiny_models
 from .driver import WorkerProcess

@@ -14,7 +14,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_serving.core.generation import ChatPrompt, SamplingParams, Structure
-from mlx_serving.core.prefix_index import PrefixCachePolicy
+from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.wire.notifications import Row
 

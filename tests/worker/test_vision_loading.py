@@ -14,7 +14,7 @@ from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import ModelLoadError, UnsupportedParameter
 from mlx_serving.wire.methods import ImageParam
 from mlx_serving.worker.assemble import make_runner
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.requests import check_images
 from mlx_serving.worker.vision.architecture import VisionText
 from mlx_serving.worker.vision.features import FeatureCache

@@ -17,9 +17,9 @@ from mlx_serving.catalog.safetensors import read_header
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from mlx_serving.wire.methods import KnownCapabilities
-from mlx_serving.worker.adapters import WEIGHTS
-from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.weights import Base
+from mlx_serving.worker.loading.adapters import WEIGHTS
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.loading.weights import Base
 
 from ..tiny_models import make_adapter, make_llama
 from .bench import Bench, Reference, load
@@ -105,7 +105,7 @@ def test_what_computes_something_else_has_another_digest(llama: Path, adapter: P
 def test_packing_never_has_all_of_the_unpacked_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_llama(tmp_path / "deep", layers=40)
     size = (model / "model.safetensors").stat().st_size
-    monkeypatch.setattr("mlx_serving.worker.weights._EVAL_BYTES", 16 * 10_000)
+    monkeypatch.setattr("mlx_serving.worker.loading.weights._EVAL_BYTES", 16 * 10_000)
     form = WeightOptions("4bit")
     found = load(model, options=form).facts
     known = KnownCapabilities(found.config_digest, found.capabilities)  # so that nothing is tried with the model

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from mlx_serving.core.generation import ChatPrompt, Image, ImageDetail, SamplingParams
-from mlx_serving.core.prefix_index import PrefixCachePolicy
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.prefix.index import PrefixCachePolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.wire.methods import KnownCapabilities
 from mlx_serving.worker.assemble import make_runner
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.vision.architecture import VisionText
 from mlx_serving.worker.vision.features import FeatureCache
 from mlx_serving.worker.vision.pictures import Prepared

@@ -8,8 +8,8 @@ from enum import StrEnum
 from random import Random
 from typing import TypeAlias
 
-from mlx_serving.core.arrivals import poisson_times
 from mlx_serving.core.bounds import at_least, greater_than
+from mlx_serving.core.schedule.arrivals import poisson_times
 
 SAMPLED: Mapping[str, float] = {"temperature": 0.8, "top_p": 0.95, "frequency_penalty": 0.3}
 GREEDY: Mapping[str, float] = {"temperature": 0.0}

@@ -1,6 +1,6 @@
 """Files of the prefix cache: what is in one, and how it gets there whole or not at all.
 
-    <folder>/v1/<fingerprint of a model>/<key>.safetensors     one record, as `core.prefix_record` has it
+    <folder>/v1/<fingerprint of a model>/<key>.safetensors     one record, as `core.prefix.record` has it
     <folder>/v1/<fingerprint of a model>/.<key>.<random>       being written; renamed when it is whole
 
 A file is safetensors. Its metadata say what it is and hold two digests: one of all other metadata and the tensors'
@@ -27,7 +27,7 @@ from typing import Literal
 
 import msgspec
 
-from mlx_serving.core.prefix_record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
+from mlx_serving.core.prefix.record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
 
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlx_serving.config.schema import Config
-    from mlx_serving.core.draft_report import CompatibilityReport
+    from mlx_serving.core.speculation.report import CompatibilityReport
 
 
 def add_draft_arguments(parser: argparse.ArgumentParser) -> None:

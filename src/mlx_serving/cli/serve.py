@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from mlx_serving.config.schema import Config
     from mlx_serving.engine.engine_core import EngineCore
-    from mlx_serving.server.handover import Handover
-    from mlx_serving.server.listening import ListenAddress
+    from mlx_serving.server.http.listening import ListenAddress
+    from mlx_serving.server.resume.handover import Handover
 
 EPILOG = """\
 examples:
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlx_serving.server.key_ring import check_keys
+    from mlx_serving.server.keys.ring import check_keys
     from mlx_serving.server.settings import settings_of
 
     def read() -> Config:
@@ -87,7 +87,7 @@ async def _serve(config: Config, read: Callable[[], Config], *, as_json: bool) -
     from mlx_serving.cli.hangup import on_hangup
     from mlx_serving.cli.progress import preparing
     from mlx_serving.server.app import create_app
-    from mlx_serving.server.listening import listen
+    from mlx_serving.server.http.listening import listen
     from mlx_serving.server.reload import Reloader
     from mlx_serving.server.run import serve
     from mlx_serving.server.settings import settings_of
@@ -139,7 +139,7 @@ def _handover(config: Config, core: EngineCore) -> Handover | None:
     """Raises `InvalidConfig` for a resume file that cannot be one."""
     from pathlib import Path
 
-    from mlx_serving.server.handover import Handover
+    from mlx_serving.server.resume.handover import Handover
 
     server = config.server
     if server.resume_file is None:

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from mlx_serving.core.image_addresses import FetchPolicy, networks_of
-from mlx_serving.core.image_rules import ImagePolicy
+from mlx_serving.core.images.addresses import FetchPolicy, networks_of
+from mlx_serving.core.images.rules import ImagePolicy
 
 _FETCH = FetchPolicy()
 _IMAGES = ImagePolicy()

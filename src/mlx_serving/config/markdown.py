@@ -52,7 +52,7 @@ Running requests are kept: settings of `scheduler`, `memory`, `worker` and the d
 worker, in which they go on; a served model with another `model`, `revision` or `context_length` is loaded beside the
 old version, and they go on with it. Models that are not served any more stay for those who use them. What is not valid
 is logged in full and changes nothing; a model that cannot be loaded leaves its old version. `server.host`,
-`server.port`, `server.resume_file`, `server.resume_max_age_s` and `workers` need a new start.
+`server.port`, `server.resume.file`, `server.resume_max_age_s` and `workers` need a new start.
 
 Unknown keys and variables are errors. Secrets are shown as `**********` everywhere.
 """

@@ -15,8 +15,8 @@ from pydantic import Field
 from mlx_serving.core.batch_queue import BatchQueuePolicy
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy
 from mlx_serving.core.memory_budget import MemoryPolicy
-from mlx_serving.core.prefix_disk import DiskPolicy
-from mlx_serving.core.prefix_index import PrefixCachePolicy
+from mlx_serving.core.prefix.disk import DiskPolicy
+from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.response_index import ResponseCachePolicy
 from mlx_serving.core.response_store import StorePolicy
 from mlx_serving.core.retry import BackoffPolicy, RetryPolicy

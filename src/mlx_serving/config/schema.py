@@ -25,7 +25,7 @@ from mlx_serving.config.policies import (
 from mlx_serving.config.served_models import NO_SPACES, ModelsConfig
 from mlx_serving.core.flow_control import FlowPolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 
 _FLOW = FlowPolicy()
 _SAMPLING = SamplingDefaults()

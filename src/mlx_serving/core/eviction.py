@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from mlx_serving.core.scheduled_sequence import Sequence
+from mlx_serving.core.schedule.scheduled_sequence import Sequence
 
 
 def _worth(sequence: Sequence) -> tuple[bool, int, int, float]:

@@ -278,7 +278,8 @@ class GenerationStats:
     """Counts and times of one finished sequence, in seconds; `tokens_per_second` counts from the first token.
     `cached_tokens` of the prompt were not computed, because what the model makes of them was kept. Of the answer
     `accepted_tokens` were drafted before they came, out of `drafted_tokens`; a worker counts its own. `speculation`
-    says how (`ngram`, `draft`), or why nobody drafted (see `core.speculation.Outcome`); None where it was off."""
+    says how (`ngram`, `draft`), or why nobody drafted (see `core.speculation.policy.Outcome`); None where it was
+    off."""
 
     prompt_tokens: int
     tokens_generated: int

@@ -8,7 +8,7 @@ the bound is kept before all of that, and whoever is over it costs next to nothi
 from __future__ import annotations
 
 from mlx_serving.core.generation import Priority
-from mlx_serving.core.scheduling import SchedulerPolicy, queue_full, queue_slow
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy, queue_full, queue_slow
 
 _BATCHES = 4
 _UNKNOWN_RETRY_S = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TypeAlias
 
-from mlx_serving.core.scheduled_sequence import RANKS, Sequence
+from mlx_serving.core.schedule.scheduled_sequence import RANKS, Sequence
 
 Line: TypeAlias = OrderedDict[str, Sequence]
 """Those of one priority, model and caller, in the order they are served."""

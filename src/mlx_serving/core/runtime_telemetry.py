@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mlx_serving.core.latency import Latency
-from mlx_serving.core.scheduling import SchedulerLoad
-from mlx_serving.core.speculation import SpeculationCounts
+from mlx_serving.core.schedule.scheduling import SchedulerLoad
+from mlx_serving.core.speculation.policy import SpeculationCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class ErrorTelemetry:
 class PrefixTelemetry:
     """The prefix cache: what it keeps (`bytes`, in so many `entries`), what it may keep (None: no bound is known yet),
     and what sequences found that began: `hits` found anything, together `hit_tokens`; `missed_tokens` were not found.
-    `miss_reasons` counts why no more was found (see `core.prefix_index`)."""
+    `miss_reasons` counts why no more was found (see `core.prefix.index`)."""
 
     bytes: int
     limit_bytes: int | None

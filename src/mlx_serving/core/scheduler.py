@@ -30,21 +30,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-from mlx_serving.core.admission import ArrivalWindow, admit, make_room
 from mlx_serving.core.bounds import at_least, greater_than
-from mlx_serving.core.deadlines import Deadlines
-from mlx_serving.core.encodings import NO_ENCODINGS, Encodings, ImageSpan
-from mlx_serving.core.fair_turns import Callers
 from mlx_serving.core.generation import Priority
-from mlx_serving.core.prefill_memory import PrefillMemory
-from mlx_serving.core.prefixes import NO_PREFIXES, Prefixes
-from mlx_serving.core.scheduled_sequence import RANKS, Lane, Sequence, State
-from mlx_serving.core.scheduler_memory import SchedulerMemory
-from mlx_serving.core.scheduling import ModelLoad, SchedulerLoad, SchedulerPolicy, Step, queue_full
-from mlx_serving.core.sequence_pool import SequencePool
-from mlx_serving.core.step_composition import compose
-from mlx_serving.core.step_cost import StepCost, Throughput
-from mlx_serving.core.work_done import WorkMeter
+from mlx_serving.core.prefix.prefixes import NO_PREFIXES, Prefixes
+from mlx_serving.core.schedule.admission import ArrivalWindow, admit, make_room
+from mlx_serving.core.schedule.deadlines import Deadlines
+from mlx_serving.core.schedule.encodings import NO_ENCODINGS, Encodings, ImageSpan
+from mlx_serving.core.schedule.fair_turns import Callers
+from mlx_serving.core.schedule.prefill_memory import PrefillMemory
+from mlx_serving.core.schedule.scheduled_sequence import RANKS, Lane, Sequence, State
+from mlx_serving.core.schedule.scheduler_memory import SchedulerMemory
+from mlx_serving.core.schedule.scheduling import ModelLoad, SchedulerLoad, SchedulerPolicy, Step, queue_full
+from mlx_serving.core.schedule.sequence_pool import SequencePool
+from mlx_serving.core.schedule.step_composition import compose
+from mlx_serving.core.schedule.step_cost import StepCost, Throughput
+from mlx_serving.core.schedule.work_done import WorkMeter
 from mlx_serving.errors import ModelNotLoaded
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from mlx_serving.core import batch_queue
 from mlx_serving.core.batch_queue import BatchQueuePolicy, BatchQueueStats
-from mlx_serving.core.draft_report import CompatibilityReport
+from mlx_serving.core.speculation.report import CompatibilityReport
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.errors import MessageTooLarge, ProtocolError
 from mlx_serving.wire import error_table, methods

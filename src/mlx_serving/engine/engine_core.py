@@ -18,12 +18,12 @@ from mlx_serving.config.served_models import default_name
 from mlx_serving.core import retry
 from mlx_serving.core.alias_table import AliasView
 from mlx_serving.core.batch_queue import BatchQueueStats
-from mlx_serving.core.draft_report import CompatibilityReport
 from mlx_serving.core.generation import Backend, ChatPrompt, Delta, GenerationRequest
 from mlx_serving.core.health import concerns, status_of
 from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.retry import RetryPolicy
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
+from mlx_serving.core.speculation.report import CompatibilityReport
 from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.engine.aliases import Aliases
 from mlx_serving.engine.batch_queue import BatchQueue

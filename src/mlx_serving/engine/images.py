@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from mlx_serving.core.generation import Backend, ChatPrompt, Delta, GenerationRequest, Image, ImageSource
-from mlx_serving.core.image_rules import ImagePolicy
+from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.errors import ImageEncodingError, InvalidRequest, Overloaded, UnsupportedParameter
 from mlx_serving.images.reader import ImageReader
 

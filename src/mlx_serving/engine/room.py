@@ -9,9 +9,9 @@ from typing import cast
 
 from mlx_serving.core import model_residency as residency
 from mlx_serving.core import model_room
-from mlx_serving.core.kv_budget import MEMORY_RETRY_S
 from mlx_serving.core.model_residency import ResidencyEvent
 from mlx_serving.core.model_room import RoomPolicy
+from mlx_serving.core.schedule.kv_budget import MEMORY_RETRY_S
 from mlx_serving.engine.model_entry import Entry
 from mlx_serving.errors import InsufficientMemory, MemoryInUse
 from mlx_serving.telemetry.events import EventBus, ModelEvicted

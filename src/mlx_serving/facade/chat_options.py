@@ -9,7 +9,7 @@ import msgspec
 from pydantic import Discriminator, Field, Tag
 
 from mlx_serving.core.generation import ChatPrompt, ToolChoice
-from mlx_serving.core.image_parts import Pictures
+from mlx_serving.core.images.parts import Pictures
 from mlx_serving.core.reasoning_effort import ReasoningEffort, Thought, thought_of
 from mlx_serving.facade.option_base import Options, either
 from mlx_serving.facade.pictures import content_of

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AliasChoices, Field
 
-from mlx_serving.core.embeddings import Embeddings, floats
+from mlx_serving.core.embedding.embeddings import Embeddings, floats
 from mlx_serving.core.generation import EmbeddingInputs, GenerationRequest, Priority
 from mlx_serving.facade.options import Options
 from mlx_serving.facade.shapes import Shape

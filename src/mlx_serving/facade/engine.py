@@ -25,7 +25,7 @@ from mlx_serving.config.schema import Config
 from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig
 from mlx_serving.config.served_models import ServedModel as ServedModelConfig
 from mlx_serving.core.batch_queue import BatchQueueStats
-from mlx_serving.core.embeddings import Embeddings, gather
+from mlx_serving.core.embedding.embeddings import Embeddings, gather
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, Served
 from mlx_serving.core.serving import EngineTelemetry, HealthReport
 from mlx_serving.core.weight_options import AS_THEY_ARE

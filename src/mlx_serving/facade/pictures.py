@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from mlx_serving.core.generation import ImageDetail, ImageSource
-from mlx_serving.core.image_parts import Pictures
+from mlx_serving.core.images.parts import Pictures
 from mlx_serving.errors import InvalidImageInput, InvalidRequest, UnsupportedParameter
 
 _DETAILS: Sequence[ImageDetail] = ("auto", "low", "high")

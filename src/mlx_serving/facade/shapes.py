@@ -105,7 +105,8 @@ class ModelHandle(Shape):
 class GenerationStats(Shape):
     """Times in seconds; `tokens_per_second` counts from the first token. `cached_tokens` of the prompt were not
     computed, because what the model makes of them was kept. `draft_tokens` were drafted, and `draft_tokens_accepted` of
-    them are part of the answer; `speculation` says how, or why nobody drafted: see `core.speculation.Outcome`."""
+    them are part of the answer; `speculation` says how, or why nobody drafted: see
+    `core.speculation.policy.Outcome`."""
 
     tokens_generated: int
     tokens_per_second: float

@@ -7,8 +7,9 @@ from typing import Self
 
 from pydantic import Field
 
-from mlx_serving.core import draft_report, generation
+from mlx_serving.core import generation
 from mlx_serving.core.generation import MAX_DRAFT_TOKENS, SpeculationMethod
+from mlx_serving.core.speculation import report as draft_report
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.facade.option_base import Options, either
 from mlx_serving.facade.shapes import Shape

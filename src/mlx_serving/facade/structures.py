@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter
 
 from mlx_serving.core.generation import Structure
-from mlx_serving.core.structure import check
+from mlx_serving.core.grammar.structure import check
 from mlx_serving.errors import GuidanceError
 
 _FIELD = "structured"
@@ -43,7 +43,7 @@ def as_structure(given: object) -> Structure:
     - a compiled regular expression
     - Outlines' `JsonSchema`, `Regex`, `CFG`, `Choice`, and its terms that come to a regular expression
 
-    Raises `GuidanceError` for anything else, and for what `core.structure.check` refuses.
+    Raises `GuidanceError` for anything else, and for what `core.grammar.structure.check` refuses.
     """
     structure = replace(_read(given), field=_FIELD)
     check(structure)

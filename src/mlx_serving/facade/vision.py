@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mlx_serving.config.schema import Config
 from mlx_serving.core.generation import ChatPrompt, Image, Prompt, TextPrompt
-from mlx_serving.core.image_parts import Pictures
-from mlx_serving.core.image_rules import FORMATS
+from mlx_serving.core.images.parts import Pictures
+from mlx_serving.core.images.rules import FORMATS
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.facade.option_base import Options, either
 from mlx_serving.facade.options import GeneratorParams, LoadModelOptions, TokensPrompt, unsupported

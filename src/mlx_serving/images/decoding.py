@@ -13,7 +13,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, assert_never
 
 from mlx_serving.core.generation import Image, ImageDetail
-from mlx_serving.core.image_rules import (
+from mlx_serving.core.images.rules import (
     ImageFormat,
     ImagePolicy,
     format_of,

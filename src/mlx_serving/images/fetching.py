@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 import h11
 
-from mlx_serving.core.image_addresses import WebAddress, redirected, require_reachable, web_address
-from mlx_serving.core.image_rules import ImagePolicy, named_format, require_bytes
-from mlx_serving.core.image_sources import Inline
+from mlx_serving.core.images.addresses import WebAddress, redirected, require_reachable, web_address
+from mlx_serving.core.images.rules import ImagePolicy, named_format, require_bytes
+from mlx_serving.core.images.sources import Inline
 from mlx_serving.errors import ImageFetchFailed
 
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from mlx_serving.core.image_rules import ImagePolicy, require_bytes
+from mlx_serving.core.images.rules import ImagePolicy, require_bytes
 from mlx_serving.errors import ImageFileNotFound, InvalidImageInput, UnsafeImagePath
 
 

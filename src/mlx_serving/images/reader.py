@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 from mlx_serving.core.generation import Image, ImageSource
-from mlx_serving.core.image_addresses import web_address
-from mlx_serving.core.image_rules import (
+from mlx_serving.core.images.addresses import web_address
+from mlx_serving.core.images.rules import (
     ImagePolicy,
     named_format,
     require_count,
     require_request_bytes,
     require_request_size,
 )
-from mlx_serving.core.image_sources import Inline, Location, Named, Remote, decoded, locate
+from mlx_serving.core.images.sources import Inline, Location, Named, Remote, decoded, locate
 from mlx_serving.images.decoding import Header, decode, inspect
 from mlx_serving.images.fetching import Fetcher
 from mlx_serving.images.files import read_file, require_folders

@@ -16,13 +16,13 @@ from mlx_serving.core.idle_time import idle_time
 from mlx_serving.core.serving import EngineTelemetry, ReuseStats, ServedModel, ServedModelState
 from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.errors import InvalidConfig, InvalidRequest, NotFound
-from mlx_serving.server.access_log import access_record
-from mlx_serving.server.auth import require_admin_key
-from mlx_serving.server.body import read_json_object, refuse_parameters
 from mlx_serving.server.errors import ConfigRefused
-from mlx_serving.server.openai_documents import Document, LoadProgressDocument
-from mlx_serving.server.openai_routes import progress_document
-from mlx_serving.server.openai_schema import Body
+from mlx_serving.server.http.access_log import access_record
+from mlx_serving.server.http.body import read_json_object, refuse_parameters
+from mlx_serving.server.keys.auth import require_admin_key
+from mlx_serving.server.openai.documents import Document, LoadProgressDocument
+from mlx_serving.server.openai.routes import progress_document
+from mlx_serving.server.openai.schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
 from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.reload import Reloaded

@@ -13,10 +13,10 @@ from mlx_serving.catalog.trusted_paths import require_trusted
 from mlx_serving.config.profiles import Profile
 from mlx_serving.core.alias_table import AliasView, Target
 from mlx_serving.errors import NotFound
-from mlx_serving.server.auth import require_admin_key
-from mlx_serving.server.body import read_json_object, refuse_parameters
-from mlx_serving.server.openai_documents import Document
-from mlx_serving.server.openai_schema import Body
+from mlx_serving.server.http.body import read_json_object, refuse_parameters
+from mlx_serving.server.keys.auth import require_admin_key
+from mlx_serving.server.openai.documents import Document
+from mlx_serving.server.openai.schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
 from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.service import Service

@@ -14,45 +14,45 @@ from starlette.types import Receive, Scope, Send
 
 from mlx_serving.engine.response_store import DiskBodies
 from mlx_serving.errors import EngineError, MessageTooLarge
-from mlx_serving.server.access_log import AccessLog
 from mlx_serving.server.admin_routes import LoadModelRequest, UnloadModelRequest, admin_routes
 from mlx_serving.server.alias_routes import BODIES as ALIAS_BODIES
 from mlx_serving.server.alias_routes import alias_routes
-from mlx_serving.server.anthropic_routes import anthropic_routes
-from mlx_serving.server.anthropic_schema import CountTokensRequest, MessagesRequest
-from mlx_serving.server.cross_origin import CrossOrigin
+from mlx_serving.server.anthropic.routes import anthropic_routes
+from mlx_serving.server.anthropic.schema import CountTokensRequest, MessagesRequest
 from mlx_serving.server.embedding_routes import BODIES as EMBEDDING_BODIES
 from mlx_serving.server.embedding_routes import embedding_routes
-from mlx_serving.server.error_handlers import (
+from mlx_serving.server.health_routes import health_routes
+from mlx_serving.server.http.access_log import AccessLog
+from mlx_serving.server.http.cross_origin import CrossOrigin
+from mlx_serving.server.http.error_handlers import (
     handle_defect,
     handle_engine_error,
     handle_http_exception,
     handle_too_large,
 )
-from mlx_serving.server.handover import Handover
-from mlx_serving.server.head import HeadAsGet
-from mlx_serving.server.health_routes import health_routes
-from mlx_serving.server.in_flight import InFlight
-from mlx_serving.server.key_ring import KeyRing
-from mlx_serving.server.metering import MeteredEngine
-from mlx_serving.server.openai_documents import ChatCompletionChunk, Document
-from mlx_serving.server.openai_routes import openai_routes
-from mlx_serving.server.openai_schema import ChatCompletionRequest, CompletionRequest
+from mlx_serving.server.http.head import HeadAsGet
+from mlx_serving.server.http.in_flight import InFlight
+from mlx_serving.server.keys.metering import MeteredEngine
+from mlx_serving.server.keys.ring import KeyRing
+from mlx_serving.server.openai.documents import ChatCompletionChunk, Document
+from mlx_serving.server.openai.routes import openai_routes
+from mlx_serving.server.openai.schema import ChatCompletionRequest, CompletionRequest
 from mlx_serving.server.openapi import describe
 from mlx_serving.server.ports import ServingEngine
 from mlx_serving.server.reload import Reloader
 from mlx_serving.server.rerank_routes import BODIES as RERANK_BODIES
 from mlx_serving.server.rerank_routes import rerank_routes
-from mlx_serving.server.responses_routes import responses_routes
-from mlx_serving.server.responses_schema import ResponsesRequest
-from mlx_serving.server.resumed_routes import resumed_routes
+from mlx_serving.server.responses.routes import responses_routes
+from mlx_serving.server.responses.schema import ResponsesRequest
+from mlx_serving.server.responses.stored import StoredResponses
+from mlx_serving.server.resume.handover import Handover
+from mlx_serving.server.resume.routes import resumed_routes
 from mlx_serving.server.service import Service
 from mlx_serving.server.settings import ServerSettings
-from mlx_serving.server.stored_responses import StoredResponses
 from mlx_serving.server.token_routes import BODIES as TOKEN_BODIES
 from mlx_serving.server.token_routes import token_routes
-from mlx_serving.server.websocket_routes import PATH as WEBSOCKET_PATH
-from mlx_serving.server.websocket_routes import websocket_routes
+from mlx_serving.server.websocket.routes import PATH as WEBSOCKET_PATH
+from mlx_serving.server.websocket.routes import websocket_routes
 
 _OUTSIDE_FASTAPI = (
     ChatCompletionRequest,

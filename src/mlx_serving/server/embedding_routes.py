@@ -13,16 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mlx_serving.core.choices import Usage
-from mlx_serving.core.embeddings import Embeddings, floats, gather
+from mlx_serving.core.embedding.embeddings import Embeddings, floats, gather
 from mlx_serving.core.generation import EmbeddingInputs, GenerationRequest
 from mlx_serving.core.serving import ServedModel
-from mlx_serving.server.access_log import access_record
-from mlx_serving.server.auth import require_allowed, require_api_key
-from mlx_serving.server.body import read_json_object
 from mlx_serving.server.errors import json_response
+from mlx_serving.server.http.access_log import access_record
+from mlx_serving.server.http.body import read_json_object
 from mlx_serving.server.issues import Issue, refuse
-from mlx_serving.server.openai_documents import Document
-from mlx_serving.server.openai_schema import Body, PromptValue
+from mlx_serving.server.keys.auth import require_allowed, require_api_key
+from mlx_serving.server.openai.documents import Document
+from mlx_serving.server.openai.schema import Body, PromptValue
 from mlx_serving.server.openapi import GENERATION_ERRORS, body_of, error_responses
 from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.service import Service

@@ -19,14 +19,14 @@ from starlette.types import Receive, Scope, Send
 from mlx_serving.core.choices import Choices, Completion, Transcript, Usage
 from mlx_serving.core.generation import Backend, Delta, FinishReason, GenerationRequest, GenerationStats
 from mlx_serving.errors import Aborted, EngineError, ProtocolError
-from mlx_serving.server import sse
-from mlx_serving.server.access_log import AccessRecord
 from mlx_serving.server.errors import DEFECT, encode_error, error_code, json_response
-from mlx_serving.server.in_flight import InFlight
-from mlx_serving.server.journal import Journal, Noted
-from mlx_serving.server.keep_alive import EventStream, KeepAlive
-from mlx_serving.server.merged_streams import NumberedDelta, merged_streams
-from mlx_serving.server.openai_chunks import Answer, ChoiceChunks
+from mlx_serving.server.http import sse
+from mlx_serving.server.http.access_log import AccessRecord
+from mlx_serving.server.http.in_flight import InFlight
+from mlx_serving.server.http.keep_alive import EventStream, KeepAlive
+from mlx_serving.server.http.merged_streams import NumberedDelta, merged_streams
+from mlx_serving.server.openai.chunks import Answer, ChoiceChunks
+from mlx_serving.server.resume.journal import Journal, Noted
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.server")

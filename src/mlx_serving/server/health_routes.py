@@ -7,8 +7,8 @@ from pydantic import Field
 from starlette.responses import Response
 
 from mlx_serving.core.serving import HealthReport, HealthStatus, WorkerHealth
-from mlx_serving.server.auth import require_api_key
-from mlx_serving.server.openai_documents import Document
+from mlx_serving.server.keys.auth import require_api_key
+from mlx_serving.server.openai.documents import Document
 from mlx_serving.server.openapi import error_responses
 from mlx_serving.server.service import Service
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.routing import compile_path
 
-from mlx_serving.server.openai_documents import ErrorDocument
+from mlx_serving.server.openai.documents import ErrorDocument
 
 # JSON trees, typed as FastAPI types them.
 _Json: TypeAlias = dict[str, Any]

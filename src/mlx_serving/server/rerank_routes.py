@@ -9,13 +9,10 @@ from fastapi import APIRouter, Depends
 from pydantic import Discriminator, Field, Tag
 from starlette.requests import Request
 
-from mlx_serving.core.embeddings import Embeddings, floats
+from mlx_serving.core.embedding.embeddings import Embeddings, floats
 from mlx_serving.core.generation import EmbeddingInputs
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.errors import InvalidRequest
-from mlx_serving.server.access_log import access_record
-from mlx_serving.server.auth import require_api_key
-from mlx_serving.server.body import read_json_object
 from mlx_serving.server.embedding_routes import (
     MAX_INPUTS,
     OF_OTHERS,
@@ -26,9 +23,12 @@ from mlx_serving.server.embedding_routes import (
     refuse_zero,
     too_many,
 )
+from mlx_serving.server.http.access_log import access_record
+from mlx_serving.server.http.body import read_json_object
 from mlx_serving.server.issues import Issue, refuse
-from mlx_serving.server.openai_documents import Document
-from mlx_serving.server.openai_schema import Body
+from mlx_serving.server.keys.auth import require_api_key
+from mlx_serving.server.openai.documents import Document
+from mlx_serving.server.openai.schema import Body
 from mlx_serving.server.openapi import GENERATION_ERRORS, body_of, error_responses
 from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.request_fields import string_or

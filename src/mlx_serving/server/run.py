@@ -21,11 +21,11 @@ import uvicorn
 
 from mlx_serving.errors import EngineClosed
 from mlx_serving.server.app import ServerApp
-from mlx_serving.server.certificate import check_certificate
-from mlx_serving.server.handover import resume_path
-from mlx_serving.server.http_protocol import BoundedHttpProtocol
-from mlx_serving.server.listening import ListenAddress, address_of, listen, with_more_acceptors
-from mlx_serving.server.websocket_protocol import BoundedWebSocketProtocol
+from mlx_serving.server.http.certificate import check_certificate
+from mlx_serving.server.http.http_protocol import BoundedHttpProtocol
+from mlx_serving.server.http.listening import ListenAddress, address_of, listen, with_more_acceptors
+from mlx_serving.server.resume.handover import resume_path
+from mlx_serving.server.websocket.protocol import BoundedWebSocketProtocol
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.server")

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from mlx_serving.core.response_store import StorePolicy
 from mlx_serving.core.serving import ServedModel
 from mlx_serving.errors import ModelNotFound
-from mlx_serving.server.handover import Handover
-from mlx_serving.server.in_flight import InFlight
-from mlx_serving.server.keep_alive import KeepAlive
-from mlx_serving.server.key_ring import KeyRing, KeySettings
+from mlx_serving.server.http.in_flight import InFlight
+from mlx_serving.server.http.keep_alive import KeepAlive
+from mlx_serving.server.keys.ring import KeyRing, KeySettings
 from mlx_serving.server.ports import ServingEngine
 from mlx_serving.server.reload import Reloader
+from mlx_serving.server.responses.stored import StoredResponses
+from mlx_serving.server.resume.handover import Handover
 from mlx_serving.server.settings import ServerSettings
-from mlx_serving.server.stored_responses import StoredResponses
 
 
 @dataclass(slots=True)

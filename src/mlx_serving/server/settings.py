@@ -10,7 +10,7 @@ from pathlib import Path
 from mlx_serving.config.schema import Config
 from mlx_serving.core.bounds import at_least, greater_than
 from mlx_serving.core.response_store import StorePolicy
-from mlx_serving.server.key_ring import KeySettings
+from mlx_serving.server.keys.ring import KeySettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from starlette.types import Receive
 from mlx_serving.core.choices import Choices, Usage
 from mlx_serving.core.generation import Backend, Delta, FinishReason, GenerationRequest, GenerationStats
 from mlx_serving.errors import EngineError
-from mlx_serving.server.access_log import AccessRecord
 from mlx_serving.server.errors import json_response
 from mlx_serving.server.generation import EventSink, EventsResponse, end_of
-from mlx_serving.server.in_flight import InFlight
-from mlx_serving.server.journal import Journal, Noted
-from mlx_serving.server.keep_alive import EventStream, KeepAlive
-from mlx_serving.server.merged_streams import NumberedDelta, merged_streams
+from mlx_serving.server.http.access_log import AccessRecord
+from mlx_serving.server.http.in_flight import InFlight
+from mlx_serving.server.http.keep_alive import EventStream, KeepAlive
+from mlx_serving.server.http.merged_streams import NumberedDelta, merged_streams
+from mlx_serving.server.resume.journal import Journal, Noted
 
 
 @dataclass(frozen=True, slots=True)

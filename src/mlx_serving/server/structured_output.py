@@ -9,7 +9,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlx_serving.core.generation import Structure
-from mlx_serving.core.structure import check
+from mlx_serving.core.grammar.structure import check
 from mlx_serving.errors import GuidanceError
 
 

@@ -11,13 +11,13 @@ from starlette.requests import Request
 
 from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.core.serving import ServedModel
-from mlx_serving.server.access_log import access_record
-from mlx_serving.server.auth import require_allowed, require_api_key
-from mlx_serving.server.body import read_json_object
+from mlx_serving.server.http.access_log import access_record
+from mlx_serving.server.http.body import read_json_object
 from mlx_serving.server.issues import Issue, refuse
-from mlx_serving.server.openai_documents import Document
-from mlx_serving.server.openai_requests import parse_chat
-from mlx_serving.server.openai_schema import Body
+from mlx_serving.server.keys.auth import require_allowed, require_api_key
+from mlx_serving.server.openai.documents import Document
+from mlx_serving.server.openai.requests import parse_chat
+from mlx_serving.server.openai.schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
 from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.service import Service

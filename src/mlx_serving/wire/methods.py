@@ -12,9 +12,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from mlx_serving.core.draft_report import CompatibilityReport
 from mlx_serving.core.generation import MAX_DRAFT_TOKENS, Image, ImageDetail, Priority, SpeculationMethod
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
+from mlx_serving.core.speculation.report import CompatibilityReport
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -385,7 +385,7 @@ class DetokenizeResult(msgspec.Struct, frozen=True):
 
 
 class CheckDraftParams(Params):
-    """Two models that are loaded: see `core.draft_report`."""
+    """Two models that are loaded: see `core.speculation.report`."""
 
     primary_id: ModelId
     draft_id: ModelId

@@ -11,7 +11,7 @@ from typing import TypeAlias, assert_never
 
 import msgspec
 
-from mlx_serving.core.embeddings import floats
+from mlx_serving.core.embedding.embeddings import floats
 from mlx_serving.core.generation import FinishReason
 from mlx_serving.errors import ProtocolError
 from mlx_serving.wire import jsonrpc

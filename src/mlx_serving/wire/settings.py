@@ -7,10 +7,10 @@ from typing import Annotated
 import msgspec
 
 from mlx_serving.core.memory_budget import MemoryPolicy
-from mlx_serving.core.prefix_disk import DiskPolicy
-from mlx_serving.core.prefix_index import PrefixCachePolicy
+from mlx_serving.core.prefix.disk import DiskPolicy
+from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.sampling_defaults import SamplingDefaults
-from mlx_serving.core.scheduling import SchedulerPolicy
+from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.errors import InvalidConfig
 from mlx_serving.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
 

@@ -14,7 +14,7 @@ from mlx_serving.machine.blas import Blas
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.wire.notifications import Notice
 from mlx_serving.wire.settings import WorkerSettings
-from mlx_serving.worker.embeddings import Embeddings
+from mlx_serving.worker.embedding.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress, Pulse
@@ -23,9 +23,9 @@ from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.memory_bounds import MemoryBounds
 from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.pipe import Outbox
-from mlx_serving.worker.prefix_cache import PrefixCache
-from mlx_serving.worker.prefix_disk import PrefixDisk
-from mlx_serving.worker.prefix_files import PrefixFiles
+from mlx_serving.worker.prefix.cache import PrefixCache
+from mlx_serving.worker.prefix.disk import PrefixDisk
+from mlx_serving.worker.prefix.files import PrefixFiles
 from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.tokenizing import TokenizerThread
 from mlx_serving.worker.vision.architecture import VisionText

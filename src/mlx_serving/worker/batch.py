@@ -28,9 +28,9 @@ from mlx_serving.errors import GuidanceError
 from mlx_serving.worker.decode_layer import DecodeLayer, decode_layer
 from mlx_serving.worker.forced_runs import ForcedRuns
 from mlx_serving.worker.kv_cache import RowLengths, SoloCache
-from mlx_serving.worker.logprobs import RowLogprobs
-from mlx_serving.worker.sampler import BatchSampler, Launched
-from mlx_serving.worker.sampling_row import SamplingRow
+from mlx_serving.worker.sampling.logprobs import RowLogprobs
+from mlx_serving.worker.sampling.row import SamplingRow
+from mlx_serving.worker.sampling.sampler import BatchSampler, Launched
 from mlx_serving.worker.speculation.speculator import Speculator
 from mlx_serving.worker.speculation.verification import Verification
 

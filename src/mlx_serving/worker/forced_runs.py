@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlx_serving.core.forced_runs import MAX_RUN, width
-from mlx_serving.worker.constraints import MinTokens
-from mlx_serving.worker.forced_tokens import ForcedTokens
 from mlx_serving.worker.prompts import PASS_TOKENS
-from mlx_serving.worker.sampling_row import SamplingRow
+from mlx_serving.worker.sampling.constraints import MinTokens
+from mlx_serving.worker.sampling.forced_tokens import ForcedTokens
+from mlx_serving.worker.sampling.row import SamplingRow
 
 _PADDING = 0
 

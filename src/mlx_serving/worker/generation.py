@@ -12,21 +12,21 @@ from dataclasses import dataclass
 import msgspec
 
 from mlx_serving.core.generation import Priority
-from mlx_serving.core.kv_budget import MEMORY_RETRY_S
 from mlx_serving.core.memory_share import tells_of_memory
-from mlx_serving.core.prefix_index import PrefixCachePolicy
+from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.runtime_telemetry import PrefixTelemetry
+from mlx_serving.core.schedule.kv_budget import MEMORY_RETRY_S
+from mlx_serving.core.schedule.scheduling import Encode, SchedulerLoad, Step
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.scheduling import Encode, SchedulerLoad, Step
-from mlx_serving.core.speculation import Drafting, SpeculationCounts
+from mlx_serving.core.speculation.policy import Drafting, SpeculationCounts
 from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError, Overloaded
 from mlx_serving.wire.notifications import Completed, Row, StepFrame
 from mlx_serving.worker.batch import Token
-from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.logprobs import name
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.outcomes import Outcomes
-from mlx_serving.worker.prefix_cache import PrefixCache
+from mlx_serving.worker.prefix.cache import PrefixCache
+from mlx_serving.worker.sampling.logprobs import name
 from mlx_serving.worker.sequence import RunningSequence
 from mlx_serving.worker.vision.features import FeatureCache
 from mlx_serving.worker.vision.runner import VisionRunner

@@ -11,21 +11,21 @@ from typing import Any, Protocol
 from mlx_serving.core.sampling_defaults import SamplingDefaults
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire.methods import LOAD_MODEL, METHODS
-from mlx_serving.worker.draft_handlers import DraftHandlers
-from mlx_serving.worker.draft_pairs import DraftPairs
-from mlx_serving.worker.embed_handlers import EmbedHandlers
-from mlx_serving.worker.embeddings import Embeddings
+from mlx_serving.worker.embedding.embeddings import Embeddings
+from mlx_serving.worker.embedding.handlers import EmbedHandlers
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress, Pulse
-from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.loading.loaded_models import LoadedModels
 from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.memory_wishes import MemoryWishes
 from mlx_serving.worker.model_handlers import ModelHandlers
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.pipe import Outbox
-from mlx_serving.worker.prefix_disk import PrefixDisk
+from mlx_serving.worker.prefix.disk import PrefixDisk
 from mlx_serving.worker.routes import Reply, Route, attempt
 from mlx_serving.worker.runtime_handlers import RuntimeHandlers
+from mlx_serving.worker.speculation.handlers import DraftHandlers
+from mlx_serving.worker.speculation.pairs import DraftPairs
 from mlx_serving.worker.stream_handlers import StreamHandlers
 from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.token_handlers import TokenHandlers

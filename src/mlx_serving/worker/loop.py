@@ -12,7 +12,7 @@ from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.errors import EngineError, InvalidEnvelope, MessageTooLarge, UnknownMethod
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, Line, Message, Oversized
-from mlx_serving.worker.embeddings import Embeddings
+from mlx_serving.worker.embedding.embeddings import Embeddings
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.handlers import Handlers
 from mlx_serving.worker.heartbeat import Progress

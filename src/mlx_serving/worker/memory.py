@@ -17,10 +17,10 @@ import mlx.core as mx
 from mlx_serving.core import buffer_squeeze
 from mlx_serving.core.buffer_squeeze import Lent, SqueezeState
 from mlx_serving.core.memory_budget import Bound, MemoryPlan, MemoryPolicy, capacity, plan, require_room, undisturbed
-from mlx_serving.core.prefix_index import PrefixCachePolicy
-from mlx_serving.core.scheduler_memory import SchedulerMemory
+from mlx_serving.core.prefix.index import PrefixCachePolicy
+from mlx_serving.core.schedule.scheduler_memory import SchedulerMemory
 from mlx_serving.worker.memory_bounds import working_set_bytes
-from mlx_serving.worker.prefix_cache import PrefixCache
+from mlx_serving.worker.prefix.cache import PrefixCache
 from mlx_serving.worker.vision.features import FeatureCache
 
 _INTERVAL_S = 0.5

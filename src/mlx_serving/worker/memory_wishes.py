@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from mlx_serving.core.scheduler_memory import SchedulerMemory
+from mlx_serving.core.schedule.scheduler_memory import SchedulerMemory
 from mlx_serving.wire.notifications import MemoryWanted
 from mlx_serving.worker.pipe import Outbox
 

@@ -12,20 +12,20 @@ from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import ModelProgress
-from mlx_serving.worker import loader
-from mlx_serving.worker.embed_handlers import EmbedHandlers
-from mlx_serving.worker.embedding_loader import AnyLoading, embedder_loading
-from mlx_serving.worker.embedding_model import EmbeddingModel
-from mlx_serving.worker.embeddings import Embeddings
+from mlx_serving.worker.embedding.embeddings import Embeddings
+from mlx_serving.worker.embedding.handlers import EmbedHandlers
+from mlx_serving.worker.embedding.loader import AnyLoading, embedder_loading
+from mlx_serving.worker.embedding.model import EmbeddingModel
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Progress
-from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.loaded_models import LoadedModels
-from mlx_serving.worker.loads import Loads
+from mlx_serving.worker.loading import loader
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_models import LoadedModels
+from mlx_serving.worker.loading.loads import Loads
 from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.pipe import Outbox
-from mlx_serving.worker.prefix_disk import PrefixDisk
+from mlx_serving.worker.prefix.disk import PrefixDisk
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.stream_handlers import StreamHandlers
 from mlx_serving.worker.tokenizing import TokenizerThread

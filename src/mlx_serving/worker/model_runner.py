@@ -18,15 +18,15 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache, trim_prompt_cache
 from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
-from mlx_serving.core.scheduling import PrefillChunk
-from mlx_serving.core.speculation import Drafting
+from mlx_serving.core.schedule.scheduling import PrefillChunk
+from mlx_serving.core.speculation.policy import Drafting
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.batch import DecodeBatch, Place, Token
-from mlx_serving.worker.matcher import Matcher
+from mlx_serving.worker.grammar.matcher import Matcher
 from mlx_serving.worker.packed_kv import make_caches
-from mlx_serving.worker.prefix_cache import Beginning
+from mlx_serving.worker.prefix.cache import Beginning
 from mlx_serving.worker.prompts import Prompt, advance_all
-from mlx_serving.worker.sampling_row import NO_RULES, SamplingRow, TokenRules
+from mlx_serving.worker.sampling.row import NO_RULES, SamplingRow, TokenRules
 from mlx_serving.worker.speculation.drafter import NOT_WANTED, Wanted
 from mlx_serving.worker.speculation.model_drafter import ModelDrafter, weight_bytes
 from mlx_serving.worker.speculation.speculator import Speculator

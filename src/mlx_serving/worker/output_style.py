@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_serving.core.output_formats import HARMONY, THINK_STYLES, TOOL_STYLES, output_format
-from mlx_serving.core.output_parser import OutputFormat
+from mlx_serving.core.output.output_formats import HARMONY, THINK_STYLES, TOOL_STYLES, output_format
+from mlx_serving.core.output.output_parser import OutputFormat
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.errors import InvalidRequest
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from mlx_serving.core.generation import FinishReason
-from mlx_serving.core.output_parser import OutputParser
-from mlx_serving.core.parsed_output import Parts
+from mlx_serving.core.output.output_parser import OutputParser
+from mlx_serving.core.output.parsed_output import Parts
 from mlx_serving.wire.notifications import Aside, CallPiece, Completed, Row, TokenLogprobs
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.tokenizing import Decode

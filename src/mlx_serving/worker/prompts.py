@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import ConcatenateKVCache, KVCache, QuantizedKVCache
 
 from mlx_serving.core.kv_form import KvForm
-from mlx_serving.core.prefill_passes import passes
+from mlx_serving.core.schedule.prefill_passes import passes
 from mlx_serving.worker.packed_kv import form_of, make_caches, pack, parts_of
 
 PASS_TOKENS = 24

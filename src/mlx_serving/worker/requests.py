@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from mlx_serving.core.generation import ChatPrompt, Image, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
-from mlx_serving.core.output_parser import FormFormat, MarkedFormat, OutputFormat, OutputParser
+from mlx_serving.core.grammar.structure import check
+from mlx_serving.core.grammar.thought_grammar import Thinking, form_lead, form_rule, thinking_of, thought_lead
+from mlx_serving.core.grammar.tool_grammar import BARE, tool_grammar
+from mlx_serving.core.output.output_parser import FormFormat, MarkedFormat, OutputFormat, OutputParser
+from mlx_serving.core.output.tool_arguments import schemas_of
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling
-from mlx_serving.core.structure import check
-from mlx_serving.core.thought_grammar import Thinking, form_lead, form_rule, thinking_of, thought_lead
-from mlx_serving.core.tool_arguments import schemas_of
-from mlx_serving.core.tool_grammar import BARE, tool_grammar
 from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from mlx_serving.wire.methods import GenerateParams, ImageParam
-from mlx_serving.worker.embedding_model import EmbeddingModel
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.embedding.model import EmbeddingModel
+from mlx_serving.worker.grammar.structure import Form
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.output_style import tells_of_tools
-from mlx_serving.worker.sampling_row import TokenRules
-from mlx_serving.worker.structure import Form
+from mlx_serving.worker.sampling.row import TokenRules
 
 _PROMPT_TAIL = 32  # tokens in which the opening of reasoning stands, if there is any
 

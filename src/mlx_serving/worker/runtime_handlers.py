@@ -13,12 +13,12 @@ import psutil
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 from mlx_serving.machine.blas import Blas
 from mlx_serving.wire import methods
-from mlx_serving.worker.embed_handlers import EmbedHandlers
-from mlx_serving.worker.embedding_model import EmbeddingModel
+from mlx_serving.worker.embedding.handlers import EmbedHandlers
+from mlx_serving.worker.embedding.model import EmbeddingModel
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.heartbeat import Pulse
-from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_models import LoadedModels
 from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.memory_bounds import working_set_bytes
 from mlx_serving.worker.model_handlers import ModelHandlers

@@ -13,23 +13,23 @@ from typing import Any
 from llguidance import LLMatcher
 
 from mlx_serving.core import sampling_defaults
-from mlx_serving.core.output_parser import OutputParser
+from mlx_serving.core.output.output_parser import OutputParser
 from mlx_serving.core.reasoning_budget import ThoughtBudget
 from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefaults
 from mlx_serving.errors import Aborted, EngineError, InvalidRequest
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import Row, StepFrame
-from mlx_serving.worker.draft_pairs import DraftPairs
-from mlx_serving.worker.embed_handlers import EmbedHandlers
+from mlx_serving.worker.embedding.handlers import EmbedHandlers
 from mlx_serving.worker.generation import Generation, Terms
-from mlx_serving.worker.grammar_checker import GrammarChecker
-from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.loaded_models import LoadedModels
-from mlx_serving.worker.matcher import Matcher
+from mlx_serving.worker.grammar.checker import GrammarChecker
+from mlx_serving.worker.grammar.matcher import Matcher
+from mlx_serving.worker.grammar.structure import Form
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_models import LoadedModels
 from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.parsed_sequence import ParsedSequence
 from mlx_serving.worker.pipe import Outbox
-from mlx_serving.worker.prefix_disk import PrefixDisk
+from mlx_serving.worker.prefix.disk import PrefixDisk
 from mlx_serving.worker.requests import (
     check_ids,
     check_images,
@@ -45,10 +45,10 @@ from mlx_serving.worker.requests import (
     tokens_that_fit,
 )
 from mlx_serving.worker.routes import Reply, Route
-from mlx_serving.worker.sampling_row import TokenRules
+from mlx_serving.worker.sampling.row import TokenRules
 from mlx_serving.worker.sequence import Ending, RunningSequence
+from mlx_serving.worker.speculation.pairs import DraftPairs
 from mlx_serving.worker.speculation.wanted import wanted_of
-from mlx_serving.worker.structure import Form
 from mlx_serving.worker.tokenizing import TokenizerThread, guarded
 from mlx_serving.worker.vision.pictures import Prepared
 

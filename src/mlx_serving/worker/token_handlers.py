@@ -7,9 +7,9 @@ from typing import Any
 from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.wire import methods
 from mlx_serving.worker.batches import each_of
-from mlx_serving.worker.embedding_model import EmbeddingModel
-from mlx_serving.worker.loaded_model import LoadedModel
-from mlx_serving.worker.loaded_models import LoadedModels
+from mlx_serving.worker.embedding.model import EmbeddingModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_models import LoadedModels
 from mlx_serving.worker.requests import check_images, check_token_ids, images_of
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.tokenizing import TokenizerThread

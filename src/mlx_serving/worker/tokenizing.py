@@ -20,11 +20,11 @@ from typing import Any, TypeVar, cast
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import PreTrainedTokenizerFast
 
-from mlx_serving.core.draft_report import Vocabulary
 from mlx_serving.core.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from mlx_serving.core.latency import LatencyWindow
+from mlx_serving.core.prefix.token_chain import common
 from mlx_serving.core.runtime_telemetry import TokenizationTelemetry
-from mlx_serving.core.token_chain import common
+from mlx_serving.core.speculation.report import Vocabulary
 from mlx_serving.errors import EngineError, InvalidRequest, ProtocolError, TokenizerError
 from mlx_serving.worker.vision.pictures import Prepared
 

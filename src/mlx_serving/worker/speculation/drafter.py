@@ -9,7 +9,7 @@ from typing import Protocol
 import mlx.nn as nn
 
 from mlx_serving.wire.methods import SpeculationMethod
-from mlx_serving.worker.sampling_row import SamplingRow
+from mlx_serving.worker.sampling.row import SamplingRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_serving.worker.kv_cache import RowLengths, SlotKVCache
 from mlx_serving.worker.prompts import Prompt
-from mlx_serving.worker.sampler import BatchSampler
+from mlx_serving.worker.sampling.sampler import BatchSampler
 from mlx_serving.worker.speculation.drafter import DraftModel, Wish
 from mlx_serving.worker.speculation.verification import behind
 

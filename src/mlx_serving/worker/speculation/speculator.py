@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
 from mlx_serving.core.memory_share import tells_of_memory
-from mlx_serving.core.pass_cost import DraftCost, PassCost
-from mlx_serving.core.speculation import DEFAULT_DRAFT_TOKENS, Drafting, Hope, SpeculationCounts, draft_width
+from mlx_serving.core.speculation.pass_cost import DraftCost, PassCost
+from mlx_serving.core.speculation.policy import DEFAULT_DRAFT_TOKENS, Drafting, Hope, SpeculationCounts, draft_width
 from mlx_serving.worker.prompts import PASS_TOKENS
-from mlx_serving.worker.sampling_row import SamplingRow
+from mlx_serving.worker.sampling.row import SamplingRow
 from mlx_serving.worker.speculation.drafter import Drafter, DraftModel, Wanted, Wish
 from mlx_serving.worker.speculation.model_drafter import can_draft, weight_bytes
 from mlx_serving.worker.speculation.verification import Draws, is_checkable

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_serving.worker.forced_runs import ForcedRuns
-from mlx_serving.worker.forced_tokens import ForcedTokens
-from mlx_serving.worker.logprobs import RowLogprobs
-from mlx_serving.worker.sampling_row import SamplingRow
+from mlx_serving.worker.sampling.forced_tokens import ForcedTokens
+from mlx_serving.worker.sampling.logprobs import RowLogprobs
+from mlx_serving.worker.sampling.row import SamplingRow
 
 
 class Draws(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.wire.methods import GenerateParams
-from mlx_serving.worker.loaded_model import LoadedModel
+from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.speculation.drafter import DraftModel, Wanted
 
 

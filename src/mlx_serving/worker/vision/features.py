@@ -32,8 +32,8 @@ class Features:
 
 
 class FeatureCache:
-    """Belongs to the thread that owns MLX. It answers the scheduler (`core.encodings`). What a sequence has claimed or
-    brought stays until it lets go of it, or closes."""
+    """Belongs to the thread that owns MLX. It answers the scheduler (`core.schedule.encodings`). What a sequence has
+    claimed or brought stays until it lets go of it, or closes."""
 
     def __init__(self, limit_bytes: float = float("inf")) -> None:
         self._kept: dict[Key, Features] = {}
@@ -72,7 +72,7 @@ class FeatureCache:
             del self._kept[key]
 
     def claim(self, id: str, index: int) -> bool:  # noqa: A002
-        """See `core.encodings.Encodings`."""
+        """See `core.schedule.encodings.Encodings`."""
         key = self._keys[id][index]
         if key not in self._kept:
             return False

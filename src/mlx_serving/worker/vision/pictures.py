@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_serving.core.encodings import ImageSpan
+from mlx_serving.core.schedule.encodings import ImageSpan
 
 _NAMED = 1 << 31  # above every token id
 

@@ -16,9 +16,9 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_serving.core.encodings import ImageSpan
 from mlx_serving.core.kv_form import KvForm
-from mlx_serving.core.speculation import Drafting
+from mlx_serving.core.schedule.encodings import ImageSpan
+from mlx_serving.core.speculation.policy import Drafting
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.model_runner import Job, ModelRunner
 from mlx_serving.worker.prompts import Prompt

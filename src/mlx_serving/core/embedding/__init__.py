@@ -1,0 +1,1 @@
+"""Vectors instead of text: which inputs share a pass, and in what order."""

@@ -1,0 +1,1 @@
+"""The forms that answers can be held to, as grammars."""

@@ -1,0 +1,1 @@
+"""Pictures: what is taken, from where, and how messages hold them."""

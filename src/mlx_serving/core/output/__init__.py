@@ -1,0 +1,1 @@
+"""What models write, taken apart: text, reasoning, calls of tools."""

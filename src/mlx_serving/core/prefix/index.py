@@ -1,0 +1,365 @@
+"""Which beginnings of sequences are kept to be used again, and which of them go when room is short.
+
+Two kinds of entries, because caches are of two kinds:
+
+    block   the KV of up to `block_tokens` tokens. It needs the blocks before it; a tree of blocks holds many sequences,
+            and what they have in common once. Of a block, any number of first tokens can be used. Only whole blocks
+            have others behind them.
+    state   all that a cache holds after some number of tokens, for caches that cannot be cut. It stands for itself, and
+            is of use only to sequences that begin with exactly these tokens.
+
+An entry is worth as much as it was used lately and often. Blocks go from the ends of the tree: none goes while another
+one needs it.
+
+Sizes are bytes, times monotonic seconds. No I/O, no clock: what entries stand for is kept elsewhere, under their keys.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from mlx_serving.core.bounds import at_least, between
+from mlx_serving.core.prefix.token_chain import TokenChain, common
+
+_REMEMBERED = 4096  # keys of entries that went, to tell why something is not found
+_USE_WORTH_S = 30.0  # each use counts as if the last one had been so much later
+_MOST_USES = 20
+
+MissReason: TypeAlias = Literal["absent", "differs", "evicted"]
+"""Why no more was found. `absent`: nothing that is kept goes on from there. `differs`: what is kept goes on with other
+tokens. `evicted`: it was kept, and had to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCachePolicy:
+    """`memory_bytes` bounds what is kept, None is half of the memory for KV caches; running sequences take what they
+    need of it. With `per_caller`, callers share nothing with each other."""
+
+    enabled: bool = True
+    memory_bytes: int | None = None
+    block_tokens: int = 64
+    per_caller: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes is not None:
+            at_least("memory_bytes", self.memory_bytes, 0)
+        between("block_tokens", self.block_tokens, 16, 256)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """`token_ids` are the block's own, of a state those behind the last whole block; `end` counts all tokens up to
+    them. `parent` is the block before; a state has none."""
+
+    key: bytes
+    place: bytes
+    token_ids: tuple[int, ...]
+    end: int
+    size: int
+    owner: str
+    is_state: bool
+    parent: Entry | None
+    last_used: float
+    uses: int = 0
+    children: int = 0
+    kept: bool = True
+    ticket: int = 0
+
+    @property
+    def worth(self) -> float:
+        return self.last_used + _USE_WORTH_S * min(self.uses, _MOST_USES)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What is kept of a sequence: `tokens` of it, in `entries`, of the last of which perhaps not all are used.
+    `reason` is why it is not more, None if more cannot be used."""
+
+    tokens: int
+    entries: tuple[Entry, ...] = ()
+    reason: MissReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Insertion:
+    """`added` entries are to be filled, each with the KV of the tokens before its `end`; `gone` are to be dropped."""
+
+    added: list[Entry] = field(default_factory=list[Entry])
+    gone: list[Entry] = field(default_factory=list[Entry])
+
+
+@dataclass(slots=True)
+class PrefixCounts:
+    """Since the start. `hits` are lookups that found anything; tokens are those of prompts."""
+
+    hits: int = 0
+    misses: int = 0
+    hit_tokens: int = 0
+    missed_tokens: int = 0
+    evictions: int = 0
+
+
+class PrefixIndex:
+    def __init__(self) -> None:
+        self.counts = PrefixCounts()
+        self.size = 0
+        self._entries: dict[bytes, Entry] = {}
+        self._states: dict[bytes, Entry] = {}
+        # By the key before them: partial and whole blocks, and states.
+        self._blocks_at: dict[bytes, list[Entry]] = {}
+        self._states_at: dict[bytes, list[Entry]] = {}
+        self._ends: list[tuple[float, int, Entry]] = []  # a heap, with outdated items in it
+        self._tickets = itertools.count(1)
+        self._evicted: OrderedDict[bytes, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries) + len(self._states)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return itertools.chain(self._entries.values(), self._states.values())
+
+    def match(self, chain: TokenChain, *, states: bool) -> Match:
+        """The most that is kept of a sequence, but not its last token: that one is computed in any case.
+
+        `states`: its model's caches cannot be cut.
+        """
+        return self._match_state(chain) if states else self._match_blocks(chain)
+
+    def use(self, match: Match, prompt_tokens: int, now: float) -> None:
+        """A sequence of `prompt_tokens` begins with what was found."""
+        counts = self.counts
+        if match.tokens:
+            counts.hits += 1
+        else:
+            counts.misses += 1
+        counts.hit_tokens += match.tokens
+        counts.missed_tokens += prompt_tokens - match.tokens
+        for entry in match.entries:
+            self._touch(entry, now)
+
+    def insert_blocks(
+        self, chain: TokenChain, end: int, *, tail: bool, token_bytes: int, limit: float, now: float
+    ) -> Insertion:
+        """Keep the first `end` tokens of a sequence, `token_bytes` each, as far as `limit` bytes in all allow. With
+        `tail`, also those behind the last whole block."""
+        insertion = Insertion()
+        path: list[Entry] = []
+        block = chain.block_tokens
+        for start in range(0, end, block):
+            stop = min(start + block, end)
+            if stop - start < block and not tail:
+                break
+            key, place = chain.key_of(stop), chain.keys[start // block]
+            entry = self._entries.get(key)
+            if entry is None:
+                token_ids = tuple(chain.token_ids[start:stop])
+                if stop - start < block and self._is_covered(place, token_ids):
+                    break
+                size = (stop - start) * token_bytes
+                insertion.gone.extend(self._make_room(limit - size, spared=path[-1] if path else None))
+                if self.size + size > limit:
+                    break
+                parent = path[-1] if path else None
+                entry = Entry(key, place, token_ids, stop, size, chain.owner, False, parent, now)
+                insertion.gone.extend(self._superseded(entry))
+                self._add(entry)
+                insertion.added.append(entry)
+            else:
+                self._refresh(entry, now)
+            path.append(entry)
+        return insertion
+
+    def insert_state(self, chain: TokenChain, end: int, *, size: int, limit: float, now: float) -> Insertion:
+        """Keep the state after the first `end` tokens of a sequence, if `limit` bytes in all allow it."""
+        insertion = Insertion()
+        key = chain.key_of(end)
+        known = self._states.get(key)
+        if known is not None:
+            self._refresh(known, now)
+            return insertion
+        if size > limit:
+            return insertion
+        insertion.gone.extend(self._make_room(limit - size))
+        blocks = end // chain.block_tokens
+        token_ids = tuple(chain.token_ids[blocks * chain.block_tokens : end])
+        entry = Entry(key, chain.keys[blocks], token_ids, end, size, chain.owner, True, None, now)
+        self._add(entry)
+        insertion.added.append(entry)
+        return insertion
+
+    def evict(self, limit: float) -> list[Entry]:
+        """Let go of what is worth least until no more than `limit` bytes are kept."""
+        return self._make_room(limit)
+
+    def drop(self, owner: str) -> list[Entry]:
+        """Let go of everything of a model."""
+        gone = [entry for entry in self if entry.owner == owner]
+        # Another model of the same files may have gone on behind its blocks.
+        known = set(map(id, gone))
+        for entry in sorted(self._entries.values(), key=lambda one: one.end):
+            if entry.parent is not None and id(entry.parent) in known and id(entry) not in known:
+                known.add(id(entry))
+                gone.append(entry)
+        for entry in sorted(gone, key=lambda one: -one.end):
+            self._remove(entry)
+        return gone
+
+    def blocks(self, chain: TokenChain, start: int, end: int) -> list[Entry] | None:
+        """The blocks that hold these tokens of a sequence, whose whole blocks end before `end` but for the last; None
+        if some are not kept."""
+        found: list[Entry] = []
+        block = chain.block_tokens
+        for begin in range(start // block * block, end, block):
+            wanted = tuple(chain.token_ids[begin : min(begin + block, end)])
+            place = chain.keys[begin // block]
+            entry = next(
+                (one for one in self._blocks_at.get(place, ()) if one.token_ids[: len(wanted)] == wanted), None
+            )
+            if entry is None:
+                return None
+            found.append(entry)
+        return found
+
+    def state(self, chain: TokenChain, end: int) -> Entry | None:
+        """The state after the first `end` tokens of a sequence, if it is kept."""
+        return self._states.get(chain.key_of(end))
+
+    # -- finding
+
+    def _match_blocks(self, chain: TokenChain) -> Match:
+        most = len(chain) - 1
+        path: list[Entry] = []
+        for key in chain.keys[1:]:
+            entry = self._entries.get(key)
+            if entry is None or entry.end > most:
+                break
+            path.append(entry)
+        done = path[-1].end if path else 0
+        rest = chain.token_ids[done:most][: chain.block_tokens]
+        place = chain.keys[len(path)]
+        best, count = None, 0
+        for entry in self._blocks_at.get(place, ()):
+            same = common(entry.token_ids, rest)
+            if same > count:
+                best, count = entry, same
+        if best is not None:
+            path.append(best)
+        matched = done + count
+        return Match(matched, tuple(path), self._reason(chain, matched, most, len(path) - (best is not None)))
+
+    def _match_state(self, chain: TokenChain) -> Match:
+        most = len(chain) - 1
+        for blocks in range(most // chain.block_tokens, -1, -1):
+            start = blocks * chain.block_tokens
+            found = [
+                entry
+                for entry in self._states_at.get(chain.keys[blocks], ())
+                if entry.end <= most and tuple(chain.token_ids[start : entry.end]) == entry.token_ids
+            ]
+            if found:
+                best = max(found, key=lambda entry: entry.end)
+                return Match(best.end, (best,), self._reason(chain, best.end, most, blocks))
+        return Match(0, (), self._reason(chain, 0, most, 0))
+
+    def _reason(self, chain: TokenChain, matched: int, most: int, blocks: int) -> MissReason | None:
+        if matched >= most:
+            return None
+        following = chain.keys[blocks + 1] if blocks + 1 < len(chain.keys) else None
+        if following in self._evicted:
+            return "evicted"
+        place = chain.keys[blocks]
+        start = blocks * chain.block_tokens
+        known = [*self._blocks_at.get(place, ()), *self._states_at.get(place, ())]
+        if any(len(entry.token_ids) > matched - start for entry in known):
+            return "differs"
+        return "absent"
+
+    def _is_covered(self, place: bytes, token_ids: Sequence[int]) -> bool:
+        return any(entry.token_ids[: len(token_ids)] == token_ids for entry in self._blocks_at.get(place, ()))
+
+    # -- keeping
+
+    def _superseded(self, fresh: Entry) -> list[Entry]:
+        """Let go of shorter blocks that say no more than the one that comes."""
+        gone = [
+            entry
+            for entry in self._blocks_at.get(fresh.place, ())
+            if len(entry.token_ids) < len(fresh.token_ids)
+            and fresh.token_ids[: len(entry.token_ids)] == entry.token_ids
+        ]
+        for entry in gone:
+            fresh.uses = max(fresh.uses, entry.uses)
+            self._remove(entry)
+        return gone
+
+    def _add(self, entry: Entry) -> None:
+        kept, at = (self._states, self._states_at) if entry.is_state else (self._entries, self._blocks_at)
+        kept[entry.key] = entry
+        at.setdefault(entry.place, []).append(entry)
+        self.size += entry.size
+        self._evicted.pop(entry.key, None)
+        if entry.parent is not None:
+            entry.parent.children += 1
+        self._file(entry)
+
+    def _remove(self, entry: Entry) -> None:
+        kept, at = (self._states, self._states_at) if entry.is_state else (self._entries, self._blocks_at)
+        del kept[entry.key]
+        siblings = at[entry.place]
+        siblings.remove(entry)
+        if not siblings:
+            del at[entry.place]
+        self.size -= entry.size
+        entry.kept = False
+        if entry.parent is not None:
+            entry.parent.children -= 1
+            self._file(entry.parent)
+
+    def _touch(self, entry: Entry, now: float) -> None:
+        entry.uses += 1
+        self._refresh(entry, now)
+
+    def _refresh(self, entry: Entry, now: float) -> None:
+        entry.last_used = now
+        self._file(entry)
+
+    # -- letting go
+
+    def _file(self, entry: Entry) -> None:
+        """Note what it is worth, if it may go."""
+        if entry.children or not entry.kept:
+            return
+        entry.ticket = next(self._tickets)
+        heapq.heappush(self._ends, (entry.worth, entry.ticket, entry))
+        if len(self._ends) > 4 * len(self) + 64:
+            self._ends = [item for item in self._ends if _may_go(item[2], item[1])]
+            heapq.heapify(self._ends)
+
+    def _make_room(self, limit: float, spared: Entry | None = None) -> list[Entry]:
+        gone: list[Entry] = []
+        was_spared = False
+        while self.size > limit and self._ends:
+            _, ticket, entry = heapq.heappop(self._ends)
+            if not _may_go(entry, ticket):
+                continue
+            if entry is spared:
+                was_spared = True
+                continue
+            self._remove(entry)
+            self.counts.evictions += 1
+            self._evicted[entry.key] = None
+            while len(self._evicted) > _REMEMBERED:
+                self._evicted.popitem(last=False)
+            gone.append(entry)
+        if spared is not None and was_spared:
+            self._file(spared)
+        return gone
+
+
+def _may_go(entry: Entry, ticket: int) -> bool:
+    return entry.kept and entry.ticket == ticket and not entry.children

@@ -1,0 +1,1 @@
+"""Drafting tokens: by whom, how many, and when it does not pay."""

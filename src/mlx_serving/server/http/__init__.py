@@ -1,0 +1,1 @@
+"""What is common to every route: connections, bodies, events, errors, the access log."""

@@ -1,0 +1,1 @@
+"""API keys: who they are for, and what they may use."""

@@ -1,0 +1,1 @@
+"""Requests that a stopped server leaves to the next one."""

@@ -1,0 +1,1 @@
+"""Chats over a WebSocket."""

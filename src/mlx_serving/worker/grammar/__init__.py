@@ -1,0 +1,1 @@
+"""Holding answers to a form: grammars compiled on their own thread, masks for each step."""

@@ -1,0 +1,1 @@
+"""Kept beginnings of prompts, with arrays: in memory, on disk."""

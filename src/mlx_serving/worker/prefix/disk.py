@@ -1,0 +1,317 @@
+"""Beginnings of sequences on disk, for those that memory does not keep any more: after a restart, say.
+
+    what memory keeps ──keep──▶ promised ──pump, a little a step──▶ bytes ──thread──▶ a file
+    a prompt that comes ──read_ahead──▶ its records, if that is cheaper than computing ──▶ memory ──▶ the scheduler
+
+This is the part that belongs to the thread that owns MLX; `prefix_files` is the other one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mlx_serving.catalog.identity import IdentityIndex
+from mlx_serving.catalog.prefix_records import Content, UnusableRecord, version_folder
+from mlx_serving.core.prefix.disk import RECORD_TOKENS, Found
+from mlx_serving.core.prefix.record import DiskRecord, Key, RecordKind, pack, root_key
+from mlx_serving.core.prefix.token_chain import TokenChain
+from mlx_serving.core.prefix.traffic import patience_s
+from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
+from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.packed_kv import unpacked
+from mlx_serving.worker.prefix.arrays import caches_of, from_content, to_content, tree_of
+from mlx_serving.worker.prefix.cache import MIN_TOKENS, PrefixCache
+from mlx_serving.worker.prefix.files import PrefixFiles, Reading
+from mlx_serving.worker.prefix.kv import KvBlock, piece
+
+_PUMP_BYTES = 4 << 20
+"""What is made of what waits to be written in one step, a record more or less."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """`fingerprint` tells the files of different models apart. `classes` are those of its caches, layer by layer, of
+    which a token takes `token_bytes` in all; of what can be cut there are `pairs` of keys and values."""
+
+    fingerprint: str
+    token_bytes: int
+    classes: list[type[Any]]
+    pairs: int
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A prompt that waits for the disk. `then` is called once, when it need not wait any more."""
+
+    chain: TokenChain
+    root: Key
+    then: Callable[[], None]
+    reading: Reading | None = None
+    timer: threading.Timer | None = None
+    is_over: bool = False
+
+
+class PrefixDisk:
+    """What a sequence computes is wanted as it goes on: a worker that dies loses little more than a record of it.
+    `prefill_s(model_id, start, count)` says how long it takes to compute so many tokens of a prompt behind `start`
+    others, in seconds, 0 while that is not known."""
+
+    running_tokens = RECORD_TOKENS // 4
+
+    def __init__(
+        self,
+        files: PrefixFiles,
+        folder: Path,
+        memory: PrefixCache,
+        prefill_s: Callable[[str, int, int], float],
+        deliver: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._files = files
+        self._identities = IdentityIndex(version_folder(folder) / "identities.json")
+        self._memory = memory
+        self._prefill_s = prefill_s
+        self._deliver = deliver
+        self._models: dict[str, _Model] = {}
+        # By root, one after the other: the next one may find in memory what was read for the last one.
+        self._turns: dict[Key, deque[_Waiting]] = {}
+        memory.store = self
+
+    def add_model(self, model: LoadedModel) -> None:
+        """Find what is on disk of it. Its files are read once, in the background, to know them by what they hold."""
+        caches = model.make_caches()
+        classes: list[type[Any]] = [type(cache) for cache in caches]
+        pairs = len(unpacked(caches))
+        directory = Path(model.facts.cached_path)
+        weights = sorted(directory.glob("*.safetensors"))
+        facts = f"{model.facts.config_digest} {model.facts.dtype} {model.kv_bytes_per_token}"
+        if model.options.kv is not None:
+            facts += f" {model.options.kv}"
+
+        def identified(digests: Sequence[str]) -> None:
+            fingerprint = _fingerprint(facts, digests)
+            self._models[model.model_id] = _Model(fingerprint, model.kv_bytes_per_token, classes, pairs)
+            self._files.add_model(fingerprint)
+
+        def identify() -> None:
+            digests = [self._identities.digest(file.resolve()) for file in weights]
+            self._deliver(lambda: identified(digests))
+
+        known = [self._identities.known(file.resolve()) for file in weights]
+        if None in known:
+            self._files.do(identify)
+        else:
+            identified([digest for digest in known if digest is not None])
+
+    def remove_model(self, model_id: str) -> None:
+        self._models.pop(model_id, None)
+
+    # -- to disk
+
+    def keep(self, chain: TokenChain, end: int, *, exact: bool, whole: bool) -> None:
+        """See `prefix_cache.PrefixStore`."""
+        model = self._models.get(chain.owner)
+        if model is None:
+            return
+        kind: RecordKind = "state" if exact else "blocks"
+        tokens = pack(chain.token_ids[:end])
+        state = self._memory.state(chain, end) if exact else None
+        token_bytes = model.token_bytes if state is None else state.nbytes / end
+
+        def content(record: DiskRecord) -> Content | None:
+            return self._content(chain, record, kind)
+
+        root = _root(model, chain, kind)
+        self._files.keep(model.fingerprint, root, tokens, kind, token_bytes, content, tail=whole)
+
+    def _content(self, chain: TokenChain, record: DiskRecord, kind: RecordKind) -> Content | None:
+        if kind == "blocks":
+            block = self._memory.blocks(chain, record.start, record.end)
+            return None if block is None else to_content(kind, block.layers)
+        state = self._memory.state(chain, record.end)
+        tree = None if state is None else tree_of(state.caches)
+        return None if tree is None else to_content(kind, tree)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `work` has something to do."""
+        return self._files.wants_pump
+
+    def work(self) -> None:
+        """A step's part of what there is to do."""
+        self._files.pump(_PUMP_BYTES)
+
+    def flush(self, patience_s: float) -> None:
+        """Write what waits, if it can be done in so many seconds."""
+        self._files.flush(patience_s)
+
+    def close(self) -> None:
+        """Read and write no more."""
+        self._files.close()
+
+    # -- from disk
+
+    def read_ahead(
+        self, model_id: str, token_ids: Sequence[int], salt: str, caller: str, then: Callable[[], None]
+    ) -> bool:
+        """Whether a prompt waits for what is on disk of it. Then `then` is called when it is in memory, or when
+        computing it would have taken no longer."""
+        model = self._models.get(model_id)
+        chain = None if model is None else self._memory.chain_of(model_id, token_ids, salt, caller)
+        if model is None or chain is None:
+            return False
+        root = _root(model, chain, self._kind(model_id))
+        wait_s = self._worth_s(model, chain, root)
+        if wait_s is None:
+            return False
+        waiting = _Waiting(chain, root, then)
+        waiting.timer = threading.Timer(wait_s, self._deliver, [lambda: self._end(waiting)])
+        waiting.timer.daemon = True
+        waiting.timer.start()
+        turns = self._turns.setdefault(root, deque())
+        turns.append(waiting)
+        if len(turns) == 1:
+            self._read(model, waiting)
+        return True
+
+    def _kind(self, model_id: str) -> RecordKind:
+        return "state" if self._memory.is_exact(model_id) else "blocks"
+
+    def _worth_s(self, model: _Model, chain: TokenChain, root: Key) -> float | None:
+        """How long to wait for what is on disk; None if that is not worth it."""
+        path = self._files.find(model.fingerprint, root, _useful(chain), self._kind(chain.owner))
+        if path is None:  # it is being found out
+            return patience_s(0, 0)
+        have = self._memory.tokens_of(chain)
+        wanted = [found for found in path if found.record.start + found.count > have]
+        gained = wanted[-1].record.start + wanted[-1].count - have if wanted else 0
+        if gained < MIN_TOKENS:
+            return None
+        reading_s = self._files.reading_s(sum(found.record.size for found in wanted))
+        return patience_s(reading_s, self._prefill_s(chain.owner, have, gained))
+
+    def _read(self, model: _Model, waiting: _Waiting) -> None:
+        chain = waiting.chain
+        kind = self._kind(chain.owner)
+        restored = _Restored(self._memory, chain, model)
+        reading = Reading(
+            model.fingerprint,
+            waiting.root,
+            _useful(chain),
+            kind,
+            self._memory.tokens_of(chain),
+            on_part=lambda found, content: self._use(waiting, restored, found, content),
+            on_end=lambda: self._end(waiting),
+        )
+        waiting.reading = reading
+        self._files.read(reading)
+
+    def _use(self, waiting: _Waiting, restored: _Restored, found: Found, content: Content) -> None:
+        try:
+            if not restored.add(found, content):
+                self._end(waiting)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with a file, the prompt can be computed
+            self._files.forget(found.record, f"{type(error).__name__}: {error}")
+            self._end(waiting)
+
+    def _end(self, waiting: _Waiting) -> None:
+        if waiting.is_over:
+            return
+        turns = self._turns[waiting.root]
+        was_first = turns[0] is waiting
+        self._let_go(waiting)
+        while was_first and turns:
+            model = self._models.get(turns[0].chain.owner)
+            if model is not None and self._worth_s(model, turns[0].chain, waiting.root) is not None:
+                self._read(model, turns[0])
+                return
+            self._let_go(turns[0])  # somebody has read it for another one meanwhile
+        if not turns:
+            del self._turns[waiting.root]
+
+    def _let_go(self, waiting: _Waiting) -> None:
+        waiting.is_over = True
+        if waiting.reading is not None:
+            waiting.reading.abandoned = True
+        if waiting.timer is not None:
+            waiting.timer.cancel()
+        self._turns[waiting.root].remove(waiting)
+        waiting.then()
+
+    def telemetry(self) -> PrefixDiskTelemetry:
+        return self._files.telemetry()
+
+
+class _Restored:
+    """What was read for one sequence, on its way into memory."""
+
+    def __init__(self, memory: PrefixCache, chain: TokenChain, model: _Model) -> None:
+        self._memory = memory
+        self._chain = chain
+        self._model = model
+        self._last: tuple[int, KvBlock] | None = None  # what was restored last, and how many tokens are before it
+
+    def add(self, found: Found, content: Content) -> bool:
+        """Take what a record holds. False if the rest is of no use. Raises `UnusableRecord`."""
+        tree = from_content(content)
+        if content.kind == "state":
+            caches = caches_of(tree)
+            if [type(cache) for cache in caches] != self._model.classes:
+                raise UnusableRecord("its caches are of other kinds than the model's")
+            self._memory.restore_state(self._chain, found.record.end, caches)
+            return False
+        record, start = found.record, found.record.start
+        end = start + found.count
+        block = self._checked(tree, record)
+        first = start - start % self._chain.block_tokens
+        pieces = [block]
+        if first < start:
+            before = self._before(first, start)
+            if before is None:
+                return False
+            pieces.insert(0, before)
+        whole = piece(pieces, 0, end - first)
+        self._last = first, whole
+        return self._memory.restore_blocks(self._chain, first, end, whole) and found.count == record.count
+
+    def _before(self, start: int, end: int) -> KvBlock | None:
+        if self._last is not None:
+            begin, block = self._last
+            return piece([block], start - begin, end - begin)
+        return self._memory.blocks(self._chain, start, end)
+
+    def _checked(self, tree: Any, record: DiskRecord) -> KvBlock:
+        """Keys and values of all layers, as the model would have made them."""
+        try:
+            layers = [(keys, values) for keys, values in tree]
+            sizes = {(array.ndim, array.shape[0], array.shape[2]) for layer in layers for array in layer}
+            block = KvBlock(layers)
+            fits = len(layers) == self._model.pairs and block.nbytes == self._model.token_bytes * record.count
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise UnusableRecord(f"it holds no keys and values: {error}") from error
+        if sizes != {(4, 1, record.count)} or not fits:
+            raise UnusableRecord("its keys and values are not of the model's shape")
+        return block
+
+
+def _useful(chain: TokenChain) -> bytes:
+    """What of a sequence may be read: its last token is computed in any case."""
+    return pack(chain.token_ids[:-1])
+
+
+def _root(model: _Model, chain: TokenChain, kind: RecordKind) -> Key:
+    # In memory a model is known by the times of its files: here that would not suffice, nor outlive a move of them.
+    return root_key(model.fingerprint, chain.salt, kind)
+
+
+def _fingerprint(facts: str, digests: Sequence[str]) -> str:
+    """Models of one fingerprint compute the same from the same tokens: they have the same weights and configuration,
+    and are computed by the same software."""
+    software = " ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
+    return hashlib.sha256(repr((facts, software, *digests)).encode()).hexdigest()[:40]

@@ -1,0 +1,432 @@
+"""The prefix cache's folder: a thread that reads, deletes and writes, in this order of urgency.
+
+    reading, for somebody who waits ▸ looking at what is there ▸ deleting what is too much ▸ writing, behind everybody
+
+What is on disk is known in memory (`core.prefix.disk`), so whoever asks does not wait for it. What is to be written
+waits as a promise; its bytes are made only when they are next, on the thread that owns MLX (`pump`). Whatever goes
+wrong here costs a computation and a word to `report`: the cache may lose anything at any time, but not tell a lie.
+
+Several processes may use one folder, see `catalog.prefix_records`. Each looks now and then at what the others do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mlx_serving.catalog.prefix_records import (
+    SUFFIX,
+    Content,
+    UnusableRecord,
+    files_of,
+    make_private,
+    models_of,
+    path_of,
+    read_header,
+    read_record,
+    version_folder,
+    write_record,
+)
+from mlx_serving.core.prefix.disk import DiskPolicy, Found, default_bytes
+from mlx_serving.core.prefix.record import DiskRecord, Key, RecordKind
+from mlx_serving.core.prefix.traffic import ReadingRate
+from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
+from mlx_serving.worker.prefix.ledger import PrefixLedger, Source
+
+_STAGED_BYTES = 64 << 20  # bytes that wait for the thread; what comes after them waits without any
+_HANDED_OVER = 2  # records that were read and not used yet
+_GLANCE_S = 1.0  # how soon it shows that others have written or deleted something
+_LOOK_S = 60.0
+_REST_S = 30.0  # nothing is written for so long after the disk refused
+_LEFTOVER_S = 3600.0
+
+
+class Report(Protocol):
+    def __call__(self, what: str, *, path: str, reason: str, count: int = 1) -> None: ...
+
+
+@dataclass(slots=True)
+class Reading:
+    """Records read for one sequence. `on_part` gets those that end behind the first `have` tokens, in their order, and
+    `on_end` says that no more come; both are called on the thread that owns MLX. Who does not want it any more sets
+    `abandoned`."""
+
+    model: str
+    root: Key
+    tokens: bytes
+    kind: RecordKind
+    have: int
+    on_part: Callable[[Found, Content], None]
+    on_end: Callable[[], None]
+    abandoned: bool = False
+
+
+class PrefixFiles:
+    """`deliver` runs a function on the thread that owns MLX, `wake` has that one call `pump`. Both can be called from
+    any thread, as well as `report`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        policy: DiskPolicy,
+        deliver: Callable[[Callable[[], None]], None],
+        wake: Callable[[], None],
+        report: Report,
+    ) -> None:
+        self._folder = folder
+        self._policy = policy
+        self._deliver = deliver
+        self._wake = wake
+        self._report = report
+        self._changed = threading.Condition()
+        self._ledger = PrefixLedger(policy.max_bytes or 0, policy.max_age_s)
+        # What follows belongs to whoever holds the condition.
+        self._staged: deque[tuple[DiskRecord, Content]] = deque()
+        self._staged_bytes = 0
+        self._readings: deque[Reading] = deque()
+        self._chores: deque[Callable[[], None]] = deque()
+        self._rate = ReadingRate()
+        self._rests_until = 0.0
+        self._next_look = self._next_glance = float("inf")  # until there is a model
+        self._seen: dict[str, int] = {}  # model -> when its folder was last changed, in nanoseconds
+        self._is_busy = self._is_closed = False
+        self._handed_over = threading.Semaphore(_HANDED_OVER)
+        threading.Thread(target=self._run, name="prefix-files", daemon=True).start()
+
+    # -- on the thread that owns MLX
+
+    def do(self, chore: Callable[[], None]) -> None:
+        """Have the thread do something, before it deletes or writes."""
+        with self._changed:
+            self._chores.append(chore)
+            self._changed.notify_all()
+
+    def add_model(self, model: str) -> None:
+        """Records of this model may be asked for from now on. The first one has the thread look around."""
+        with self._changed:
+            if self._next_look == float("inf"):
+                self._next_look = self._next_glance = 0.0
+                self._chores.append(self._open)
+            if not self._ledger.knows_model(model):
+                self._chores.append(lambda: self._look_into(model))
+            self._changed.notify_all()
+
+    def find(self, model: str, root: Key, tokens: bytes, kind: RecordKind) -> list[Found] | None:
+        """What could be read of a sequence; None while it is not known what is there."""
+        return self._ledger.find(model, root, tokens, kind)
+
+    def reading_s(self, size: int) -> float:
+        """How long it should take to read so many bytes."""
+        with self._changed:
+            return self._rate.seconds_for(size)
+
+    def read(self, reading: Reading) -> None:
+        with self._changed:
+            self._readings.append(reading)
+            self._changed.notify_all()
+
+    def keep(
+        self,
+        model: str,
+        root: Key,
+        tokens: bytes,
+        kind: RecordKind,
+        token_bytes: float,
+        source: Source,
+        *,
+        tail: bool,
+    ) -> None:
+        """Write what is not on disk yet of a sequence that begins with these tokens, later, as long as `source` can
+        make it. A token takes about `token_bytes`. With `tail`, also what does not fill a record."""
+        if time.monotonic() < self._rests_until:
+            return
+        last = self._ledger.promise(model, root, tokens, kind, token_bytes, source, time.time(), tail=tail)
+        if last is not None:
+            self._used(last)
+
+    @property
+    def wants_pump(self) -> bool:
+        """Whether there is something for `pump` to do."""
+        with self._changed:
+            return self._staged_bytes < _STAGED_BYTES and self._ledger.has_pending
+
+    def pump(self, budget: float) -> None:
+        """Make the bytes of what is to be written next, `budget` of them or a few more."""
+        while budget > 0 and self.wants_pump:
+            taken = self._ledger.take()
+            if taken is None:
+                return
+            record, source = taken
+            content = self._made(record, source)
+            if content is None:
+                self._ledger.give_up(record.key)
+                continue
+            with self._changed:
+                self._staged.append((record, content))
+                self._staged_bytes += content.size
+                self._changed.notify_all()
+            budget -= content.size
+
+    def _made(self, record: DiskRecord, source: Source) -> Content | None:
+        try:
+            return source(record)
+        except Exception as error:  # noqa: BLE001  whoever decodes meanwhile must not hear of it
+            self._report("failed", path=str(self._folder), reason=f"{type(error).__name__}: {error}")
+            return None
+
+    def flush(self, patience_s: float) -> None:
+        """Write what waits, if it can be done in so many seconds."""
+        until = time.monotonic() + patience_s
+        while (left_s := until - time.monotonic()) > 0:
+            self.pump(float("inf"))
+            with self._changed:
+                if not (self._ledger.has_pending or self._staged or self._is_busy or self._chores):
+                    return
+                self._changed.wait(left_s)
+
+    def close(self) -> None:
+        """End the thread when it has done what it is at."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def telemetry(self) -> PrefixDiskTelemetry:
+        return self._ledger.telemetry(str(self._folder))
+
+    def _used(self, key: Key) -> None:
+        """Have the files of a record and those before it marked with this use: that is what the next start knows."""
+        now = time.time()
+        records = self._ledger.use(key, now)
+        if records:
+            self.do(lambda: _mark([path_of(self._folder, record) for record in records], now))
+
+    # -- with the condition held
+
+    def _next(self) -> Callable[[], None] | None:
+        if self._readings:
+            reading = self._readings.popleft()
+            return lambda: self._read(reading)
+        if self._chores:
+            return self._chores.popleft()
+        now = time.monotonic()
+        if now >= self._next_look:
+            return self._look
+        if now >= self._next_glance:
+            return self.glance
+        if self._staged:
+            record, content = self._staged.popleft()
+            return lambda: self._write(record, content)
+        return None
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            with self._changed:
+                while (job := self._next()) is None and not self._is_closed:
+                    self._is_busy = False
+                    self._changed.notify_all()
+                    due_s = min(self._next_look, self._next_glance) - time.monotonic()
+                    self._changed.wait(min(max(0.0, due_s), threading.TIMEOUT_MAX))
+                self._is_busy = True
+            try:
+                if job is not None:
+                    job()
+            except OSError as error:
+                self._rest(error)
+            except Exception as error:  # noqa: BLE001  the thread must live on, whatever a file system comes up with
+                self._report("failed", path=str(self._folder), reason=f"{type(error).__name__}: {error}")
+
+    def _open(self) -> None:
+        make_private(version_folder(self._folder))
+
+    def _look(self) -> None:
+        """See what others have done, and hold the limits."""
+        with self._changed:
+            self._next_look = time.monotonic() + _LOOK_S
+        for model in models_of(self._folder):
+            self._look_into(model)
+        self._find_limit()
+        self._unlink(self._ledger.surplus(time.time()))
+
+    def glance(self) -> None:
+        """See what others have done to the models that are asked for."""
+        with self._changed:
+            self._next_glance = time.monotonic() + _GLANCE_S
+        for model in tuple(self._seen):
+            if _changed_at(self._folder, model) != self._seen[model]:
+                self._look_into(model)
+
+    def _find_limit(self) -> None:
+        if self._policy.max_bytes is None:
+            self._ledger.limit(default_bytes(_free_bytes(self._folder) + self._ledger.size))
+
+    def _look_into(self, model: str) -> None:
+        """See what is there of a model."""
+        if not self._ledger.knows_model(model):
+            self._find_limit()
+        self._seen[model] = _changed_at(self._folder, model)
+        names, records = set[str](), dict[Key, DiskRecord]()
+        damaged: list[tuple[Path, str]] = []
+        try:
+            paths = files_of(self._folder, model)
+        except OSError as error:  # what is there may still be there
+            self._report("unreadable", path=str(self._folder), reason=str(error))
+            self._ledger.compare(model, None, [])
+            return
+        for path in paths:
+            names.add(path.name)
+            self._examine(path, records, damaged)
+        self._discard_damaged(damaged)
+        self._unlink(self._ledger.compare(model, names, list(records.values())))
+
+    def _examine(self, path: Path, records: dict[Key, DiskRecord], damaged: list[tuple[Path, str]]) -> None:
+        if path.name.startswith("."):  # being written, or left over by a process that has died meanwhile
+            with contextlib.suppress(OSError):
+                if time.time() - path.lstat().st_mtime > _LEFTOVER_S:
+                    path.unlink()
+        elif path.suffix == SUFFIX and not self._ledger.knows(path.stem):
+            try:
+                records[path.stem] = read_header(path)
+            except FileNotFoundError:
+                pass
+            except (OSError, UnusableRecord) as error:
+                damaged.append((path, str(error)))
+
+    def _discard_damaged(self, damaged: list[tuple[Path, str]]) -> None:
+        if damaged:
+            self._ledger.count(damaged=len(damaged))
+            path, reason = damaged[0]
+            self._report("damaged", path=str(path), reason=reason, count=len(damaged))
+            for path, _ in damaged:
+                _unlink(path)
+
+    def _write(self, record: DiskRecord, content: Content) -> None:
+        try:
+            self._unlink(self._ledger.surplus(time.time()))
+            if self._ledger.is_promised(record.key) and (size := self._written(record, content)):
+                self._seen[record.model] = _changed_at(self._folder, record.model)
+                self._ledger.wrote(record.key, size)
+        except OSError as error:
+            self._ledger.give_up(record.key)
+            self._rest(error)
+        finally:
+            with self._changed:
+                self._staged_bytes -= content.size
+                self._changed.notify_all()
+            if self._ledger.has_pending:
+                self._wake()
+
+    def _written(self, record: DiskRecord, content: Content) -> int:
+        """How large the file is; 0 if there is none, because it would be of no use."""
+        try:
+            return write_record(self._folder, record, content)
+        except FileNotFoundError:  # the first one of its model, or somebody has deleted the folder
+            make_private(version_folder(self._folder))
+            make_private(path_of(self._folder, record).parent)
+            self._look_into(record.model)
+            return write_record(self._folder, record, content) if self._ledger.knows(record.key) else 0
+
+    def _rest(self, error: OSError) -> None:
+        """The disk does not take any more: leave it alone for a while."""
+        with self._changed:
+            was_resting = time.monotonic() < self._rests_until
+            self._rests_until = time.monotonic() + _REST_S
+            self._staged_bytes -= sum(content.size for _, content in self._staged)
+            self._staged.clear()
+        self._ledger.give_up_all()
+        if not was_resting:
+            self._report("refused", path=str(self._folder), reason=str(error))
+
+    def _read(self, reading: Reading) -> None:
+        if not self._ledger.knows_model(reading.model):
+            self._look_into(reading.model)
+        path = self._ledger.find(reading.model, reading.root, reading.tokens, reading.kind) or []
+        for found in path:
+            if found.record.start + found.count <= reading.have:
+                continue
+            if not self._hand_over(reading, found):
+                break
+        self._deliver(reading.on_end)
+        if path:
+            self._used(path[-1].record.key)
+
+    def _hand_over(self, reading: Reading, found: Found) -> bool:
+        """Whether a record could be read and is still wanted."""
+        while not self._handed_over.acquire(timeout=1):
+            if reading.abandoned or self._is_closed:
+                return False
+        content = None if reading.abandoned else self._content(found)
+        if content is None:
+            self._handed_over.release()
+            return False
+
+        def hand_over() -> None:
+            self._handed_over.release()
+            if not reading.abandoned:
+                reading.on_part(found, content)
+
+        self._deliver(hand_over)
+        return True
+
+    def _content(self, found: Found) -> Content | None:
+        record = found.record
+        began = time.monotonic()
+        try:
+            content = read_record(self._folder, record)
+        except (OSError, UnusableRecord) as error:
+            self._lose(record, error)
+            return None
+        with self._changed:
+            self._rate.learn(record.size, time.monotonic() - began)
+        self._ledger.count(read=1, read_tokens=found.count)
+        return content
+
+    def _lose(self, record: DiskRecord, error: OSError | UnusableRecord) -> None:
+        """A record is not what it should be: it goes, and what goes on from it."""
+        gone = self._ledger.lose(record.key)
+        if not isinstance(error, FileNotFoundError):  # else somebody else has deleted it, as may be
+            self._ledger.count(damaged=1)
+            self._report("damaged", path=str(path_of(self._folder, record)), reason=str(error))
+        self._unlink(gone)
+
+    def forget(self, record: DiskRecord, reason: str) -> None:
+        """A record cannot be used, as it turned out."""
+        self.do(lambda: self._lose(record, UnusableRecord(reason)))
+
+    def _unlink(self, records: Iterable[DiskRecord]) -> None:
+        for record in records:
+            _unlink(path_of(self._folder, record))
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _mark(paths: Iterable[Path], now: float) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.utime(path, (now, now))
+
+
+def _changed_at(folder: Path, model: str) -> int:
+    with contextlib.suppress(OSError):
+        return (version_folder(folder) / model).stat().st_mtime_ns
+    return 0
+
+
+def _free_bytes(folder: Path) -> int:
+    """What is free where the folder is, or would be."""
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return 0

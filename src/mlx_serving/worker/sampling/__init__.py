@@ -1,0 +1,1 @@
+"""Choosing tokens: one vectorised function over the rows of a batch."""
