@@ -120,6 +120,14 @@ _LLAMA4: Mapping[str, Any] = {
 }
 
 
+def write_hole(path: Path, size: int) -> None:
+    """A file of weights with a tensor of `size` bytes, that takes no room: all of it is a hole in the file."""
+    header = json.dumps({"hole": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+
+
 def make_llama(
     directory: Path,
     *,

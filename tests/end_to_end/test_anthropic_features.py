@@ -209,7 +209,7 @@ async def test_models_are_listed_page_by_page(claude: AsyncAnthropic) -> None:
                 ]
             },
             anthropic.BadRequestError,
-            "image",
+            "takes no pictures",
         ),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, anthropic.BadRequestError, "web_search"),
         ({"thinking": {"type": "enabled", "budget_tokens": 10}}, anthropic.BadRequestError, "1024"),

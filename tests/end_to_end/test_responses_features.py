@@ -141,7 +141,7 @@ async def test_raw_responses_have_the_headers(client: AsyncOpenAI) -> None:
         ({"tools": [{"type": "web_search"}]}, "web_search"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input_image"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "takes no pictures"),
         ({"conversation": "conv_1"}, "conversation"),
     ],
 )

@@ -24,6 +24,7 @@ from mlx_serving.telemetry.events import CircuitChanged, ModelLoaded
 from mlx_serving.wire import methods
 
 from ..event_log import EventLog
+from ..tiny_models import write_hole
 from .harness import complete, endless, request, running, send, serving, worker_pid
 from .stand_ins import stand_in
 
@@ -154,8 +155,7 @@ async def test_health_tells_of_a_worker_that_died_for_want_of_memory(tmp_path: P
 
 async def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served(tiny_model: Path, tmp_path: Path) -> None:
     huge = shutil.copytree(tiny_model, tmp_path / "huge")
-    with (huge / "model-00002.safetensors").open("wb") as file:
-        file.truncate(8 << 40)
+    write_hole(huge / "model-00002.safetensors", 8 << 40)
     async with running(serving(tiny_model)) as core:
         assert len(await complete(core, request())) > 0
         with pytest.raises(InsufficientMemory) as refusal:

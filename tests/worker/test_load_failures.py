@@ -89,8 +89,8 @@ def _remove_tokenizer(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        pytest.param(_truncate_weights, "exceeding the size of the file", id="truncated weights"),
-        pytest.param(_cut_header, "its architecture or weights", id="truncated header"),
+        pytest.param(_truncate_weights, "model.safetensors: it is cut off", id="truncated weights"),
+        pytest.param(_cut_header, "model.safetensors: it has no header", id="truncated header"),
         pytest.param(_remove_weights, "no *.safetensors file", id="no weights"),
         pytest.param(_break_config, "its config.json", id="broken config"),
         pytest.param(_config_is_a_list, "its config.json", id="config of another kind"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ..tiny_models import SPELLED
+from ..tiny_models import SPELLED, write_hole
 from .driver import WorkerProcess
 
 MIB = 1 << 20
@@ -31,8 +31,7 @@ def small(cache: Path, speller: Path) -> Iterator[WorkerProcess]:
 def huge(models: Path, speller: Path) -> Path:
     """A model of more bytes than machines have, all of which but a few are holes in a file. It cannot be read."""
     directory = shutil.copytree(speller, models / "huge")
-    with (directory / "model-00002.safetensors").open("wb") as file:
-        file.truncate(WEIGHTS)
+    write_hole(directory / "model-00002.safetensors", WEIGHTS)
     return directory
 
 
