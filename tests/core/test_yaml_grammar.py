@@ -102,6 +102,15 @@ def test_others_do_not_fit(text: str) -> None:
     assert not fits(PERSON, text)
 
 
+@pytest.mark.parametrize("text", ["- \t-4", "-  -4", "- -4 "])
+def test_there_is_no_space_around_a_number(text: str) -> None:
+    number = {"type": "integer", "minimum": -5}
+    for items in (number, {"anyOf": [number, number]}):
+        schema = {"type": "array", "items": items}
+        assert fits(schema, "- -4")
+        assert not fits(schema, text)
+
+
 def test_whatever_is_drawn_is_read_as_the_schema_says() -> None:
     dice = random.Random(2)
     documents = [document for _ in range(60) if (document := drawn(PERSON, dice)) is not None]

@@ -20,6 +20,7 @@ _KNOWN = {
     *("deprecated", "readOnly", "writeOnly"),
 }
 _RANGE = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_NO_SPACE = {"x-guidance": {"whitespace_flexible": False}}  # else there may be some before a number, by JSON's rules
 _SCALARS = ["string", "integer", "number", "boolean", "null"]
 
 Place = TypeVar("Place", bound=Hashable)
@@ -125,7 +126,8 @@ class SchemaWriter(ABC, Generic[Place]):
             case "integer" | "number":
                 ranged = {name: parts[name] for name in _RANGE if name in parts}
                 if ranged or kind == "integer":
-                    return self.scalar(self.rule(f"%json {json.dumps({'type': kind, **ranged})}"), place)
+                    number = {"type": kind, **ranged, **_NO_SPACE}
+                    return self.scalar(self.rule(f"%json {json.dumps(number)}"), place)
                 return self.scalar(r"/-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?/", place)
             case "boolean":
                 return self.scalar('("true" | "false")', place)
