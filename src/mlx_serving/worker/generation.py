@@ -29,7 +29,6 @@ from mlx_serving.worker.prefix.cache import PrefixCache
 from mlx_serving.worker.sampling.logprobs import name
 from mlx_serving.worker.sequence import RunningSequence
 from mlx_serving.worker.vision.features import FeatureCache
-from mlx_serving.worker.vision.runner import VisionRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +245,7 @@ class Generation:
     def _encode(self, model: LoadedModel, image: Encode) -> list[Row]:
         rows = self._drain(besides=None)  # launched before it: nobody waits for an image with what is there already
         try:
-            if isinstance(model.runner, VisionRunner):
-                model.runner.encode(image.id, image.index)
+            model.runner.encode(image.id, image.index)
         except Exception as error:
             if tells_of_memory(error):
                 raise

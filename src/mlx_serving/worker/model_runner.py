@@ -189,6 +189,10 @@ class ModelRunner:
         """Wait for what was launched: the tokens that no call has returned yet."""
         return [token for batch in self._batches for token in batch.drain()]
 
+    def encode(self, stream_id: str, index: int) -> None:
+        """Encode an image of a sequence, unless it is gone. Only models that see are given any."""
+        raise NotImplementedError(f"{stream_id} has an image {index}, and this model does not see")
+
     def park(self, stream_id: str) -> None:
         """Take a sequence out of the batch with its caches: it joins again in the next step that decodes it. Drain
         first. A prompt stays where it stopped. Unknown ids are ignored."""

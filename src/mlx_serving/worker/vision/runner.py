@@ -49,7 +49,6 @@ class VisionRunner(ModelRunner):
         return super().open(job)
 
     def encode(self, stream_id: str, index: int) -> None:
-        """Encode an image of a sequence, unless it is gone."""
         pictured = self._pictured.get(stream_id)
         if pictured is not None:
             self._made(stream_id, pictured, index)
