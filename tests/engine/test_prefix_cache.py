@@ -67,7 +67,7 @@ async def test_the_text_is_that_of_a_worker_that_keeps_nothing(model: Path) -> N
 
 
 async def test_a_stream_that_outlives_its_worker_tells_what_was_kept_when_it_began(model: Path) -> None:
-    asked = [asking(f"r{number}", f"Tell me {number}", max_tokens=60) for number in range(3)]
+    asked = [asking(f"r{number}", f"Tell me {number}", max_tokens=160) for number in range(3)]
     async with running(serving(model, **OFF)) as core:
         expected = [text_of(await complete(core, one)) for one in asked]
     async with running(serving(model)) as core:
@@ -82,11 +82,13 @@ async def test_a_stream_that_outlives_its_worker_tells_what_was_kept_when_it_beg
 
 async def _killed_under(core: EngineCore, asked: GenerationRequest) -> list[Delta]:
     deltas: list[Delta] = []
+    victim: int | None = None
     async with core.generate(asked) as stream:
         async for delta in stream:
             deltas.append(delta)
-            if len(deltas) == 20:
-                send(await worker_pid(core), signal.SIGKILL)
+            if victim is None and sum(len(each.token_ids) for each in deltas) >= 20:
+                victim = await worker_pid(core)
+                send(victim, signal.SIGKILL)
     return deltas
 
 

@@ -62,7 +62,7 @@ async def disturbed(
                     begun += 1
                     if begun == len(asked):
                         moments[0].set()
-                if len(ids_of(deltas)) == TOKENS // 2:
+                if len(ids_of(deltas)) >= TOKENS // 2:
                     moments[1].set()
         return deltas
 

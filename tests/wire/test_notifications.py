@@ -33,6 +33,7 @@ from mlx_serving.wire.notifications import (
     decode_binary,
     encode_binary,
     encode_json,
+    join_rows,
 )
 
 STATS = Stats(
@@ -105,6 +106,35 @@ def test_frames_are_read_as_they_were_written(sent: list[Notification]) -> None:
 def test_one_frame_carries_every_row_of_a_step() -> None:
     rows = [Row(str(number), [number], "x") for number in range(16)]
     assert len(list(MessageReader().feed(encode_binary(StepFrame(rows))))) == 1
+
+
+@given(st.lists(st.lists(_rows, max_size=4), max_size=5))
+def test_joined_rows_tell_each_stream_the_same(steps: list[list[Row]]) -> None:
+    joined: list[Row] = []
+    for step in steps:
+        join_rows(joined, step)
+    for stream in "abc":
+        told = [row for step in steps for row in step if row.stream_id == stream]
+        kept = [row for row in joined if row.stream_id == stream]
+        for name in ("token_ids", "text"):
+            assert _all(kept, name) == _all(told, name)
+        assert [one for row in kept for one in row.logprobs or ()] == [
+            one for row in told for one in row.logprobs or ()
+        ]
+        assert [row.end for row in kept if row.end] == [row.end for row in told if row.end]
+        assert len(kept) <= 1 + 2 * sum(row.end is not None for row in told)
+
+
+def _all(rows: list[Row], name: str) -> Any:
+    parts = [getattr(row, name) for row in rows]
+    return "".join(parts) if name == "text" else [one for part in parts for one in part]
+
+
+def test_what_is_no_text_keeps_its_place_between_texts() -> None:
+    aside = Row("a", [2], "", aside=Aside("thought", []))
+    rows = [Row("a", [1], "x", cached_tokens=7)]
+    join_rows(rows, [aside, Row("b", [9], "z"), Row("a", [3], "y"), Row("a", [4], "!")])
+    assert rows == [Row("a", [1], "x", cached_tokens=7), aside, Row("b", [9], "z"), Row("a", [3, 4], "y!")]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlx_serving.wire.framing import Line, Oversized
-from mlx_serving.wire.notifications import Heartbeat
+from mlx_serving.core.generation import FinishReason
+from mlx_serving.wire.framing import Frame, Line, MessageReader, Oversized
+from mlx_serving.wire.notifications import Completed, Heartbeat, Row, Stats, StepFrame, decode_binary, join_rows
 from mlx_serving.worker.heartbeat import Progress, Pulse
 from mlx_serving.worker.pipe import EndOfInput, Outbox, start_reader
 
@@ -62,6 +63,75 @@ def test_the_outbox_writes_in_order(pipe: Pipe) -> None:
         outbox.send(b"%03d" % index)
     assert pipe.read(3000) == b"".join(b"%03d" % index for index in range(1000))
     assert outbox.flush(TIMEOUT_S) is True
+
+
+_END = Completed(FinishReason.STOP, Stats(1, 2, 0.0, 0.0, 0.0))
+
+
+def frames(pipe: Pipe, count: int) -> list[list[Row]]:
+    """The rows of the next frames."""
+    reader, got = MessageReader(), list[list[Row]]()
+    while len(got) < count:
+        for message in reader.feed(os.read(pipe.read_fd, 1 << 16)):
+            assert isinstance(message, Frame)
+            notification = decode_binary(message.data)
+            assert isinstance(notification, StepFrame)
+            got.append(notification.rows)
+    return got
+
+
+def paced(pipe: Pipe, interval_s: float) -> Outbox:
+    """One that has just written a frame."""
+    outbox = Outbox(pipe.write_fd, nobody, frame_interval_s=interval_s)
+    outbox.use_binary_notifications()
+    outbox.tell(StepFrame([Row("a", [1], "x"), Row("b", [1], "x")]))
+    assert frames(pipe, 1) == [[Row("a", [1], "x"), Row("b", [1], "x")]]
+    return outbox
+
+
+@pytest.mark.parametrize(
+    "urgent",
+    [
+        pytest.param([Row("c", [5], "new", cached_tokens=0), Row("a", [3], "z")], id="one begins"),
+        pytest.param([Row("c", [], "", _END), Row("a", [3], "z")], id="one ends"),
+        pytest.param([Row("c", [3], "z")], id="one stream only"),
+    ],
+)
+def test_steps_share_a_frame_until_one_cannot_wait(pipe: Pipe, urgent: list[Row]) -> None:
+    outbox = paced(pipe, 3600.0)
+    outbox.tell(StepFrame([Row("a", [2], "y"), Row("b", [2], "y")]))
+    outbox.tell(StepFrame(urgent))
+    [rows] = frames(pipe, 1)
+    expected = [Row("a", [2], "y"), Row("b", [2], "y")]
+    join_rows(expected, urgent)
+    assert rows == expected
+
+
+def test_steps_that_waited_are_sent_when_nothing_follows(pipe: Pipe) -> None:
+    outbox = paced(pipe, 0.001)
+    for token in range(2, 5):
+        outbox.tell(StepFrame([Row("a", [token], "y"), Row("b", [token], "y")]))
+    tokens: list[int] = []
+    while len(tokens) < 3:
+        tokens += [token for rows in frames(pipe, 1) for row in rows if row.stream_id == "a" for token in row.token_ids]
+    assert tokens == [2, 3, 4]
+
+
+def test_nothing_overtakes_steps_that_wait(pipe: Pipe) -> None:
+    outbox = paced(pipe, 3600.0)
+    outbox.tell(StepFrame([Row("a", [2], "y"), Row("b", [2], "y")]))
+    outbox.send(b"answer\n")
+    messages = list(MessageReader().feed(os.read(pipe.read_fd, 1 << 16)))
+    while len(messages) < 2:
+        messages += MessageReader().feed(os.read(pipe.read_fd, 1 << 16))
+    assert [type(message) for message in messages] == [Frame, Line]
+
+
+def test_a_flush_waits_for_steps_that_wait(pipe: Pipe) -> None:
+    outbox = paced(pipe, 3600.0)
+    outbox.tell(StepFrame([Row("a", [2], "y"), Row("b", [2], "y")]))
+    assert outbox.flush(TIMEOUT_S)
+    assert frames(pipe, 1) == [[Row("a", [2], "y"), Row("b", [2], "y")]]
 
 
 def test_the_outbox_waits_for_a_reader_that_fell_far_behind(pipe: Pipe) -> None:

@@ -38,7 +38,7 @@ def test_a_frame_carries_the_rows_of_every_stream_in_the_step(shared_process: Wo
     worker.start_endless(endless, "one")
     worker.generate(model_id=str(endless), prompt="k", max_tokens=10, stream_id="two")
     frames = list(frames_to_the_end(worker, "two"))
-    together = [frame for frame in frames if [row.stream_id for row in frame.rows] == ["one", "two"]]
+    together = [frame for frame in frames if {row.stream_id for row in frame.rows} == {"one", "two"}]
     assert "".join(row.text for frame in together for row in frame.rows if row.stream_id == "two") == "lmnopqrstu"
     assert worker.call("abort", stream_id="one") == {"aborted": True}
     list(frames_to_the_end(worker, "one"))

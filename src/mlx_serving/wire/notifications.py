@@ -6,7 +6,7 @@ same step becomes the ancestor's `stream.chunk`, `stream.stats` and `stream.even
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias, assert_never
 
 import msgspec
@@ -102,6 +102,31 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 
 class StepFrame(msgspec.Struct, frozen=True, array_like=True, tag=1):
     rows: list[Row]
+
+
+def join_rows(rows: list[Row], later: Iterable[Row]) -> None:
+    """Add `later` rows to `rows`: what only goes on with a stream becomes part of the row that the stream has."""
+    places = {row.stream_id: place for place, row in enumerate(rows)}
+    for row in later:
+        place = places.get(row.stream_id)
+        if place is None or row.aside is not None or not _goes_on(rows[place]):
+            places[row.stream_id] = len(rows)
+            rows.append(row)
+            continue
+        earlier = rows[place]
+        logprobs = [*(earlier.logprobs or ()), *(row.logprobs or ())]
+        rows[place] = Row(
+            row.stream_id,
+            earlier.token_ids + row.token_ids,
+            earlier.text + row.text,
+            row.end,
+            logprobs=logprobs or None,
+            cached_tokens=row.cached_tokens if earlier.cached_tokens is None else earlier.cached_tokens,
+        )
+
+
+def _goes_on(row: Row) -> bool:
+    return row.end is None and row.aside is None
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=2):

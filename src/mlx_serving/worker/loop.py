@@ -96,7 +96,7 @@ class Loop:
             frame = self._generation.step()
             self._progress.advance()
             if frame is not None:
-                self._outbox.notify(frame)
+                self._outbox.tell(frame)
             if not self._embeddings.is_idle:
                 self._embed(0.0 if self._generation.is_idle else time.monotonic() - began)
             # A stream may have ended in the step, by an abort or by a refusal: a model may wait for that.
