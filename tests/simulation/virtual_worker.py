@@ -33,7 +33,7 @@ from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.routes import Reply
 from mlx_serving.worker.speculation.pairs import DraftPairs
 from mlx_serving.worker.stream_handlers import StreamHandlers
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 from mlx_serving.worker.vision.pictures import Prepared
 
 from .virtual_model import END_OF_TEXT, VOCABULARY, DeviceAbort, VirtualRunner, decode

@@ -16,7 +16,7 @@ from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.telemetry import Telemetry
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 
 from ..tiny_models import SPELLED
 from .driver import WorkerProcess

@@ -14,8 +14,9 @@ from mlx_lm.utils import load_tokenizer
 
 from mlx_serving.core.generation import ChatPrompt, TextPrompt, TokenPrompt
 from mlx_serving.errors import EngineError, InvalidRequest, ProtocolError, TokenizerError
-from mlx_serving.worker import tokenizing
-from mlx_serving.worker.tokenizing import PromptTokenizer, TokenizerThread, make_decoder
+from mlx_serving.worker import tokenizer_thread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
+from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
 
 from ..tiny_models import BOS, token_ids
 from .driver import TIMEOUT_S
@@ -133,7 +134,7 @@ def test_outcomes_come_in_order_on_the_asking_thread(desk: Desk) -> None:
 
 
 def test_outcomes_wait_for_quick_work_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizing, "_HOLD_S", math.inf)
+    monkeypatch.setattr(tokenizer_thread, "_HOLD_S", math.inf)
     executed: list[str] = []
     posted: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
     thread = TokenizerThread(lambda _: posted.put(list(executed)))

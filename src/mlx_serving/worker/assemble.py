@@ -27,7 +27,7 @@ from mlx_serving.worker.prefix.cache import PrefixCache
 from mlx_serving.worker.prefix.disk import PrefixDisk
 from mlx_serving.worker.prefix.files import PrefixFiles
 from mlx_serving.worker.telemetry import Telemetry
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 from mlx_serving.worker.vision.architecture import VisionText
 from mlx_serving.worker.vision.features import FeatureCache
 from mlx_serving.worker.vision.runner import VisionRunner

@@ -9,7 +9,7 @@ import msgspec
 
 from mlx_serving.errors import EngineError
 from mlx_serving.wire import jsonrpc, methods
-from mlx_serving.worker.tokenizing import tokenizer_errors
+from mlx_serving.worker.tokenizer_thread import tokenizer_errors
 
 P = TypeVar("P")
 R = TypeVar("R")

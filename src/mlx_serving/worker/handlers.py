@@ -29,7 +29,7 @@ from mlx_serving.worker.speculation.pairs import DraftPairs
 from mlx_serving.worker.stream_handlers import StreamHandlers
 from mlx_serving.worker.telemetry import Telemetry
 from mlx_serving.worker.token_handlers import TokenHandlers
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 
 _MODEL_FIELDS = ("model_id", "draft_model_id", "primary_id", "draft_id")
 

@@ -28,7 +28,7 @@ from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.prefix.disk import PrefixDisk
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.stream_handlers import StreamHandlers
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 
 
 class ModelHandlers:

@@ -49,7 +49,7 @@ from mlx_serving.worker.sampling.row import TokenRules
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.speculation.pairs import DraftPairs
 from mlx_serving.worker.speculation.wanted import wanted_of
-from mlx_serving.worker.tokenizing import TokenizerThread, guarded
+from mlx_serving.worker.tokenizer_thread import TokenizerThread, guarded
 from mlx_serving.worker.vision.pictures import Prepared
 
 

@@ -18,7 +18,7 @@ from mlx_serving.core.runtime_telemetry import (
 from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.prefix.disk import PrefixDisk
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 
 
 class Telemetry:

@@ -12,7 +12,7 @@ from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.loading.loaded_models import LoadedModels
 from mlx_serving.worker.requests import check_images, check_token_ids, images_of
 from mlx_serving.worker.routes import Reply, Route
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 
 
 class TokenHandlers:

@@ -17,7 +17,7 @@ from mlx_serving.worker.loading.loaded_models import LoadedModels
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.requests import check_token_ids
 from mlx_serving.worker.routes import Reply, Route
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 
 _PIECE_INPUTS = 64
 _PIECE_CHARS = 65_536

@@ -13,7 +13,7 @@ from mlx_serving.worker.embedding.model import EmbeddingModel
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.loading.loader import Aside
 from mlx_serving.worker.routes import Reply
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 
 LoadReply = Reply[methods.LoadModelResult]
 

@@ -10,7 +10,7 @@ from mlx_serving.worker.batches import each_of
 from mlx_serving.worker.loading.loaded_models import LoadedModels
 from mlx_serving.worker.routes import Reply, Route
 from mlx_serving.worker.speculation.pairs import DraftPairs
-from mlx_serving.worker.tokenizing import TokenizerThread
+from mlx_serving.worker.tokenizer_thread import TokenizerThread
 
 
 class DraftHandlers:
