@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mlx_serving.core.output.json_calls import stream_arguments
 from mlx_serving.core.output.parsed_output import IdStyle, OutputSink
 from mlx_serving.core.output.text_scanner import Reading, TextScanner
 from mlx_serving.core.output.tool_arguments import Schemas
-from mlx_serving.core.output.tool_call_stream import stream_arguments
 
 _START, _MESSAGE, _CHANNEL = "<|start|>", "<|message|>", "<|channel|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
