@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.core.model_residency import (
+from mlx_serving.core.model_residency import ResidencyPolicy, step
+from mlx_serving.core.residency_states import (
     Absent,
     Acquire,
     Draining,
@@ -25,14 +26,12 @@ from mlx_serving.core.model_residency import (
     Residency,
     ResidencyEffect,
     ResidencyEvent,
-    ResidencyPolicy,
     StartLoad,
     StartUnload,
     Unload,
     UnloadDone,
     UnloadForced,
     WorkerLost,
-    step,
 )
 from mlx_serving.errors import DeathOrigin, ModelLoadError, ModelNotLoaded, ModelReplaced, WorkerDied
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import assert_never
 
-from mlx_serving.core import model_residency as residency
-from mlx_serving.core.model_residency import Residency, Ticket
+from mlx_serving.core import residency_states as residency
 from mlx_serving.core.model_room import Resident, Use
 from mlx_serving.core.placement import Holding
+from mlx_serving.core.residency_states import Residency, Ticket
 from mlx_serving.core.serving import LoadProgress, ServedModel
 from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.errors import EngineError

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
-from mlx_serving.core import model_residency as residency
-from mlx_serving.core.model_residency import ResidencyEvent, ResidencyPolicy
+from mlx_serving.core import residency_states as residency
+from mlx_serving.core.model_residency import ResidencyPolicy, step
 from mlx_serving.core.model_room import RoomPolicy
 from mlx_serving.core.placement import Holding
+from mlx_serving.core.residency_states import ResidencyEvent
 from mlx_serving.core.serving import LoadProgress, ServedModel
 from mlx_serving.core.suggest import did_you_mean
 from mlx_serving.engine.model_entry import Entry, ModelSpec
@@ -262,7 +263,7 @@ class ModelManager:
 
     def dispatch(self, entry: Entry, event: ResidencyEvent[LoadModelResult]) -> None:
         before = entry.state
-        entry.state, effects = residency.step(before, event, time.monotonic(), self._policy)
+        entry.state, effects = step(before, event, time.monotonic(), self._policy)
         if before is not entry.state:
             entry.changed.set()
             entry.changed = asyncio.Event()

@@ -8,8 +8,8 @@ from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias
 
-from mlx_serving.core import model_residency as residency
-from mlx_serving.core.model_residency import ResidencyEvent
+from mlx_serving.core import residency_states as residency
+from mlx_serving.core.residency_states import ResidencyEvent
 from mlx_serving.engine.model_entry import Entry, ModelSpec
 from mlx_serving.errors import InsufficientMemory, WorkerDied
 from mlx_serving.wire.methods import LoadModelResult

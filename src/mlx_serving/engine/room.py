@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from mlx_serving.core import model_residency as residency
 from mlx_serving.core import model_room
-from mlx_serving.core.model_residency import ResidencyEvent
+from mlx_serving.core import residency_states as residency
 from mlx_serving.core.model_room import RoomPolicy
+from mlx_serving.core.residency_states import ResidencyEvent
 from mlx_serving.core.schedule.kv_budget import MEMORY_RETRY_S
 from mlx_serving.engine.model_entry import Entry
 from mlx_serving.errors import InsufficientMemory, MemoryInUse
