@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_serving.core.prefix.index import Entry, PrefixCachePolicy, PrefixIndex
+from mlx_serving.core.prefix.entries import Entry
+from mlx_serving.core.prefix.index import PrefixCachePolicy, PrefixIndex
 from mlx_serving.core.prefix.token_chain import TokenChain, common, root_key
 
 BLOCK = 16
@@ -238,8 +239,9 @@ def test_looking_at_the_same_again_and_again_takes_no_more_memory() -> None:
     keep(index, A)
     for now in range(1000):
         use(index, A + "!", float(now))
-    ends: list[object] = vars(index)["_ends"]
-    assert len(ends) < 100
+    order: object = vars(index)["_leaving"]
+    filed: list[object] = vars(order)["_heap"]
+    assert len(filed) < 100
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("memory_bytes", -1), ("block_tokens", 15), ("block_tokens", 257)])

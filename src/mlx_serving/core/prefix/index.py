@@ -16,23 +16,16 @@ Sizes are bytes, times monotonic seconds. No I/O, no clock: what entries stand f
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
 
 from mlx_serving.core.bounds import at_least, between
+from mlx_serving.core.prefix.entries import Entry, Insertion, LeavingOrder, Match, MissReason, PrefixCounts
 from mlx_serving.core.prefix.token_chain import TokenChain, common
 
 _REMEMBERED = 4096  # keys of entries that went, to tell why something is not found
-_USE_WORTH_S = 30.0  # each use counts as if the last one had been so much later
-_MOST_USES = 20
-
-MissReason: TypeAlias = Literal["absent", "differs", "evicted"]
-"""Why no more was found. `absent`: nothing that is kept goes on from there. `differs`: what is kept goes on with other
-tokens. `evicted`: it was kept, and had to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,59 +44,6 @@ class PrefixCachePolicy:
         between("block_tokens", self.block_tokens, 16, 256)
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
-    """`token_ids` are the block's own, of a state those behind the last whole block; `end` counts all tokens up to
-    them. `parent` is the block before; a state has none."""
-
-    key: bytes
-    place: bytes
-    token_ids: tuple[int, ...]
-    end: int
-    size: int
-    owner: str
-    is_state: bool
-    parent: Entry | None
-    last_used: float
-    uses: int = 0
-    children: int = 0
-    kept: bool = True
-    ticket: int = 0
-
-    @property
-    def worth(self) -> float:
-        return self.last_used + _USE_WORTH_S * min(self.uses, _MOST_USES)
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """What is kept of a sequence: `tokens` of it, in `entries`, of the last of which perhaps not all are used.
-    `reason` is why it is not more, None if more cannot be used."""
-
-    tokens: int
-    entries: tuple[Entry, ...] = ()
-    reason: MissReason | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Insertion:
-    """`added` entries are to be filled, each with the KV of the tokens before its `end`; `gone` are to be dropped."""
-
-    added: list[Entry] = field(default_factory=list[Entry])
-    gone: list[Entry] = field(default_factory=list[Entry])
-
-
-@dataclass(slots=True)
-class PrefixCounts:
-    """Since the start. `hits` are lookups that found anything; tokens are those of prompts."""
-
-    hits: int = 0
-    misses: int = 0
-    hit_tokens: int = 0
-    missed_tokens: int = 0
-    evictions: int = 0
-
-
 class PrefixIndex:
     def __init__(self) -> None:
         self.counts = PrefixCounts()
@@ -113,8 +53,7 @@ class PrefixIndex:
         # By the key before them: partial and whole blocks, and states.
         self._blocks_at: dict[bytes, list[Entry]] = {}
         self._states_at: dict[bytes, list[Entry]] = {}
-        self._ends: list[tuple[float, int, Entry]] = []  # a heap, with outdated items in it
-        self._tickets = itertools.count(1)
+        self._leaving = LeavingOrder()
         self._evicted: OrderedDict[bytes, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -331,22 +270,12 @@ class PrefixIndex:
     # -- letting go
 
     def _file(self, entry: Entry) -> None:
-        """Note what it is worth, if it may go."""
-        if entry.children or not entry.kept:
-            return
-        entry.ticket = next(self._tickets)
-        heapq.heappush(self._ends, (entry.worth, entry.ticket, entry))
-        if len(self._ends) > 4 * len(self) + 64:
-            self._ends = [item for item in self._ends if _may_go(item[2], item[1])]
-            heapq.heapify(self._ends)
+        self._leaving.file(entry, among=len(self))
 
     def _make_room(self, limit: float, spared: Entry | None = None) -> list[Entry]:
         gone: list[Entry] = []
         was_spared = False
-        while self.size > limit and self._ends:
-            _, ticket, entry = heapq.heappop(self._ends)
-            if not _may_go(entry, ticket):
-                continue
+        while self.size > limit and (entry := self._leaving.take()) is not None:
             if entry is spared:
                 was_spared = True
                 continue
@@ -359,7 +288,3 @@ class PrefixIndex:
         if spared is not None and was_spared:
             self._file(spared)
         return gone
-
-
-def _may_go(entry: Entry, ticket: int) -> bool:
-    return entry.kept and entry.ticket == ticket and not entry.children

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlx_serving.core.kv_form import KvForm
-from mlx_serving.core.prefix.index import Entry, Insertion, Match, PrefixCachePolicy, PrefixIndex
+from mlx_serving.core.prefix.entries import Entry, Insertion, Match
+from mlx_serving.core.prefix.index import PrefixCachePolicy, PrefixIndex
 from mlx_serving.core.prefix.token_chain import TokenChain, root_key
 from mlx_serving.core.runtime_telemetry import PrefixTelemetry
 from mlx_serving.worker.prefix import kv as prefix_kv
