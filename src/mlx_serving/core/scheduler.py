@@ -27,7 +27,6 @@ Time is monotonic seconds and never goes back.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 
 from mlx_serving.core.bounds import at_least, greater_than
@@ -39,12 +38,13 @@ from mlx_serving.core.schedule.encodings import NO_ENCODINGS, Encodings, ImageSp
 from mlx_serving.core.schedule.fair_turns import Callers
 from mlx_serving.core.schedule.prefill_memory import PrefillMemory
 from mlx_serving.core.schedule.scheduled_sequence import RANKS, Lane, Sequence, State
+from mlx_serving.core.schedule.scheduler_load import load_of
 from mlx_serving.core.schedule.scheduler_memory import SchedulerMemory
-from mlx_serving.core.schedule.scheduling import ModelLoad, SchedulerLoad, SchedulerPolicy, Step, queue_full
+from mlx_serving.core.schedule.scheduling import SchedulerLoad, SchedulerPolicy, Step, queue_full
 from mlx_serving.core.schedule.sequence_pool import SequencePool
+from mlx_serving.core.schedule.step_accounts import StepAccounts
 from mlx_serving.core.schedule.step_composition import compose
-from mlx_serving.core.schedule.step_cost import StepCost, Throughput
-from mlx_serving.core.schedule.work_done import WorkMeter
+from mlx_serving.core.schedule.step_cost import StepCost
 from mlx_serving.errors import ModelNotLoaded
 
 
@@ -62,8 +62,7 @@ class Scheduler:
         self._callers = Callers()
         self._deadlines = Deadlines(self._is_current)
         self._arrivals = ArrivalWindow(policy.admission_window_s)
-        self._throughput = Throughput()
-        self._work = WorkMeter()
+        self._accounts = StepAccounts(policy.max_step_s)
         self.memory = SchedulerMemory(self._pool, self._sequences, policy.max_num_seqs)
 
     def __len__(self) -> int:
@@ -226,8 +225,7 @@ class Scheduler:
         ended = self._pool.advance(sequence, 1)
         assert not ended, "one of its tokens is still to come"
         lane.steady = None
-        for meter in (lane.work, self._work):
-            meter.decoded_tokens += 1
+        self._accounts.add_decoded(lane)
 
     def expire(self, now: float) -> list[str]:
         """End those whose deadline is over, and name them."""
@@ -281,7 +279,7 @@ class Scheduler:
         """
         lane = self._lanes.get(step.model)
         if lane is not None:
-            self._learn(lane, step, duration_s)
+            self._accounts.settle(lane, step, duration_s)
         for sequence_id in step.ending:
             sequence = self._sequences.get(sequence_id)
             if sequence is not None and sequence.state is State.ENDING:
@@ -293,23 +291,7 @@ class Scheduler:
 
     def load(self) -> SchedulerLoad:
         """What is going on, for telemetry."""
-        pool = self._pool
-        states = {model: Counter[State]() for model in self._lanes}
-        for sequence in self._sequences.values():
-            states[sequence.lane.model][sequence.state] += 1
-        models = {lane.model: _load_of(lane, states[lane.model]) for lane in self._lanes.values()}
-        loads = models.values()
-        return SchedulerLoad(
-            queued=sum(load.queued for load in loads),
-            running=sum(load.running for load in loads),
-            prefilling=sum(load.prefilling for load in loads),
-            paused=sum(load.paused for load in loads),
-            kv_held_bytes=pool.kv.held,
-            kv_reserved_bytes=pool.kv.reserved,
-            preemptions=pool.preemptions,
-            done=self._work.read(),
-            models=models,
-        )
+        return load_of(self._pool, self._lanes, self._sequences.values(), self._accounts.work())
 
     def _may_admit(self, now: float) -> bool:
         pool = self._pool
@@ -321,36 +303,12 @@ class Scheduler:
         if len(self._sequences) < self.policy.max_num_seqs + places:
             return
         # Half of the queue: whoever comes back finds room, and the device has not run dry by then.
-        seconds = self._throughput.seconds_for(self._pool.queue.work // 2)
-        raise queue_full(priority, len(self._sequences) - self._pool.slots, places, seconds or 0.0)
+        seconds = self._accounts.seconds_for(self._pool.queue.work // 2)
+        raise queue_full(priority, len(self._sequences) - self._pool.slots, places, seconds)
 
     def _is_current(self, deadline: float, id: str) -> bool:  # noqa: A002
         sequence = self._sequences.get(id)
         return sequence is not None and sequence.deadline == deadline
-
-    def _learn(self, lane: Lane, step: Step, duration_s: float) -> None:
-        # One step that took very long, to compile a kernel say, must not cost the model more turns than the longest
-        # step it may plan.
-        charged = min(duration_s, max(self.policy.max_step_s, step.expected_s))
-        lane.virtual_s += (charged - step.expected_s) / lane.weight
-        if step.encode is not None:
-            for meter in (lane.work, self._work):
-                meter.add(step, duration_s, 0.0)
-            lane.cost.learn_encode(step.encode.tokens, duration_s)
-            self._throughput.learn(0, duration_s)
-            return
-        rows = len(step.decode)
-        tokens = 0
-        decode_s = lane.cost.decode_s(rows)
-        for meter in (lane.work, self._work):
-            meter.add(step, duration_s, decode_s)
-        if step.prefill:
-            tokens = step.prefill_tokens
-            context = sum(chunk.count * (chunk.start + chunk.count / 2) for chunk in step.prefill) / tokens
-            lane.cost.learn_prefill(rows, tokens, context, duration_s)
-        else:
-            lane.cost.learn_decode(rows, duration_s)
-        self._throughput.learn(tokens + rows, duration_s)
 
     def _complete(self, sequence: Sequence) -> None:
         replied = sequence.replied
@@ -364,15 +322,3 @@ class Scheduler:
         self._callers.leave(sequence.caller)
         if not self._sequences:
             self._pool.kv.largest = 0
-
-
-def _load_of(lane: Lane, states: Counter[State]) -> ModelLoad:
-    return ModelLoad(
-        queued=states[State.QUEUED] + states[State.HELD] + states[State.SHELVED],
-        running=states[State.RUNNING] + states[State.ENDING],
-        prefilling=states[State.PREFILLING],
-        paused=states[State.PAUSED],
-        done=lane.work.read(),
-        decode_step_s=lane.cost.decode_s(len(lane.running)),
-        prefill_tokens_per_s=1 / lane.cost.base_s if lane.cost.base_s else 0.0,
-    )
