@@ -19,6 +19,7 @@ from mlx_serving.core.sampling_defaults import ResolvedSampling, SamplingDefault
 from mlx_serving.errors import Aborted, EngineError, InvalidRequest
 from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import Row, StepFrame
+from mlx_serving.worker.answer_form import form_of, parser_of, thought_of
 from mlx_serving.worker.embedding.handlers import EmbedHandlers
 from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.grammar.checker import GrammarChecker
@@ -34,14 +35,11 @@ from mlx_serving.worker.requests import (
     check_ids,
     check_images,
     check_tools,
-    form_of,
     is_forced,
-    parser_of,
     prompt_of,
     rules_of,
     sampling_of,
     structure_of,
-    thought_of,
     tokens_that_fit,
 )
 from mlx_serving.worker.routes import Reply, Route
