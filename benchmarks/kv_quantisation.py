@@ -69,7 +69,8 @@ class Model:
         from mlx_serving.core.generation import SamplingParams
         from mlx_serving.core.sampling_defaults import SamplingDefaults, resolve
         from mlx_serving.core.schedule.scheduling import PrefillChunk
-        from mlx_serving.worker.model_runner import Job, ModelRunner
+        from mlx_serving.worker.job import Job
+        from mlx_serving.worker.model_runner import ModelRunner
 
         runner = ModelRunner(self.network, self.capabilities, kv=form)
         greedy = resolve(SamplingParams(temperature=0.0), {}, SamplingDefaults())

@@ -51,7 +51,7 @@ class Ours:
 
     def run(self, prompts: Sequence[list[int]], tokens: int) -> float:
         from mlx_serving.worker.generation import Terms
-        from mlx_serving.worker.model_runner import Job
+        from mlx_serving.worker.job import Job
         from mlx_serving.worker.sequence import Ending, RunningSequence
 
         began = time.perf_counter()

@@ -36,8 +36,9 @@ WARM_UP_STEPS = 4
 
 def ours(model: Any, prompts: Sequence[list[int]], sampled: Sequence[bool], tokens: int) -> float:
     from mlx_serving.core.schedule.scheduling import PrefillChunk
+    from mlx_serving.worker.job import Job
     from mlx_serving.worker.loading.capabilities import probe
-    from mlx_serving.worker.model_runner import Job, ModelRunner
+    from mlx_serving.worker.model_runner import ModelRunner
 
     runner = ModelRunner(model, probe(model))
     ids = [str(index) for index in range(len(prompts))]

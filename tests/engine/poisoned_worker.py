@@ -19,7 +19,8 @@ def as_python(directory: Path) -> str:
 
 def _serve() -> int:
     from mlx_serving.worker.__main__ import main
-    from mlx_serving.worker.model_runner import Job, ModelRunner
+    from mlx_serving.worker.job import Job
+    from mlx_serving.worker.model_runner import ModelRunner
     from mlx_serving.worker.prefix.cache import Beginning
 
     open_healthy, admit_healthy = ModelRunner.open, ModelRunner.admit

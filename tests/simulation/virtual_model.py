@@ -13,7 +13,8 @@ from mlx_serving.core.generation import FinishReason
 from mlx_serving.core.schedule.scheduling import PrefillChunk
 from mlx_serving.wire.notifications import Completed
 from mlx_serving.worker.batch import Token
-from mlx_serving.worker.model_runner import Job, Offer
+from mlx_serving.worker.job import Job
+from mlx_serving.worker.model_runner import Offer
 from mlx_serving.worker.prefix.cache import Beginning
 from mlx_serving.worker.sequence import Ending, RunningSequence
 from mlx_serving.worker.speculation.model_drafter import ModelDrafter

@@ -23,10 +23,11 @@ from mlx_serving.wire.notifications import Completed, Failed, Row
 from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.grammar.checker import GrammarChecker
 from mlx_serving.worker.grammar.structure import Form
+from mlx_serving.worker.job import Job
 from mlx_serving.worker.loading import loader
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.loading.weights import FindBase
-from mlx_serving.worker.model_runner import Job, ModelRunner, RunnerFactory
+from mlx_serving.worker.model_runner import ModelRunner, RunnerFactory
 from mlx_serving.worker.prefix.cache import PrefixCache
 from mlx_serving.worker.requests import rules_of
 from mlx_serving.worker.sequence import Ending, RunningSequence

@@ -10,8 +10,9 @@ import pytest
 from mlx_serving.core.generation import SamplingParams
 from mlx_serving.core.schedule.scheduling import PrefillChunk
 from mlx_serving.wire.methods import ModelCapabilities
+from mlx_serving.worker.job import Job
 from mlx_serving.worker.loading.loaded_model import LoadedModel
-from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.model_runner import ModelRunner
 
 from ..tiny_models import token_ids
 from .bench import POLICY, Bench, load

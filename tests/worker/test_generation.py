@@ -13,8 +13,9 @@ from mlx_serving.core.generation import SamplingParams
 from mlx_serving.core.schedule.scheduling import PrefillChunk
 from mlx_serving.errors import Overloaded
 from mlx_serving.worker.batch import Token
+from mlx_serving.worker.job import Job
 from mlx_serving.worker.loading.loaded_model import LoadedModel
-from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.prefix.cache import Beginning
 from mlx_serving.worker.speculation.model_drafter import ModelDrafter
 from mlx_serving.worker.speculation.speculator import Speculator

@@ -15,8 +15,8 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from mlx_lm.utils import load_model
 
 from mlx_serving.core.kv_form import KvForm
-from mlx_serving.worker.decode_layer import DecodeLayer, decode_layer
-from mlx_serving.worker.kv_cache import GROWTH_TOKENS, MergedCache, RowLengths, SlotKVCache, SoloCache
+from mlx_serving.worker.decode_layer import DecodeLayer, MergedCache, SoloCache, decode_layer
+from mlx_serving.worker.kv_cache import GROWTH_TOKENS, RowLengths, SlotKVCache
 from mlx_serving.worker.packed_kv import make_caches
 
 from ..tiny_models import VOCABULARY

@@ -17,8 +17,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.schedule.scheduling import PrefillChunk
 from mlx_serving.worker.batch import DecodeBatch, Token
+from mlx_serving.worker.job import Job
 from mlx_serving.worker.loading.loaded_model import LoadedModel
-from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.sampling.row import SamplingRow
 
 from ..tiny_models import token_ids

@@ -25,9 +25,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_serving.errors import GuidanceError
-from mlx_serving.worker.decode_layer import DecodeLayer, decode_layer
+from mlx_serving.worker.decode_layer import DecodeLayer, SoloCache, decode_layer
 from mlx_serving.worker.forced_runs import ForcedRuns
-from mlx_serving.worker.kv_cache import RowLengths, SoloCache
+from mlx_serving.worker.kv_cache import RowLengths
 from mlx_serving.worker.sampling.logprobs import RowLogprobs
 from mlx_serving.worker.sampling.row import SamplingRow
 from mlx_serving.worker.sampling.sampler import BatchSampler, Launched

@@ -22,8 +22,8 @@ from mlx_serving.core.speculation.policy import Drafting, SpeculationCounts
 from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError, Overloaded
 from mlx_serving.wire.notifications import Completed, Row, StepFrame
 from mlx_serving.worker.batch import Token
+from mlx_serving.worker.job import Job
 from mlx_serving.worker.loading.loaded_model import LoadedModel
-from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.outcomes import Outcomes
 from mlx_serving.worker.prefix.cache import PrefixCache
 from mlx_serving.worker.sampling.logprobs import name

@@ -6,8 +6,7 @@ end, and what was computed for padding is behind the end of the row, where nobod
 Joining copies the newcomer into a free slot, leaving moves one row into the hole: nobody else's cache is touched while
 there is room. mlx-lm's batch classes keep rows right-aligned, so every change of membership copies the whole batch.
 
-Layers whose caches are not plain key-value caches (rotating, recurrent) use mlx-lm's own batch classes. Caches that
-cannot be merged stay as they are, and their sequences alone.
+`decode_layer.py` says which layers have it.
 """
 
 from __future__ import annotations
@@ -243,63 +242,6 @@ class SlotKVCache:
     @property
     def nbytes(self) -> int:
         return 0 if self._keys is None or self._values is None else self._keys.nbytes + self._values.nbytes
-
-
-class MergedCache:
-    """A layer whose cache is not a plain one, in mlx-lm's own batch class."""
-
-    def __init__(self) -> None:
-        self.cache: Any = None
-        self._count = 0
-
-    def put(self, index: int, row: Any) -> None:
-        merged = row.merge([row])
-        if self.cache is None:
-            self.cache = merged
-        else:
-            self.cache.extend(merged)
-        self._count += 1
-        if index < self._count - 1:
-            self.arrange([*range(index), self._count - 1, *range(index + 1, self._count - 1)])
-
-    def extract(self, index: int) -> Any:
-        return self.cache.extract(index)
-
-    def peek(self, index: int) -> Any:
-        return self.cache.extract(index)
-
-    def arrange(self, order: Sequence[int]) -> None:
-        self.cache.filter(list(order))
-        self._count = len(order)
-
-    @property
-    def nbytes(self) -> int:
-        return 0 if self.cache is None else self.cache.nbytes
-
-
-class SoloCache:
-    """A layer of a batch of one: the sequence's own cache, whatever its kind."""
-
-    def __init__(self) -> None:
-        self.cache: Any = None
-
-    def put(self, index: int, row: Any) -> None:
-        assert index == 0, "a model that cannot be batched has one sequence a batch"
-        self.cache = row
-
-    def extract(self, index: int) -> Any:
-        assert index == 0
-        return self.cache
-
-    def peek(self, index: int) -> Any:
-        return self.extract(index)
-
-    def arrange(self, order: Sequence[int]) -> None:
-        assert list(order) == [0]
-
-    @property
-    def nbytes(self) -> int:
-        return 0 if self.cache is None else self.cache.nbytes
 
 
 def _in_steps(tokens: int) -> int:

@@ -16,44 +16,17 @@ import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, trim_prompt_cache
 
 from mlx_serving.core.kv_form import KvForm
-from mlx_serving.core.reasoning_budget import ThoughtBudget
-from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.schedule.scheduling import PrefillChunk
 from mlx_serving.core.speculation.policy import Drafting
 from mlx_serving.wire.methods import ModelCapabilities
 from mlx_serving.worker.batch import DecodeBatch, Place, Token
-from mlx_serving.worker.grammar.matcher import Matcher
+from mlx_serving.worker.job import Job
 from mlx_serving.worker.packed_kv import make_caches
 from mlx_serving.worker.prefix.cache import Beginning
 from mlx_serving.worker.prompts import Prompt, advance_all
-from mlx_serving.worker.sampling.row import NO_RULES, SamplingRow, TokenRules
-from mlx_serving.worker.speculation.drafter import NOT_WANTED, Wanted
+from mlx_serving.worker.sampling.row import SamplingRow
 from mlx_serving.worker.speculation.model_drafter import ModelDrafter, weight_bytes
 from mlx_serving.worker.speculation.speculator import Speculator
-from mlx_serving.worker.vision.pictures import Picture, Prepared
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One sequence as the device sees it: `token_ids` of its prompt, and of its answer those that were `drawn` before.
-    `seed` decides its draws, `matcher`, which has seen what was drawn, what they may be. It has no more than
-    `max_tokens`; `speculation` says whether they are drafted. `pictures` stand in its prompt."""
-
-    stream_id: str
-    token_ids: Sequence[int]
-    sampling: ResolvedSampling
-    seed: int
-    rules: TokenRules = NO_RULES
-    drawn: Sequence[int] = ()
-    matcher: Matcher | None = None
-    thought: ThoughtBudget | None = None
-    max_tokens: int | None = None
-    pictures: tuple[Picture, ...] = ()
-    speculation: Wanted = NOT_WANTED
-
-    @property
-    def prepared(self) -> Prepared:
-        return Prepared(self.token_ids, self.pictures)
 
 
 @dataclass(frozen=True, slots=True)

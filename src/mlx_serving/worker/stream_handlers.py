@@ -25,9 +25,9 @@ from mlx_serving.worker.generation import Generation, Terms
 from mlx_serving.worker.grammar.checker import GrammarChecker
 from mlx_serving.worker.grammar.matcher import Matcher
 from mlx_serving.worker.grammar.structure import Form
+from mlx_serving.worker.job import Job
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.loading.loaded_models import LoadedModels
-from mlx_serving.worker.model_runner import Job
 from mlx_serving.worker.parsed_sequence import ParsedSequence
 from mlx_serving.worker.pipe import Outbox
 from mlx_serving.worker.prefix.disk import PrefixDisk

@@ -20,7 +20,8 @@ from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.schedule.encodings import ImageSpan
 from mlx_serving.core.speculation.policy import Drafting
 from mlx_serving.wire.methods import ModelCapabilities
-from mlx_serving.worker.model_runner import Job, ModelRunner
+from mlx_serving.worker.job import Job
+from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.prompts import Prompt
 from mlx_serving.worker.vision.architecture import VisionText
 from mlx_serving.worker.vision.features import FeatureCache, Features
