@@ -120,9 +120,9 @@ def _trouble_the_pipe(trouble: Trouble) -> None:
 
 
 def _trouble_the_loader(trouble: Trouble) -> None:
-    from mlx_serving.worker.loading import loader, weights
+    from mlx_serving.worker.loading import small_files, weights
 
-    find_healthy, read_healthy = loader._directory, weights._evaluate  # pyright: ignore[reportPrivateUsage]
+    find_healthy, read_healthy = small_files.find_directory, weights._evaluate  # pyright: ignore[reportPrivateUsage]
     weights._EVAL_BYTES = 16 << 10  # pyright: ignore[reportPrivateUsage]  a small model has several pieces as well
 
     def find(*arguments: Any) -> Path:
@@ -140,7 +140,7 @@ def _trouble_the_loader(trouble: Trouble) -> None:
             _die()
         read_healthy(arrays)
 
-    loader._directory, weights._evaluate = find, read  # pyright: ignore[reportPrivateUsage]
+    small_files.find_directory, weights._evaluate = find, read  # pyright: ignore[reportPrivateUsage]
 
 
 def _trouble_the_steps(trouble: Trouble) -> None:

@@ -14,6 +14,7 @@ from mlx_serving.core.kv_form import KvForm
 from mlx_serving.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelParams, ModelCapabilities
 from mlx_serving.worker.loading import loader
+from mlx_serving.worker.loading.model_shape import DEFAULT_CONTEXT_LENGTH
 from mlx_serving.worker.model_runner import ModelRunner
 
 from ..tiny_models import VOCABULARY, make_llama
@@ -81,7 +82,7 @@ def test_what_is_known_of_the_same_config_is_not_tried_again(llama: Path) -> Non
 
 
 def test_a_model_without_a_length_has_the_default(mamba: Path) -> None:
-    assert load(mamba).facts.context_length == loader.DEFAULT_CONTEXT_LENGTH
+    assert load(mamba).facts.context_length == DEFAULT_CONTEXT_LENGTH
 
 
 def test_the_chat_template_is_found_or_missed(llama: Path, untemplated: Path) -> None:

@@ -17,16 +17,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
-from mlx_serving.catalog.prepare import prepare
-from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.core.embedding.plan import EmbeddingFiles, EmbeddingPlan, plan
 from mlx_serving.errors import ModelLoadError
 from mlx_serving.wire.methods import EmbeddingFacts, LoadModelParams, LoadModelResult, ModelCapabilities
 from mlx_serving.worker.embedding.model import EmbeddingModel, EncodedInput, Forward
 from mlx_serving.worker.loading.loaded_model import LoadedModel
-from mlx_serving.worker.loading.loader import DEFAULT_CONTEXT_LENGTH, Aside, OnProgress, RequireMemory
-from mlx_serving.worker.loading.model_files import blaming, read_object
-from mlx_serving.worker.loading.model_shape import prefill_memory_of
+from mlx_serving.worker.loading.loader import Aside, RequireMemory
+from mlx_serving.worker.loading.model_files import OnProgress, blaming, find_directory, read_object
+from mlx_serving.worker.loading.model_shape import DEFAULT_CONTEXT_LENGTH, prefill_memory_of
 from mlx_serving.worker.loading.weights import parameters
 from mlx_serving.worker.tokenizing import PromptTokenizer
 
@@ -76,8 +74,7 @@ class _Found:
 
     def find(self) -> None:
         params = self._params
-        reference = parse_reference(params.local_path or params.model_id, params.revision)
-        self.directory = prepare(reference, lambda step: self._on_progress(step.stage, step.done, step.total))
+        self.directory = find_directory(params, self._on_progress)
         with blaming("its config.json", params.model_id, self.directory):
             config = read_object(self.directory / "config.json")
         with blaming("the files that say how it makes embeddings", params.model_id, self.directory):

@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import mlx.core as mx
-from mlx_lm.utils import get_total_parameters, load_tokenizer
+from mlx_lm.utils import get_total_parameters
 
-from mlx_serving.catalog.prepare import prepare
-from mlx_serving.catalog.reference import parse_reference
 from mlx_serving.core import kv_form
-from mlx_serving.core.images.models import sees
 from mlx_serving.core.load_pace import LoadPace
-from mlx_serving.core.output.output_formats import MARKERS
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
-from mlx_serving.machine import page_cache
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult, ModelCapabilities
 from mlx_serving.worker.grammar.structure import StructureCompiler
 from mlx_serving.worker.loading.capabilities import kv_bytes_and_logits, packed_kv_bytes, probing
 from mlx_serving.worker.loading.loaded_model import LoadedModel
-from mlx_serving.worker.loading.model_files import blaming, read_object
-from mlx_serving.worker.loading.model_shape import prefill_memory_of
-from mlx_serving.worker.loading.weights import FindBase, WeightPlan, parameters, tensor_names
+from mlx_serving.worker.loading.model_files import OnProgress, blaming, read_weights_ahead
+from mlx_serving.worker.loading.model_shape import (
+    context_length_of,
+    prefill_memory_of,
+    quantization_of,
+    text_config,
+    vocabulary_of,
+)
+from mlx_serving.worker.loading.small_files import SmallFiles
+from mlx_serving.worker.loading.weights import FindBase, WeightPlan, parameters
 from mlx_serving.worker.model_runner import RunnerFactory
 from mlx_serving.worker.output_style import find_style, knows_tools
 from mlx_serving.worker.packed_kv import make_caches
 from mlx_serving.worker.prefix.kv import is_plain
-from mlx_serving.worker.token_bytes import TokenBytes
-from mlx_serving.worker.tokenizing import PromptTokenizer, make_decoder
-from mlx_serving.worker.vision.architecture import VisionText, is_known, open_model
-from mlx_serving.worker.vision.processing import Processor
-from mlx_serving.worker.vision.tokenizer import VisionTokenizer, with_template
+from mlx_serving.worker.vision.architecture import VisionText, open_model
 from mlx_serving.worker.vision.trial import why_blind
-
-DEFAULT_CONTEXT_LENGTH = 8192
-_CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length", "model_max_length")
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with (stage, done, total) as work goes on, at least once a piece of work."""
 
 RequireMemory = Callable[[int], None]
 """Called with the bytes that a model's weights will take, in the form they are loaded in and beside those that are
@@ -97,7 +89,7 @@ def loading(
     name that leads nowhere, `ModelLoadError` for a model that cannot be loaded, `InvalidRequest` for a name that cannot
     be one and for a form that its weights cannot have, and what `require_memory` raises.
     """
-    files = _Files(params, on_progress)
+    files = SmallFiles(params, on_progress)
     yield Aside(files.find)
     directory = files.directory
     options = options_of(params)
@@ -113,7 +105,7 @@ def loading(
     on_progress("reading", 0, needed)
     yield Aside(files.read)
     if needed and read_ahead():
-        yield Aside(lambda: _read_ahead(directory, on_progress))
+        yield Aside(lambda: read_weights_ahead(directory, on_progress))
     words = files.words
     blind: str | None = "it reads text only"
     with blaming("its architecture or weights", params.model_id, directory):
@@ -141,7 +133,7 @@ def loading(
             yield None
     weights = parameters(model)
     dtype = _dtype(weights)
-    limit = _context_length(config)
+    limit = context_length_of(config)
     facts = LoadModelResult(
         model_id=params.model_id,
         state="ready",
@@ -151,12 +143,12 @@ def loading(
         is_vision_model=blind is None,
         cached_path=str(directory),
         model_type=str(config.get("model_type", "")),
-        vocab_size=min(_vocabulary(config, words.tokenizer), logits),
+        vocab_size=min(vocabulary_of(config, words.tokenizer), logits),
         memory_bytes=sum(weight.nbytes for weight in weights),
         has_chat_template=words.tokenizer.has_chat_template,
         capabilities=capabilities,
         config_digest=digest,
-        quantization=_quantization(config),
+        quantization=quantization_of(config),
         adapter=options.adapter,
         kv_bits=None if options.kv is None else options.kv.bits,
         kv_group_size=None if options.kv is None else options.kv.group_size,
@@ -178,7 +170,7 @@ def loading(
         make_runner=make_runner,
         kv_bytes_per_token=per_token,
         prefill_memory=prefill_memory_of(
-            _text_config(config), 4 if dtype == "float32" else 2, packed_kv=options.kv is not None
+            text_config(config), 4 if dtype == "float32" else 2, packed_kv=options.kv is not None
         ),
         output=find_style(words.tokenizer, params.tool_parser, params.reasoning_parser),
         knows_tools=knows_tools(words.tokenizer),
@@ -230,106 +222,6 @@ def _require_plain(params: LoadModelParams) -> None:
             )
 
 
-class _Files:
-    """What a thread without arrays finds out: `find` first, then `read`."""
-
-    directory: Path
-    config: Mapping[str, object]
-    digest: str
-    generation_config: Mapping[str, object]
-    words: _Words
-    sees: bool
-
-    def __init__(self, params: LoadModelParams, on_progress: OnProgress) -> None:
-        self._params = params
-        self._on_progress = on_progress
-
-    def find(self) -> None:
-        directory = self.directory = _directory(self._params, self._on_progress)
-        with blaming("its config.json", self._params.model_id, directory):
-            self.config = read_object(directory / "config.json")
-            self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
-        with blaming("its weights", self._params.model_id, directory):
-            names = tensor_names(directory)
-        with blaming("its config.json", self._params.model_id, directory):
-            self.sees = sees(self.config, names) and is_known(self.config)
-
-    def read(self) -> None:
-        directory, model_id = self.directory, self._params.model_id
-        with blaming("its generation_config.json", model_id, directory):
-            path = directory / "generation_config.json"
-            self.generation_config = read_object(path) if path.exists() else {}
-        with blaming("its tokenizer", model_id, directory):
-            self.words = _Words(directory, self.config)
-        if self.sees:
-            with blaming("its processor", model_id, directory):
-                self.words.see(directory, self.config)
-
-
-class _Words:
-    """What the tokenizer is needed for, a copy for each thread that will have one."""
-
-    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
-        # Said outright: left open, transformers asks on stdin whether code from the directory may run.
-        self.tokenizer = load_tokenizer(
-            directory, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
-        )
-        self.decode = make_decoder(self.tokenizer)
-        self.token_bytes = TokenBytes(self.tokenizer)
-        self.prompts = PromptTokenizer(self.tokenizer)
-        self.decode_marked = make_decoder(self.tokenizer, MARKERS)
-        self.eos_token_ids = frozenset(self.tokenizer.eos_token_ids)
-        self.spared_token_ids = self.eos_token_ids | set(self.prompts.encode("\n", add_special_tokens=False))
-
-    def see(self, directory: Path, config: Mapping[str, Any]) -> None:
-        """Have prompts take images."""
-        processor = Processor(directory, config)
-        vocabulary = _vocabulary(config, self.tokenizer)
-        self.prompts = VisionTokenizer(with_template(self.tokenizer, processor), processor, vocabulary)
-
-
-def _read_ahead(directory: Path, on_progress: OnProgress) -> None:
-    files = sorted(directory.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in files)
-    done = 0
-
-    def tell(count: int) -> bool:
-        nonlocal done
-        done += count
-        on_progress("reading", done, size)
-        return True
-
-    for file in files:
-        page_cache.read_into(file, tell)
-
-
-def _directory(params: LoadModelParams, on_progress: OnProgress) -> Path:
-    reference = parse_reference(params.local_path or params.model_id, params.revision)
-    return prepare(reference, lambda step: on_progress(step.stage, step.done, step.total))
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    nested = config.get("text_config")
-    return cast(Mapping[str, Any], nested) if isinstance(nested, Mapping) else config
-
-
-def _context_length(config: Mapping[str, Any]) -> int:
-    for source in (config, _text_config(config)):
-        for key in _CONTEXT_KEYS:
-            value = source.get(key)
-            if isinstance(value, int) and value > 0:
-                return value
-    return DEFAULT_CONTEXT_LENGTH
-
-
-def _vocabulary(config: Mapping[str, Any], tokenizer: Any) -> int:
-    for source in (config, _text_config(config)):
-        value = source.get("vocab_size")
-        if isinstance(value, int) and value > 0:
-            return value
-    return len(tokenizer)
-
-
 def _dtype(weights: list[mx.array]) -> str:
     """The floating-point type that most bytes of the unpacked weights have."""
     sizes: dict[str, int] = {}
@@ -338,12 +230,3 @@ def _dtype(weights: list[mx.array]) -> str:
             name = str(weight.dtype).removeprefix("mlx.core.")
             sizes[name] = sizes.get(name, 0) + weight.nbytes
     return max(sizes, key=lambda name: sizes[name]) if sizes else "unknown"
-
-
-def _quantization(config: Mapping[str, Any]) -> str | None:
-    quantization = config.get("quantization")
-    if not isinstance(quantization, Mapping):
-        return None
-    facts = cast(Mapping[str, Any], quantization)
-    mode = facts.get("mode", "affine")
-    return f"{facts.get('bits')}-bit, group {facts.get('group_size')}" + (f", {mode}" if mode != "affine" else "")

@@ -1,20 +1,57 @@
-"""What a model's config.json says of the memory that computing a prompt takes."""
+"""What a model's config.json says of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
 from mlx_serving.core.schedule.prefill_memory import PrefillMemory, of_shape
 
+DEFAULT_CONTEXT_LENGTH = 8192
+_CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length", "model_max_length")
 _WIDTH = ("hidden_size", "d_model", "n_embd", "dim")
 _INNER_WIDTH = ("intermediate_size", "intermediate_size_mlp", "block_ff_dim", "ffn_hidden_size", "n_inner")
 _HEADS = ("num_attention_heads", "n_heads", "n_head")
 _INNER_PER_WIDTH = 4  # the usual proportion, where the config does not tell
 # What MLX's fused attention for whole prompts is compiled for (sdpa_full_supported_head_dim in its Metal backend).
 _FUSED_HEAD_DIMS = (64, 80, 128)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of it that is about text, where it has several."""
+    nested = config.get("text_config")
+    return cast(Mapping[str, Any], nested) if isinstance(nested, Mapping) else config
+
+
+def context_length_of(config: Mapping[str, Any]) -> int:
+    """Tokens; `DEFAULT_CONTEXT_LENGTH` where it does not tell."""
+    for source in (config, text_config(config)):
+        for key in _CONTEXT_KEYS:
+            value = source.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return DEFAULT_CONTEXT_LENGTH
+
+
+def vocabulary_of(config: Mapping[str, Any], tokenizer: Any) -> int:
+    """Entries; those of the tokenizer where it does not tell."""
+    for source in (config, text_config(config)):
+        value = source.get("vocab_size")
+        if isinstance(value, int) and value > 0:
+            return value
+    return len(tokenizer)
+
+
+def quantization_of(config: Mapping[str, Any]) -> str | None:
+    """For people to read; None for weights that are not packed."""
+    quantization = config.get("quantization")
+    if not isinstance(quantization, Mapping):
+        return None
+    facts = cast(Mapping[str, Any], quantization)
+    mode = facts.get("mode", "affine")
+    return f"{facts.get('bits')}-bit, group {facts.get('group_size')}" + (f", {mode}" if mode != "affine" else "")
 
 
 def prefill_memory_of(config: Mapping[str, Any], activation_bytes: int, *, packed_kv: bool = False) -> PrefillMemory:
