@@ -323,7 +323,7 @@ def joined(model: nn.Module, batch: DecodeBatch, stream_id: str, prompt: list[in
         forward: object = model
         assert callable(forward)
         forward(mx.array([prompt[:-1]]), cache=caches)
-    batch.join(stream_id, caches, len(prompt) - 1, prompt[-1], SamplingRow(GREEDY, 0, prompt))
+    batch.slots.join(stream_id, caches, len(prompt) - 1, prompt[-1], SamplingRow(GREEDY, 0, prompt))
 
 
 def test_a_step_gives_the_tokens_of_the_one_before(llama_model: LoadedModel) -> None:
@@ -333,7 +333,7 @@ def test_a_step_gives_the_tokens_of_the_one_before(llama_model: LoadedModel) -> 
     joined(llama_model.model, batch, "b", [7])
     assert [token.stream_id for token in batch.step()] == ["a"]
     assert [token.stream_id for token in batch.step(["a"])] == ["a", "b"]
-    assert len(batch) == 1
+    assert len(batch.slots) == 1
     assert [token.stream_id for token in batch.drain()] == ["a", "b"]
     assert batch.drain() == []
 
@@ -346,7 +346,7 @@ def test_an_empty_batch_launches_nothing(llama_model: LoadedModel) -> None:
     assert [token.stream_id for token in batch.step()] == ["a"]
     joined(llama_model.model, batch, "b", token_ids("b"))
     batch.leave("b")
-    assert (batch.step(), len(batch)) == ([], 0)
+    assert (batch.step(), len(batch.slots)) == ([], 0)
 
 
 @contextmanager

@@ -18,18 +18,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_serving.errors import GuidanceError
-from mlx_serving.worker.decode_layer import DecodeLayer, SoloCache, decode_layer
+from mlx_serving.worker.batch_slots import BatchSlots, Row
 from mlx_serving.worker.forced_runs import ForcedRuns
 from mlx_serving.worker.kv_cache import RowLengths
 from mlx_serving.worker.sampling.logprobs import RowLogprobs
-from mlx_serving.worker.sampling.row import SamplingRow
 from mlx_serving.worker.sampling.sampler import BatchSampler, Launched
 from mlx_serving.worker.speculation.speculator import Speculator
 from mlx_serving.worker.speculation.verification import Verification
@@ -51,31 +49,21 @@ class Token(NamedTuple):
     is_extra: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class _Row:
-    stream_id: str
-    sampling: SamplingRow
-    left: bool = False  # it takes no more steps: its place is free
-    gone: bool = False  # nobody wants its tokens any more
-
-
 class _Unread(NamedTuple):
     """What was launched: the rows, and what they get. With a `check`, launched at a time in monotonic seconds, some of
     that is thrown away."""
 
-    rows: list[_Row]
+    rows: list[Row]
     launched: Launched
     check: Verification | None = None
     at: float = 0.0
 
 
 class DecodeBatch:
-    """`shared`: whether more than one row may join; without it the caches need not be mergeable. `runs`: whether rows
-    may be fed several tokens at once. Memory for `spare_tokens` may be held for rows and tokens to come. `place` is for
-    a model that does not find out from its caches where the rows are. With a `speculator` tokens are drafted for those
-    who ask.
-
-    The place of a row that left is taken by the next one to join, or closed with the next step.
+    """`slots` hold its rows, which join and leave there (see `BatchSlots` for `shared` and `spare_tokens`); a row that
+    is to have nothing of what is under way either leaves here. `runs`: whether rows may be fed several tokens at once.
+    `place` is for a model that does not find out from its caches where the rows are. With a `speculator` tokens are
+    drafted for those who ask.
     """
 
     def __init__(
@@ -88,97 +76,25 @@ class DecodeBatch:
         place: Place | None = None,
         speculator: Speculator | None = None,
     ) -> None:
-        self._shared = shared
         self._runs = runs
         self._speculator = speculator
-        self._spare_tokens = spare_tokens
         self._model: Any = model
         self._place = place
-        self._rows: list[_Row] = []
-        self._lengths = RowLengths()
-        self._layers: list[DecodeLayer] = []
-        self._inputs = mx.array([], dtype=mx.uint32)  # [rows]: what each row is fed next
+        self.slots = BatchSlots(shared=shared, spare_tokens=spare_tokens)
         self._sampler: BatchSampler | None = None
         self._unread: _Unread | None = None
-
-    def __len__(self) -> int:
-        return len(self._present())
 
     @property
     def is_done(self) -> bool:
         """Nobody is here and nothing is to be read."""
-        return not self._rows and self._unread is None
-
-    def isdisjoint(self, stream_ids: Collection[str]) -> bool:
-        """Whether none of these is here."""
-        return not any(self._rows[index].stream_id in stream_ids for index in self._present())
-
-    def padding_with(self, tokens: int) -> float:
-        """By how many tokens all rows together fall short of the longest if one of this length joins; infinite if it
-        may not."""
-        lengths = [self._lengths.lengths[index] for index in self._present()]
-        if lengths and not self._shared:
-            return math.inf
-        return (len(lengths) + 1) * max([tokens, *lengths]) - sum(lengths) - tokens
-
-    @property
-    def cache_bytes(self) -> int:
-        """What the caches of its rows take, their room to grow included."""
-        return sum(layer.nbytes for layer in self._layers)
-
-    def join(
-        self,
-        stream_id: str,
-        caches: Sequence[Any],
-        tokens: int,
-        last_token: int,
-        sampling: SamplingRow,
-        *,
-        shift: int = 0,
-    ) -> None:
-        """Add a sequence: its own caches hold its first `tokens` tokens, `last_token` is the one after them, at a
-        position that is beyond its number by `shift`."""
-        if not self._layers:
-            self._layers = [self._layer(cache) for cache in caches]
-        place = next((index for index, row in enumerate(self._rows) if row.left), len(self._rows))
-        for layer, cache in zip(self._layers, caches, strict=True):
-            layer.put(place, cache)
-        self._lengths.put(place, tokens, shift)
-        self._rows[place : place + 1] = [_Row(stream_id, sampling)]
-        fed = mx.array([last_token], dtype=mx.uint32)
-        self._inputs = mx.concatenate([self._inputs[:place], fed, self._inputs[place + 1 :]])
-        self._sampler = None
-
-    def extract(self, stream_id: str) -> list[Any] | None:
-        """Copies of a sequence's caches, with which it can join again; None when it is not here.
-
-        They are computed at once: as long as a copy is only ordered it holds the caches of the whole batch, which the
-        next step could then not change in place.
-        """
-        index = self._index(stream_id)
-        if index is None:
-            return None
-        caches = [layer.extract(index) for layer in self._layers]
-        cast(Any, mx).eval([cache.state for cache in caches])
-        return caches
-
-    def peek(self, stream_id: str) -> list[Any] | None:
-        """The same, but to be copied from before the next step: they may be views of what the batch has."""
-        index = self._index(stream_id)
-        return None if index is None else [layer.peek(index) for layer in self._layers]
-
-    def length(self, stream_id: str) -> int:
-        """Tokens in the caches of a sequence that is here."""
-        index = self._index(stream_id)
-        assert index is not None
-        return self._lengths.lengths[index]
+        return not self.slots.rows and self._unread is None
 
     def leave(self, stream_id: str) -> None:
         """Drop a sequence, and what was launched for it; unknown ids are ignored."""
         if self._unread is not None:
             for row in self._unread.rows:
                 row.gone = row.gone or row.stream_id == stream_id
-        self._drop(stream_id)
+        self.slots.leave(stream_id)
 
     def step(self, ending: Collection[str] = ()) -> list[Token]:
         """Launch a forward pass for every row, then read the tokens of the launch before.
@@ -186,9 +102,10 @@ class DecodeBatch:
         Rows in `ending` need no further token after this launch: they leave the batch, and their last token is read
         with the others'.
         """
-        if not self._rows:
+        slots = self.slots
+        if not slots.rows:
             return self.drain()
-        self._close_gaps()
+        slots.close_gaps()
         tokens, drafts = self._draft()
         if drafts is not None:
             return [*tokens, *self._check(drafts, ending)]
@@ -197,16 +114,17 @@ class DecodeBatch:
         if runs is not None:
             mx.async_eval(logits)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
             tokens = [*tokens, *self.drain(), *self._take(runs.behind)]
-        if self._sampler is None:
-            self._sampler = BatchSampler([row.sampling for row in self._rows], logits.shape[-1])
+        if self._sampler is None or slots.changed:
+            slots.changed = False
+            self._sampler = BatchSampler([row.sampling for row in slots.rows], logits.shape[-1])
         if runs is None and self._sampler.follows:
             mx.async_eval(logits)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
             tokens += self.drain()
-        launched = self._sampler(logits, self._inputs)
+        launched = self._sampler(logits, slots.inputs)
         launched.start()
-        earlier, self._unread, self._inputs = self._unread, _Unread(list(self._rows), launched), launched.tokens
+        earlier, self._unread, slots.inputs = self._unread, _Unread(list(slots.rows), launched), launched.tokens
         for stream_id in ending:
-            self._drop(stream_id)
+            slots.leave(stream_id)
         return tokens or self._read(earlier)
 
     def drain(self) -> list[Token]:
@@ -225,31 +143,31 @@ class DecodeBatch:
         return self._unread is None or self.is_checking
 
     def _forced(self) -> ForcedRuns | None:
-        return ForcedRuns.of([row.sampling for row in self._rows]) if self._runs else None
+        return ForcedRuns.of([row.sampling for row in self.slots.rows]) if self._runs else None
 
     def _draft(self) -> tuple[list[Token], list[list[int]] | None]:
         """A draft for each row, None where nobody has one; and what was read first, where that is worth it."""
         if self._speculator is None:
             return [], None
-        rows = [(row.stream_id, row.sampling) for row in self._rows]
+        rows = [(row.stream_id, row.sampling) for row in self.slots.rows]
         if not (self._is_read or self._speculator.is_likely(rows)):
             return [], None
         return self.drain(), self._speculator.propose(rows)
 
     def _check(self, drafts: list[list[int]], ending: Collection[str]) -> list[Token]:
         """Launch a pass that checks a draft of each row, which may be empty. Everything before it was read."""
-        at = time.monotonic()
-        check = Verification([row.sampling for row in self._rows], drafts, self._forced())
-        fed = check.runs.feed(self._inputs)
-        self._lengths.widen(check.runs.width)
-        logits = cast(mx.array, self._model(fed, cache=[layer.cache for layer in self._layers], **self._told()))
-        self._lengths.advance(check.certain)
+        slots, at = self.slots, time.monotonic()
+        check = Verification([row.sampling for row in slots.rows], drafts, self._forced())
+        fed = check.runs.feed(slots.inputs)
+        slots.lengths.widen(check.runs.width)
+        logits = cast(mx.array, self._model(fed, cache=slots.caches, **self._told()))
+        slots.lengths.advance(check.certain)
         tokens = self._take(check.forced)
         launched = BatchSampler(check.sampled, logits.shape[-1])(check.pick(logits), check.pick(fed))
         launched.start()
-        self._unread = _Unread(list(self._rows), launched, check, at)
+        self._unread = _Unread(list(slots.rows), launched, check, at)
         for stream_id in ending:
-            self._drop(stream_id)
+            slots.leave(stream_id)
         return tokens
 
     def _read(self, earlier: _Unread | None) -> list[Token]:
@@ -269,14 +187,14 @@ class DecodeBatch:
         ]
 
     def _settle(
-        self, rows: list[_Row], check: Verification, drawn: Sequence[tuple[int, RowLogprobs | None]]
+        self, rows: list[Row], check: Verification, drawn: Sequence[tuple[int, RowLogprobs | None]]
     ) -> list[Token]:
         """Take what was right. What was computed for the rest of a draft is behind the end of its row."""
-        draws = check.agreed(drawn)
+        slots, draws = self.slots, check.agreed(drawn)
         tokens: list[Token] = []
-        places = {id(row): index for index, row in enumerate(self._rows)}
-        grown = [0] * len(self._rows)
-        inputs = cast("list[int]", self._inputs.tolist())
+        places = {id(row): index for index, row in enumerate(slots.rows)}
+        grown = [0] * len(slots.rows)
+        inputs = cast("list[int]", slots.inputs.tolist())
         for row, own in zip(rows, draws, strict=True):
             if own.drafted:
                 row.sampling.position += len(own.tokens)
@@ -289,82 +207,43 @@ class DecodeBatch:
             if place is not None:  # else it has left
                 grown[place] = own.accepted
                 inputs[place] = own.tokens[-1][0]
-        if self._rows:
-            self._inputs = mx.array(inputs, dtype=mx.uint32)
-            self._lengths.advance(grown)
+        if slots.rows:
+            slots.inputs = mx.array(inputs, dtype=mx.uint32)
+            slots.lengths.advance(grown)
         if self._speculator is not None:
             kept = [(row, own) for row, own in zip(rows, draws, strict=True) if not row.gone]
             self._speculator.learn([(row.stream_id, row.sampling) for row, _ in kept], [own for _, own in kept])
         return tokens
 
     def _forward(self, runs: ForcedRuns | None) -> mx.array:
-        """The logits of each row, [rows, vocabulary]; `_inputs` are then what was fed last."""
-        caches = [layer.cache for layer in self._layers]
+        """The logits of each row, [rows, vocabulary]; the slots.' inputs are then what was fed last."""
+        slots, caches = self.slots, self.slots.caches
         if runs is None:
-            self._lengths.widen(1)
-            logits = cast(mx.array, self._model(self._inputs[:, None], cache=caches, **self._told()))[:, -1, :]
-            self._lengths.advance()
+            slots.lengths.widen(1)
+            logits = cast(mx.array, self._model(slots.inputs[:, None], cache=caches, **self._told()))[:, -1, :]
+            slots.lengths.advance()
             return logits
-        fed = runs.feed(self._inputs)
-        self._lengths.widen(runs.width)
+        fed = runs.feed(slots.inputs)
+        slots.lengths.widen(runs.width)
         logits = runs.last(cast(mx.array, self._model(fed, cache=caches, **self._told())))
-        self._lengths.advance(runs.counts)
-        self._inputs = runs.last(fed)
+        slots.lengths.advance(runs.counts)
+        slots.inputs = runs.last(fed)
         return logits
 
     def _told(self) -> Mapping[str, Any]:
-        return {} if self._place is None else self._place(self._lengths)
+        return {} if self._place is None else self._place(self.slots.lengths)
 
     def _take(self, forced: Sequence[list[int]]) -> list[Token]:
         """What rows were fed without having drawn it: as if they had, which their samplers then follow from."""
         tokens: list[Token] = []
-        for row, behind in zip(self._rows, forced, strict=True):
+        for row, behind in zip(self.slots.rows, forced, strict=True):
             row.sampling.position += len(behind)
             tokens += [_taken(row, token, is_extra=True) for token in behind]
         self._sampler = None
         return tokens
 
-    def _layer(self, cache: Any) -> DecodeLayer:
-        return decode_layer(cache, self._lengths, self._spare_tokens) if self._shared else SoloCache()
 
-    def _present(self) -> list[int]:
-        return [index for index, row in enumerate(self._rows) if not row.left]
-
-    def _index(self, stream_id: str) -> int | None:
-        return next((index for index in self._present() if self._rows[index].stream_id == stream_id), None)
-
-    def _drop(self, stream_id: str) -> None:
-        index = self._index(stream_id)
-        if index is None:
-            return
-        self._rows[index].left = True
-        if not self._present():
-            self._arrange([])
-
-    def _close_gaps(self) -> None:
-        """The last rows take the places of those that left: nobody else's cache is touched."""
-        present = self._present()
-        count = len(present)
-        if count == len(self._rows):
-            return
-        tail = [index for index in present if index >= count]
-        self._arrange([tail.pop() if self._rows[index].left else index for index in range(count)])
-
-    def _arrange(self, order: list[int]) -> None:
-        """Keep the rows with these indices, in this order."""
-        self._lengths.arrange(order)
-        self._rows = [self._rows[index] for index in order]
-        if order:
-            for layer in self._layers:
-                layer.arrange(order)
-            self._inputs = self._inputs[mx.array(order)]
-        else:
-            self._layers = []
-            self._inputs = self._inputs[:0]
-        self._sampler = None
-
-
-def _taken(row: _Row, token: int, logprobs: RowLogprobs | None = None, *, is_extra: bool = False) -> Token:
+def _taken(row: Row, token: int, logprobs: RowLogprobs | None = None, *, is_extra: bool = False) -> Token:
     row.sampling.drawn.append(token)
     matcher = row.sampling.matcher
     if matcher is None:

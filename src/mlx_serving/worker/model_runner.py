@@ -136,7 +136,7 @@ class ModelRunner:
         named = {*decode, *begun}
         for stream_id in ending:
             self._offer_row(stream_id)  # with its last step it leaves
-        turn = [batch for batch in self._batches if not batch.isdisjoint(named)]
+        turn = [batch for batch in self._batches if not batch.slots.isdisjoint(named)]
         others = [batch for batch in self._batches if batch not in turn]
         tokens = [token for batch in turn for token in batch.step(ending)]
         tokens += [token for batch in others for token in batch.drain()]
@@ -173,7 +173,7 @@ class ModelRunner:
         if not self._capabilities.batch:
             return
         for batch in self._batches:
-            if (caches := batch.extract(stream_id)) is not None:
+            if (caches := batch.slots.extract(stream_id)) is not None:
                 batch.leave(stream_id)
                 self._parked[stream_id] = caches
 
@@ -201,7 +201,7 @@ class ModelRunner:
         apart = [*(prompt.caches for prompt in self._prompts.values()), *self._parked.values()]
         apart += [snapshot.caches for snapshot in self._kept.values()]
         own = sum(cache.nbytes for caches in apart for cache in caches)
-        return own + sum(batch.cache_bytes for batch in self._batches) + self.speculator.nbytes
+        return own + sum(batch.slots.nbytes for batch in self._batches) + self.speculator.nbytes
 
     def close(self) -> None:
         """Wait for the device: what it still reads must not be freed. Nothing may be called afterwards."""
@@ -232,7 +232,7 @@ class ModelRunner:
         """Let a sequence decode whose caches hold all these tokens but the last."""
         count = len(token_ids) - 1
         padding, batch = min(
-            ((batch.padding_with(count), batch) for batch in self._batches),
+            ((batch.slots.padding_with(count), batch) for batch in self._batches),
             key=lambda choice: choice[0],
             default=(math.inf, None),
         )
@@ -247,7 +247,7 @@ class ModelRunner:
             )
             self._batches.append(batch)
         shift = self._shift(stream_id)
-        batch.join(stream_id, caches, count, token_ids[-1], self._rows[stream_id], shift=shift)
+        batch.slots.join(stream_id, caches, count, token_ids[-1], self._rows[stream_id], shift=shift)
 
     def _prompt(self, stream_id: str) -> Prompt:
         return Prompt(self._model, self.token_ids(stream_id), self._kv)
@@ -269,8 +269,8 @@ class ModelRunner:
     def _offer_row(self, stream_id: str, *, whole: bool = True) -> None:
         """Offer what one that decodes has computed."""
         for batch in self._batches:
-            if (caches := batch.peek(stream_id)) is not None:
-                self.offer(stream_id, self.token_ids(stream_id)[: batch.length(stream_id)], caches, whole=whole)
+            if (caches := batch.slots.peek(stream_id)) is not None:
+                self.offer(stream_id, self.token_ids(stream_id)[: batch.slots.length(stream_id)], caches, whole=whole)
 
     def _snapshot(self, stream_id: str, *, peek: bool = False) -> _Snapshot | None:
         """What the caches of a sequence hold now, wherever it is. With `peek`, until the next step only."""
@@ -282,8 +282,8 @@ class ModelRunner:
         if (parked := self._parked.get(stream_id)) is not None:
             return _Snapshot(token_ids[:-1], parked)
         for batch in self._batches:
-            if (caches := (batch.peek if peek else batch.extract)(stream_id)) is not None:
-                return _Snapshot(token_ids[: batch.length(stream_id)], caches)
+            if (caches := (batch.slots.peek if peek else batch.slots.extract)(stream_id)) is not None:
+                return _Snapshot(token_ids[: batch.slots.length(stream_id)], caches)
         return None
 
 
