@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_serving.core.generation import GenerationRequest, SamplingParams, TextPrompt
-from mlx_serving.engine.worker_backend import _params  # pyright: ignore[reportPrivateUsage]  the other end
+from mlx_serving.engine.translation import generate_params
 from mlx_serving.wire.methods import GenerateParams
 from mlx_serving.worker.requests import sampling_of
 
@@ -46,7 +46,7 @@ _FIELDS: dict[str, st.SearchStrategy[object]] = {
 @given(st.builds(SamplingParams, **_FIELDS))
 def test_sampling_arrives_as_it_was_asked_for(sampling: SamplingParams) -> None:
     sent = msgspec.json.encode(
-        _params(GenerationRequest("r", "m", TextPrompt("p"), sampling), "id", None, on_trial=False)
+        generate_params(GenerationRequest("r", "m", TextPrompt("p"), sampling), "id", None, on_trial=False)
     )
     assert sampling_of(msgspec.json.decode(sent, type=GenerateParams)) == sampling
 

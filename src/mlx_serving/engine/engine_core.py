@@ -35,6 +35,7 @@ from mlx_serving.engine.prefetch import Prefetch
 from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.response_cache import ResponseCacheBackend
 from mlx_serving.engine.sharing import SharingBackend
+from mlx_serving.engine.translation import tokenize_chat_params
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
 from mlx_serving.errors import EngineError, InvalidRequest
@@ -309,14 +310,7 @@ class EngineCore:
         prompt = await self._parts.images.fill(model, rendered)
 
         def params(model_id: str) -> methods.TokenizeChatParams:
-            return methods.TokenizeChatParams(
-                model_id=model_id,
-                messages=[dict(message) for message in prompt.messages],
-                template_kwargs=dict(prompt.template_kwargs),
-                tools=[dict(tool) for tool in prompt.tools],
-                chat_template=prompt.chat_template,
-                images=methods.image_params(prompt.images),
-            )
+            return tokenize_chat_params(model_id, prompt)
 
         with self._parts.images.telling(model, rendered.sources):
             return await self.call_with_model(name, methods.TOKENIZE_CHAT, params)

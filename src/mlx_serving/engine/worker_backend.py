@@ -5,34 +5,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import assert_never
 
 from mlx_serving.core import stream
 from mlx_serving.core.flow_control import FlowControl, FlowPolicy, FlowSignal
-from mlx_serving.core.generation import (
-    ChatPrompt,
-    Delta,
-    Embedding,
-    EmbeddingInputs,
-    FinishReason,
-    GenerationRequest,
-    GenerationStats,
-    Logprobs,
-    Structure,
-    TextPrompt,
-    TokenLogprob,
-    TokenPrompt,
-    ToolCallDelta,
-)
+from mlx_serving.core.generation import Delta, EmbeddingInputs, FinishReason, GenerationRequest
 from mlx_serving.core.inquest import Inquest
 from mlx_serving.core.stream import StreamEvent
 from mlx_serving.engine.supervisor import Supervisor
+from mlx_serving.engine.translation import delta_of, embed_params, generate_params, stats_of
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.errors import Aborted, EngineError, RequestCrashedWorker, WorkerDied
 from mlx_serving.wire import jsonrpc, methods
-from mlx_serving.wire.notifications import Aside, Candidate, Completed, Row
+from mlx_serving.wire.notifications import Completed, Row
 
 _MAX_ID_CHARS = 256  # of a stream on the pipe
 
@@ -153,9 +140,9 @@ class _Stream:
     async def _submit(self, fork_of: str | None, *, on_trial: bool) -> methods.GenerateResult:
         inputs = self._request.prompt
         if isinstance(inputs, EmbeddingInputs):
-            params = _embed_params(self._request, inputs, self.pipe_id, on_trial=on_trial)
+            params = embed_params(self._request, inputs, self.pipe_id, on_trial=on_trial)
             return await self._client.call(methods.EMBED, params)
-        params = _params(self._request, self.pipe_id, fork_of, on_trial=on_trial)
+        params = generate_params(self._request, self.pipe_id, fork_of, on_trial=on_trial)
         return await self._client.call(methods.GENERATE, params)
 
     def leave(self) -> None:
@@ -220,24 +207,12 @@ class _Stream:
     def _on_row(self, row: Row) -> None:
         if row.token_ids or row.text or row.aside is not None:
             self._clear(len(row.token_ids) if row.aside is None else len(row.token_ids) + len(row.aside.vectors))
-            self.dispatch(stream.Delivered(_delta(row)))
+            self.dispatch(stream.Delivered(delta_of(row)))
         match row.end:
             case None:
                 pass
             case Completed():
-                measured = row.end.stats
-                stats = GenerationStats(
-                    prompt_tokens=measured.prompt_tokens,
-                    tokens_generated=measured.tokens_generated,
-                    time_to_first_token=measured.time_to_first_token,
-                    tokens_per_second=measured.tokens_per_second,
-                    total_time=measured.total_time,
-                    cached_tokens=measured.cached_tokens,
-                    drafted_tokens=measured.drafted_tokens,
-                    accepted_tokens=measured.accepted_tokens,
-                    speculation=measured.speculation,
-                )
-                self.dispatch(stream.Completed(row.end.finish_reason, stats, row.end.stop))
+                self.dispatch(stream.Completed(row.end.finish_reason, stats_of(row.end.stats), row.end.stop))
             case _:
                 self.dispatch(stream.Errored(jsonrpc.to_engine_error(row.end.error)))
 
@@ -253,119 +228,3 @@ def _blamed(error: WorkerDied, losses: float) -> RequestCrashedWorker:
         origin=error.origin,
         **{**error.details, "losses": losses},
     )
-
-
-_NOTHING_ASIDE = Aside("", [])
-
-
-def _delta(row: Row) -> Delta:
-    aside = row.aside or _NOTHING_ASIDE
-    return Delta(
-        row.text,
-        tuple(row.token_ids),
-        logprobs=_logprobs(row),
-        reasoning=aside.reasoning,
-        tool_calls=tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in aside.tool_calls),
-        cached_tokens=row.cached_tokens,
-        embeddings=tuple(Embedding(each.place, each.values, each.tokens) for each in aside.vectors),
-    )
-
-
-def _logprobs(row: Row) -> tuple[Logprobs, ...]:
-    return tuple(
-        Logprobs(_token_logprob(each.chosen), tuple(_token_logprob(other) for other in each.top))
-        for each in row.logprobs or ()
-    )
-
-
-def _token_logprob(candidate: Candidate) -> TokenLogprob:
-    return TokenLogprob(candidate.token_id, candidate.logprob, candidate.raw, candidate.special)
-
-
-def _guidance(structure: Structure | None) -> methods.Guidance | None:
-    if structure is None:
-        return None
-    value = structure.value
-    schema = dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
-    return methods.Guidance(mode=structure.kind, schema=schema, field=structure.field)
-
-
-def _embed_params(
-    request: GenerationRequest, inputs: EmbeddingInputs, pipe_id: str, *, on_trial: bool
-) -> methods.EmbedParams:
-    places = [place for place in range(len(inputs.inputs)) if place not in inputs.delivered]
-    wanted = [inputs.inputs[place] for place in places]
-    queries = inputs.queries
-    return methods.EmbedParams(
-        model_id=request.model,
-        inputs=[each if isinstance(each, str) else list(each) for each in wanted],
-        places=places,
-        queries=list(queries) if len(queries) <= 1 else [queries[place] for place in places],
-        dimensions=inputs.dimensions,
-        truncate_to=inputs.truncate_to,
-        stream_id=pipe_id,
-        priority="critical" if on_trial else request.priority,
-        caller=request.caller[:256],
-        timeout_s=request.timeout_s,
-    )
-
-
-def _params(request: GenerationRequest, pipe_id: str, fork_of: str | None, *, on_trial: bool) -> methods.GenerateParams:
-    chosen = request.sampling
-    params = methods.GenerateParams(
-        model_id=request.model,
-        stream_id=pipe_id,
-        max_tokens=chosen.max_tokens,
-        cut_to_fit=request.cut_to_fit,
-        temperature=chosen.temperature,
-        top_p=chosen.top_p,
-        top_k=chosen.top_k,
-        min_p=chosen.min_p,
-        typical_p=chosen.typical_p,
-        xtc_probability=chosen.xtc_probability,
-        xtc_threshold=chosen.xtc_threshold,
-        repetition_penalty=chosen.repetition_penalty,
-        repetition_context_size=chosen.repetition_context_size,
-        presence_penalty=chosen.presence_penalty,
-        frequency_penalty=chosen.frequency_penalty,
-        logit_bias=dict(chosen.logit_bias),
-        banned_token_ids=list(chosen.banned_token_ids),
-        allowed_token_ids=None if chosen.allowed_token_ids is None else list(chosen.allowed_token_ids),
-        bad_words=list(chosen.bad_words),
-        seed=chosen.seed,
-        min_tokens=chosen.min_tokens,
-        stop_sequences=list(chosen.stop),
-        stop_token_ids=list(chosen.stop_token_ids),
-        ignore_eos=chosen.ignore_eos,
-        logprobs=chosen.logprobs,
-        priority="critical" if on_trial else request.priority,  # others wait for its verdict
-        caller=request.caller[:256],
-        fork_of=fork_of,
-        delivered=list(request.delivered),
-        parse_output=request.parse_output,
-        tool_choice=request.tool_choice.mode,
-        named_tool=request.tool_choice.named,
-        parallel_tool_calls=request.tool_choice.parallel,
-        reasoning_budget=request.reasoning_budget,
-        timeout_s=request.timeout_s,
-        cache_salt=request.cache_salt,
-        speculation=request.speculation.method,
-        draft_model_id=request.speculation.draft_model,
-        num_draft_tokens=request.speculation.num_draft_tokens,
-        prediction=request.speculation.prediction,
-        guidance=_guidance(request.structure),
-    )
-    match request.prompt:
-        case TextPrompt():
-            params.prompt = request.prompt.text
-        case TokenPrompt():
-            params.prompt_tokens = list(request.prompt.token_ids)
-        case ChatPrompt():
-            params.messages = [dict(message) for message in request.prompt.messages]
-            params.template_kwargs = dict(request.prompt.template_kwargs)
-            params.tools = [dict(tool) for tool in request.prompt.tools]
-            params.chat_template = request.prompt.chat_template
-            params.images = methods.image_params(request.prompt.images)
-        case EmbeddingInputs():
-            raise TypeError("vectors are asked for with another method")
-    return params
