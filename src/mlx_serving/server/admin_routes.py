@@ -22,10 +22,10 @@ from mlx_serving.server.http.body import read_json_object, refuse_parameters
 from mlx_serving.server.keys.auth import require_admin_key
 from mlx_serving.server.openai.documents import Document, LoadProgressDocument
 from mlx_serving.server.openai.routes import progress_document
-from mlx_serving.server.openai.schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
 from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.reload import Reloaded
+from mlx_serving.server.request_fields import Body
 from mlx_serving.server.service import Service
 
 

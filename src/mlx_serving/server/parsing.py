@@ -9,7 +9,7 @@ import msgspec
 from pydantic import ValidationError
 
 from mlx_serving.server.issues import from_validation_error, refuse, screen
-from mlx_serving.server.openai.schema import Body
+from mlx_serving.server.request_fields import Body
 from mlx_serving.server.unsupported import NeutralValues
 
 _B = TypeVar("_B", bound=Body)

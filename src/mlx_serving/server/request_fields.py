@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from mlx_serving.server.json_values import as_object
+from mlx_serving.server.json_values import as_object, depth
 from mlx_serving.server.unsupported import is_neutral
+
+_MAX_OBJECT_DEPTH = 64
+
+
+class Body(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True)
+
 
 Hidden: TypeAlias = SkipJsonSchema[object]
 """Of a field that is no part of the schema."""
+
+
+def nested_at_most(levels: int) -> AfterValidator:
+    """For JSON that a client may nest."""
+
+    def check(value: dict[str, object]) -> dict[str, object]:
+        if depth(value, levels) > levels:
+            raise PydanticCustomError("too_deep", "must not be nested more than {limit} levels deep", {"limit": levels})
+        return value
+
+    return AfterValidator(check)
+
+
+JsonObject: TypeAlias = Annotated[dict[str, object], nested_at_most(_MAX_OBJECT_DEPTH)]
 
 
 def unserved(*neutral: object) -> AfterValidator:

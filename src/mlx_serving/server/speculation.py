@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mlx_serving.core.generation import MAX_DRAFT_TOKENS, Speculation
 from mlx_serving.server.issues import Issue
+from mlx_serving.server.request_fields import Body
 
 
-class SpeculationFields(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True)
-
+class SpeculationFields(Body):
     speculation: Literal["auto", "off", "ngram", "draft"] | None = Field(
         default=None,
         description="Who drafts tokens that the model then checks, which changes how fast an answer comes and never "

@@ -6,30 +6,27 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mlx_serving.core.generation import Structure
 from mlx_serving.core.grammar.structure import check
 from mlx_serving.errors import GuidanceError
+from mlx_serving.server.request_fields import Body
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class JsonSchemaFormat(_Part):
+class JsonSchemaFormat(Body):
     name: str | None = None
     description: str | None = None
     schema_: dict[str, object] | None = Field(default=None, alias="schema", description="Any value if none is given.")
     strict: bool | None = Field(default=None, description="Makes no difference: the schema always holds.")
 
 
-class ResponseFormat(_Part):
+class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = Field(default=None, description="Required for type json_schema.")
 
 
-class StructuredOutputs(_Part):
+class StructuredOutputs(Body):
     """vLLM's: one of these."""
 
     json_: dict[str, object] | str | None = Field(default=None, alias="json", description="A JSON Schema, or its text.")
@@ -39,7 +36,7 @@ class StructuredOutputs(_Part):
     grammar: str | None = Field(default=None, description="A grammar in Lark's notation or GBNF.")
 
 
-class StructureFields(BaseModel):
+class StructureFields(Body):
     """What a generation may be asked for; one of these."""
 
     response_format: ResponseFormat | None = None

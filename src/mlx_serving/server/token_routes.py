@@ -17,9 +17,9 @@ from mlx_serving.server.issues import Issue, refuse
 from mlx_serving.server.keys.auth import require_allowed, require_api_key
 from mlx_serving.server.openai.documents import Document
 from mlx_serving.server.openai.requests import parse_chat
-from mlx_serving.server.openai.schema import Body
 from mlx_serving.server.openapi import body_of, error_responses
 from mlx_serving.server.parsing import parse_body
+from mlx_serving.server.request_fields import Body
 from mlx_serving.server.service import Service
 from mlx_serving.server.unsupported import NeutralValues
 from mlx_serving.wire.methods import MAX_TEXT_CHARS

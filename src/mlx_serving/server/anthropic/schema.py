@@ -7,27 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import Field, Tag
 
 from mlx_serving.core.generation import ImageSource
-from mlx_serving.server.json_values import depth
-from mlx_serving.server.openai.schema import Body
-from mlx_serving.server.request_fields import Hidden, by_type, of_type, string_or, unserved
+from mlx_serving.server.request_fields import Body, Hidden, JsonObject, by_type, of_type, string_or, unserved
 
-MAX_SCHEMA_DEPTH = 64
 MIN_THINKING_TOKENS = 1024
-
-
-def _not_too_deep(value: dict[str, object]) -> dict[str, object]:
-    if depth(value, MAX_SCHEMA_DEPTH) > MAX_SCHEMA_DEPTH:
-        raise PydanticCustomError(
-            "too_deep", "must not be nested more than {limit} levels deep", {"limit": MAX_SCHEMA_DEPTH}
-        )
-    return value
-
-
-JsonObject: TypeAlias = Annotated[dict[str, object], AfterValidator(_not_too_deep)]
 
 
 class CacheControl(Body):

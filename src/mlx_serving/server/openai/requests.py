@@ -36,6 +36,7 @@ from mlx_serving.server.issues import (
     shown,
 )
 from mlx_serving.server.json_values import as_array, as_object
+from mlx_serving.server.openai.sampling import SamplingFields, sampling_of
 from mlx_serving.server.openai.schema import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -43,7 +44,6 @@ from mlx_serving.server.openai.schema import (
     ImagePart,
     Message,
     PromptValue,
-    SamplingFields,
     StreamOptions,
     TextPart,
 )
@@ -190,7 +190,7 @@ def _range_issues(given: Mapping[str, object]) -> Iterator[Issue]:
     limit_name, max_tokens = _max_tokens_given(given)
     top_name, logprobs = _logprobs_given(given)
     names = {"max_tokens": limit_name, "logprobs": top_name}
-    yield from range_issues(_sampling(fields, max_tokens, logprobs), names)
+    yield from range_issues(sampling_of(fields, max_tokens, logprobs), names)
 
 
 def _choice_issues(given: Mapping[str, object]) -> Iterator[Issue]:
@@ -257,7 +257,7 @@ def _asked(
         model=request.model,
         prompts=prompts,
         choices=choices,
-        sampling=_sampling(request, max_tokens, logprobs),
+        sampling=sampling_of(request, max_tokens, logprobs),
         structure=structure_of(request),
         stream=request.stream or False,
         include_usage=request.stream_options is not None and (request.stream_options.include_usage or False),
@@ -266,34 +266,6 @@ def _asked(
         service_tier=request.service_tier,
         cache_salt=request.cache_salt or "",
         speculation=request.wanted(),
-    )
-
-
-def _sampling(fields: SamplingFields, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-    stop = () if fields.stop is None else fields.stop
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=fields.temperature,
-        top_p=fields.top_p,
-        top_k=fields.top_k,
-        min_p=fields.min_p,
-        typical_p=fields.typical_p,
-        xtc_probability=fields.xtc_probability,
-        xtc_threshold=fields.xtc_threshold,
-        repetition_penalty=fields.repetition_penalty,
-        repetition_context_size=fields.repetition_context_size,
-        presence_penalty=fields.presence_penalty or 0.0,
-        frequency_penalty=fields.frequency_penalty or 0.0,
-        logit_bias={int(token_id): bias for token_id, bias in (fields.logit_bias or {}).items()},
-        banned_token_ids=tuple(fields.banned_token_ids or ()),
-        allowed_token_ids=None if fields.allowed_token_ids is None else tuple(fields.allowed_token_ids),
-        bad_words=tuple(fields.bad_words or ()),
-        seed=fields.seed,
-        min_tokens=fields.min_tokens or 0,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        stop_token_ids=tuple(fields.stop_token_ids or ()),
-        ignore_eos=fields.ignore_eos or False,
-        logprobs=logprobs,
     )
 
 

@@ -1,28 +1,27 @@
 """The request bodies of OpenAI's API as far as this server acts on them.
 
-Types are strict and unknown fields are refused; the limits of numbers are `core.sampling_defaults`'.
+Types are strict and unknown fields are refused.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.core.generation import ImageSource, Speculation
 from mlx_serving.core.images.parts import Pictures
-from mlx_serving.server.json_values import as_array, depth
+from mlx_serving.server.json_values import as_array
+from mlx_serving.server.openai.sampling import SamplingFields
 from mlx_serving.server.openai.tools import CalledTool, ToolFields
-from mlx_serving.server.request_fields import Hidden, field_of
+from mlx_serving.server.request_fields import Body, Hidden, field_of, nested_at_most, string_or
 from mlx_serving.server.service_tier import AskedTier
 from mlx_serving.server.speculation import SpeculationFields
 from mlx_serving.server.structured_output import StructureFields
 
-_TOKEN_ID = re.compile(r"-?[0-9]{1,19}")
 _MAX_TEMPLATE_DEPTH = 16
 # Arguments of the template call that are the server's to give.
 _RESERVED_TEMPLATE_KWARGS = frozenset(
@@ -32,14 +31,6 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
         "tokenizer_kwargs", "tools", "truncation",
     }
 )  # fmt: skip
-
-
-class Body(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-def _text_or_list(value: object) -> str | None:
-    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
 
 
 def _prompt_kind(value: object) -> str | None:
@@ -53,36 +44,16 @@ def _prompt_kind(value: object) -> str | None:
     return "<texts>" if isinstance(first, str) else "<tokens>" if as_array(first) is None else "<lists>"
 
 
-def _token_ids_as_keys(biases: dict[str, float]) -> dict[str, float]:
-    wrong = [key for key in biases if not _TOKEN_ID.fullmatch(key)]
-    if wrong:
-        raise PydanticCustomError(
-            "token_id_keys",
-            "must be keyed by token ids, got {keys}",
-            {"keys": ", ".join(repr(key[:20]) for key in wrong[:5])},
-        )
-    return biases
-
-
-def _safe_template_kwargs(kwargs: dict[str, object]) -> dict[str, object]:
+def _unreserved(kwargs: dict[str, object]) -> dict[str, object]:
     reserved = sorted(_RESERVED_TEMPLATE_KWARGS & kwargs.keys())
     if reserved:
         raise PydanticCustomError("reserved", "must not contain {names}", {"names": ", ".join(reserved)})
-    if depth(kwargs, _MAX_TEMPLATE_DEPTH) > _MAX_TEMPLATE_DEPTH:
-        raise PydanticCustomError(
-            "too_deep", "must not be nested more than {limit} levels deep", {"limit": _MAX_TEMPLATE_DEPTH}
-        )
     return kwargs
 
 
-Stop: TypeAlias = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
-    Discriminator(
-        _text_or_list, custom_error_type="wrong_type", custom_error_message="must be a string or a list of strings"
-    ),
+_TemplateKwargs: TypeAlias = Annotated[
+    dict[str, object], AfterValidator(_unreserved), nested_at_most(_MAX_TEMPLATE_DEPTH)
 ]
-_TopK: TypeAlias = Annotated[int | None, AfterValidator(lambda top_k: 0 if top_k == -1 else top_k)]
-"""vLLM writes -1 for none."""
 _Text: TypeAlias = Annotated[str, Field(min_length=1)]
 _Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 PromptValue: TypeAlias = Annotated[
@@ -96,47 +67,6 @@ PromptValue: TypeAlias = Annotated[
         custom_error_message="must be a string, a list of token ids, or a list of several of either",
     ),
 ]
-
-
-class SamplingFields(Body):
-    """How tokens are chosen and when to stop. null is the model's own default."""
-
-    max_tokens: int | None = Field(default=None, description="Tokens to generate at most.")
-    temperature: float | None = Field(default=None, description="0 always takes the likeliest token; at most 2.")
-    top_p: float | None = Field(default=None, description="Sample from the likeliest tokens of this probability.")
-    top_k: _TopK = Field(default=None, description="Sample from this many likeliest tokens; 0 and -1 are off.")
-    min_p: float | None = Field(default=None, description="Drop tokens below this fraction of the likeliest one.")
-    typical_p: float | None = Field(
-        default=None, description="Sample from the tokens of this probability whose surprise is nearest to the mean."
-    )
-    xtc_probability: float | None = Field(default=None, description="How often XTC removes the likeliest tokens.")
-    xtc_threshold: float | None = Field(
-        default=None, description="Of the tokens above this probability, XTC keeps the least likely one; at most 0.5."
-    )
-    repetition_penalty: float | None = Field(default=None, description="Above 1, recent tokens become less likely.")
-    repetition_context_size: int | None = Field(
-        default=None, description="Recent tokens of prompt and answer, for repetition_penalty; 0 is all."
-    )
-    presence_penalty: float | None = Field(
-        default=None, description="Subtracted from tokens that the answer has; -2 to 2."
-    )
-    frequency_penalty: float | None = Field(
-        default=None, description="Subtracted for every time that the answer has a token; -2 to 2."
-    )
-    logit_bias: Annotated[dict[str, float], AfterValidator(_token_ids_as_keys)] | None = Field(
-        default=None, description="Added to the logits of token ids; -100 to 100."
-    )
-    banned_token_ids: list[int] | None = Field(default=None, description="Token ids that never come.")
-    allowed_token_ids: list[int] | None = Field(default=None, description="The only token ids that may come.")
-    bad_words: list[str] | None = Field(
-        default=None,
-        description="Banned as the tokenizer writes them, alone and after a space; other spellings are not.",
-    )
-    seed: int | None = Field(default=None, description="The same seed and request give the same text.")
-    min_tokens: int | None = Field(default=None, description="Until then, nothing ends the text.")
-    stop: Stop | None = Field(default=None, description="At most 16 strings that end the text and are no part of it.")
-    stop_token_ids: list[int] | None = Field(default=None, description="Token ids that end the text.")
-    ignore_eos: bool | None = Field(default=None, description="Go on after the model's own end of the turn.")
 
 
 _MetadataKey: TypeAlias = Annotated[str, Field(max_length=64)]
@@ -216,11 +146,7 @@ Part: TypeAlias = Annotated[
 ]
 Content: TypeAlias = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[Part], Field(min_length=1), Tag("<list>")],
-    Discriminator(
-        _text_or_list,
-        custom_error_type="wrong_type",
-        custom_error_message="must be a string or a list of text and image_url parts",
-    ),
+    string_or("text and image_url parts"),
 ]
 
 
@@ -275,11 +201,7 @@ class Prediction(Body):
     type: Literal["content"]
     content: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(min_length=1), Tag("<list>")],
-        Discriminator(
-            _text_or_list,
-            custom_error_type="wrong_type",
-            custom_error_message="must be a string or a list of text parts",
-        ),
+        string_or("text parts"),
     ]
 
     def text(self) -> str:
@@ -298,9 +220,9 @@ class ChatCompletionRequest(ToolFields, GenerationFields):
     prediction: Prediction | None = Field(
         default=None, description="What the answer is thought to be, much of it: drafted from where it agrees."
     )
-    chat_template_kwargs: Annotated[dict[str, object], AfterValidator(_safe_template_kwargs)] | None = Field(
-        default=None, description="Extra variables for the model's chat template."
-    )
+    chat_template_kwargs: (
+        Annotated[dict[str, object], AfterValidator(_unreserved), nested_at_most(_MAX_TEMPLATE_DEPTH)] | None
+    ) = Field(default=None, description="Extra variables for the model's chat template.")
 
     def wanted(self) -> Speculation:
         wanted = super().wanted()

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
 from mlx_serving.core.generation import ToolChoice
 from mlx_serving.core.reasoning_effort import ReasoningEffort, Thought, thought_of
 from mlx_serving.server.function_tools import arguments_object, function_tool, tool_call, tool_issues
 from mlx_serving.server.issues import Issue
-from mlx_serving.server.request_fields import Hidden, field_of
+from mlx_serving.server.request_fields import Body, Hidden, field_of
 
 
-class _Body(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class FunctionDefinition(_Body):
+class FunctionDefinition(Body):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, object] | None = Field(default=None, description="JSON Schema of an object.")
     strict: bool | None = Field(default=None, description="Handed to the model's template.")
 
 
-class Tool(_Body):
+class Tool(Body):
     type: Literal["function"]
     function: FunctionDefinition
 
@@ -35,22 +31,22 @@ class Tool(_Body):
         return function_tool(function.name, function.description, parameters, strict=function.strict)
 
 
-class NamedFunction(_Body):
+class NamedFunction(Body):
     name: str
 
 
-class NamedTool(_Body):
+class NamedTool(Body):
     type: Literal["function"]
     function: NamedFunction
 
 
-class CalledFunction(_Body):
+class CalledFunction(Body):
     name: str
     arguments: str = Field(description="JSON text of an object.")
     parsed_arguments: Hidden = None  # what OpenAI's client made of them, and sends back beside them
 
 
-class CalledTool(_Body):
+class CalledTool(Body):
     """A call that the assistant made."""
 
     id: str
@@ -64,12 +60,12 @@ class CalledTool(_Body):
         return tool_call(self.id, self.function.name, arguments_object(text) or {})
 
 
-class AllowedTools(_Body):
+class AllowedTools(Body):
     mode: Literal["auto", "required"]
     tools: list[NamedTool] = Field(min_length=1)
 
 
-class ChoiceAmongTools(_Body):
+class ChoiceAmongTools(Body):
     """The model is told of these tools only."""
 
     type: Literal["allowed_tools"]
@@ -95,7 +91,7 @@ ToolChoiceValue: TypeAlias = Annotated[
 ]
 
 
-class ToolFields(_Body):
+class ToolFields(Body):
     """What a chat request says of tools and reasoning."""
 
     tools: list[Tool] | None = Field(default=None, max_length=1024, description="What the model may call.")

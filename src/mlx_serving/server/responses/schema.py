@@ -10,10 +10,9 @@ from pydantic_core import PydanticCustomError
 
 from mlx_serving.core.generation import ImageSource
 from mlx_serving.core.reasoning_effort import ReasoningEffort
-from mlx_serving.server.anthropic.schema import JsonObject
 from mlx_serving.server.function_tools import arguments_object
-from mlx_serving.server.openai.schema import Body, ImageDetail, Metadata
-from mlx_serving.server.request_fields import Hidden, by_type, field_of, of_type, string_or, unserved
+from mlx_serving.server.openai.schema import ImageDetail, Metadata
+from mlx_serving.server.request_fields import Body, Hidden, JsonObject, by_type, field_of, of_type, string_or, unserved
 from mlx_serving.server.service_tier import AskedTier
 
 ENCODED_PREFIX = "mlx-serving:"
