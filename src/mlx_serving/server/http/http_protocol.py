@@ -8,7 +8,7 @@ import socket
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mlx_serving.server.http.unread import UnreadCheck
+from mlx_serving.server.http.unread import ChecksUnread
 
 HEADERS_TIMEOUT_S = 15.0
 MAX_HEADERS_BYTES = 64 * 1024
@@ -16,9 +16,9 @@ MAX_HEADERS_BYTES = 64 * 1024
 _UNSENT_BYTES = 16 * 1024
 
 
-class BoundedHttpProtocol(HttpToolsProtocol):
+class BoundedHttpProtocol(ChecksUnread, HttpToolsProtocol):
     """Closes a connection whose request line and headers take too long or are too large. Writing waits as soon as a
-    few thousand bytes are more than the client takes; for a connection closed that far behind see `UnreadCheck`.
+    few thousand bytes are more than the client takes; for a connection closed that far behind see `ChecksUnread`.
 
     Without this, a client that sends one byte an hour, headers without end, or reads nothing, holds a connection and
     memory for ever.
@@ -27,25 +27,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _headers_deadline: asyncio.TimerHandle | None = None
     _headers_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  as in uvicorn
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._unread = UnreadCheck(self.loop, transport)
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._have_headers()
-        self._unread.end()
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._unread.begin()
-
-    def resume_writing(self) -> None:
-        self._unread.end()
-        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._headers_deadline is not None:
