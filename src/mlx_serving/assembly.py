@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_serving.config.changes import Plan
-from mlx_serving.config.policies import ResponseCacheConfig
+from mlx_serving.config.model_entries import ServedModel
+from mlx_serving.config.reuse import ResponseCacheConfig
 from mlx_serving.config.schema import Config
-from mlx_serving.config.served_models import ServedModel
 from mlx_serving.core.alias_table import Target
 from mlx_serving.core.generation import Backend
 from mlx_serving.core.inquest import Inquest, InquestPolicy

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mlx_serving.config import policies
+from mlx_serving.config.generation import GenerationConfig
 from mlx_serving.config.policies import (
     BackoffConfig,
     CircuitBreakerConfig,
@@ -18,7 +19,7 @@ from mlx_serving.config.policies import (
     RetryConfig,
     WorkerConfig,
 )
-from mlx_serving.config.schema import Config, GenerationConfig, SchedulerConfig
+from mlx_serving.config.schema import Config, SchedulerConfig
 from mlx_serving.core.circuit_breaker import CircuitBreakerPolicy
 from mlx_serving.core.flow_control import FlowPolicy
 from mlx_serving.core.memory_budget import MemoryPolicy

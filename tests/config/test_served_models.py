@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig, ServedModel, follows, public_name
+from mlx_serving.config.model_entries import ServedModel
+from mlx_serving.config.model_names import EMBEDDED_MODEL, public_name
+from mlx_serving.config.served_models import ModelsConfig, follows
 from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.weight_options import WeightOptions
 

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from mlx_serving.config.served_models import EMBEDDED_MODEL
+from mlx_serving.config.model_names import EMBEDDED_MODEL
 
 from . import actor, schooled
 from .served_process import ServedProcess, serving

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from mlx_serving.config.api_keys import hash_key
-from mlx_serving.config.served_models import EMBEDDED_MODEL
+from mlx_serving.config.model_names import EMBEDDED_MODEL
 
 MODEL = EMBEDDED_MODEL
 PARIS: Any = [{"role": "user", "content": "What is the capital of France?"}]

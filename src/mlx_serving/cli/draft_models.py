@@ -23,7 +23,8 @@ def add_draft_arguments(parser: argparse.ArgumentParser) -> None:
 
 def serving_draft(config: Config, reference: str | None) -> tuple[Config, str | None]:
     """The configuration with a draft model among the served ones, and its name."""
-    from mlx_serving.config.served_models import ServedModel, public_name
+    from mlx_serving.config.model_entries import ServedModel
+    from mlx_serving.config.model_names import public_name
 
     if reference is None:
         return config, None

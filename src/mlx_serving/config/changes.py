@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
+from mlx_serving.config.model_entries import ServedModel
 from mlx_serving.config.origin import dotted
 from mlx_serving.config.schema import Config
-from mlx_serving.config.served_models import ServedModel
 from mlx_serving.config.tree import leaves
 
 _SERVER_AT_START = ("host", "port", "tls_cert", "tls_key", "resume_file", "resume_max_age_s")

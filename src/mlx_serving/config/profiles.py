@@ -6,9 +6,23 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Self, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from mlx_serving.config.fields import NO_SPACES, Section
+from mlx_serving.config.generation import (
+    MAX_TOKENS,
+    MIN_P,
+    REPETITION_CONTEXT_SIZE,
+    REPETITION_PENALTY,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    TYPICAL_P,
+    XTC_PROBABILITY,
+    XTC_THRESHOLD,
+    require_within,
+)
 from mlx_serving.core.generation import MAX_DRAFT_TOKENS, Priority, Speculation, SpeculationMethod
 from mlx_serving.core.model_profile import ModelProfile
 
@@ -31,48 +45,19 @@ def _json(value: object) -> object:
         return value
 
 
-class Profile(BaseModel):
+class Profile(Section):
     """What holds under a name where a request is silent, and what no request under it may exceed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-    max_tokens: int | None = Field(default=None, ge=1, description="Tokens to generate at most.")
-    temperature: float | None = Field(
-        default=None, ge=0, le=2, description="Randomness; 0 always takes the likeliest token."
-    )
-    top_p: float | None = Field(
-        default=None, gt=0, le=1, description="Sample from the likeliest tokens of this total probability; 1 is off."
-    )
-    top_k: int | None = Field(default=None, ge=0, description="Sample from this many likeliest tokens; 0 is off.")
-    min_p: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="Drop tokens that are less likely than this fraction of the likeliest one; 0 is off.",
-    )
-    typical_p: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Sample from the tokens of this total probability whose surprise is nearest to the mean; 1 is off.",
-    )
-    xtc_probability: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="How often, of the tokens above `xtc_threshold`, all but the least likely are removed; 0 is off.",
-    )
-    xtc_threshold: float | None = Field(
-        default=None, ge=0, le=0.5, description="Probability above which XTC removes tokens."
-    )
-    repetition_penalty: float | None = Field(
-        default=None, gt=0, description="Above 1, recent tokens become less likely; 1 is off."
-    )
-    repetition_context_size: int | None = Field(
-        default=None,
-        ge=0,
-        description="Recent tokens of prompt and answer that `repetition_penalty` looks at; 0 is all of them.",
-    )
+    max_tokens: Annotated[int | None, MAX_TOKENS] = None
+    temperature: Annotated[float | None, TEMPERATURE] = None
+    top_p: Annotated[float | None, TOP_P] = None
+    top_k: Annotated[int | None, TOP_K] = None
+    min_p: Annotated[float | None, MIN_P] = None
+    typical_p: Annotated[float | None, TYPICAL_P] = None
+    xtc_probability: Annotated[float | None, XTC_PROBABILITY] = None
+    xtc_threshold: Annotated[float | None, XTC_THRESHOLD] = None
+    repetition_penalty: Annotated[float | None, REPETITION_PENALTY] = None
+    repetition_context_size: Annotated[int | None, REPETITION_CONTEXT_SIZE] = None
     stop: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
         default=(), max_length=16, description="Strings that end the answer."
     )
@@ -106,7 +91,7 @@ class Profile(BaseModel):
         default=None,
         min_length=1,
         max_length=256,
-        pattern=r"^[^\s\x00-\x1f\x7f]+$",
+        pattern=NO_SPACES,
         description="Served name of a smaller model with the same vocabulary that drafts for this one. Where it cannot "
         "be had, requests go without it.",
     )
@@ -127,13 +112,7 @@ class Profile(BaseModel):
 
     @model_validator(mode="after")
     def _default_fits_limit(self) -> Self:
-        limit = self.max_tokens_limit
-        if limit is not None and self.max_tokens is not None and self.max_tokens > limit:
-            raise PydanticCustomError(
-                "max_tokens",
-                "must be at most max_tokens_limit ({limit}), got {given}",
-                {"limit": limit, "given": self.max_tokens, "at": ["max_tokens"]},
-            )
+        require_within(self.max_tokens_limit, self.max_tokens)
         return self
 
     @property

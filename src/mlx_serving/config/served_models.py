@@ -6,202 +6,19 @@ first served model is the default; without `name`, a model is called after its r
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self, TypeGuard, cast
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from mlx_serving.config.fields import IdleTime, Reference, Section
+from mlx_serving.config.model_entries import Alias, ServedModel
+from mlx_serving.config.model_names import EMBEDDED_MODEL, default_name
 from mlx_serving.config.origin import Path
-from mlx_serving.config.profiles import Profile
-from mlx_serving.core import kv_form
-from mlx_serving.core.idle_time import idle_time
 from mlx_serving.core.model_room import RoomPolicy
-from mlx_serving.core.weight_options import WeightOptions
-from mlx_serving.errors import InvalidRequest
-
-EMBEDDED_MODEL = "smollm2-135m"
 
 _ROOM = RoomPolicy()
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-NO_SPACES = r"^[^\s\x00-\x1f\x7f]+$"
-
-Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
-PublicName = Annotated[str, Field(min_length=1, max_length=256, pattern=NO_SPACES)]
-
-
-def _one_of(allowed: tuple[int, ...]) -> Callable[[int], int]:
-    def check(given: int) -> int:
-        if given not in allowed:
-            numbers = ", ".join(map(str, allowed))
-            raise PydanticCustomError(
-                "one_of", "must be one of {numbers}, got {given}", {"numbers": numbers, "given": given}
-            )
-        return given
-
-    return check
-
-
-def _idle_time(given: object) -> float:
-    try:
-        return idle_time(given, "keep_alive_s")
-    except InvalidRequest as error:
-        raise PydanticCustomError(
-            "keep_alive", "{reason}", {"reason": error.message.removeprefix("keep_alive_s ")}
-        ) from None
-
-
-IdleTime = Annotated[float, Field(ge=-1), BeforeValidator(_idle_time)]
-"""Seconds, negative for ever."""
-
-ParserName = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_SPACES)]
-
-
-def public_name(reference: str) -> str:
-    """The name a model goes by when none is given.
-
-    A hub id or an alias is its own name; a directory is called after its last part, a GGUF file after its stem.
-    """
-    is_file = reference.lower().endswith(".gguf")
-    if _HUB_ID.fullmatch(reference) and not is_file:
-        return reference
-    path = PurePosixPath(reference)
-    return re.sub(r"\s+", "-", (path.stem if is_file else path.name).strip()) or reference
-
-
-def default_name(reference: str, adapter: str | None) -> str:
-    """The name of a model with an adapter is the model's, a colon, and the adapter's directory."""
-    name = public_name(reference)
-    if adapter is None:
-        return name
-    directory = re.sub(r"\s+", "-", PurePosixPath(adapter).name)
-    return f"{name}:{directory}"
-
-
-def _name_from(validated: Mapping[str, object]) -> str:
-    adapter = validated.get("adapter")
-    return default_name(str(validated["model"]), adapter if isinstance(adapter, str) else None)
-
-
-def _known_quantization(text: str | None) -> str | None:
-    try:
-        return WeightOptions(text).quantization
-    except InvalidRequest as error:
-        raise PydanticCustomError(
-            "quantization", "{reason}", {"reason": error.message.removeprefix("quantization").lstrip(": ")}
-        ) from None
-
-
-class ServedModel(BaseModel):
-    """A model that clients can name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    model: Reference = Field(
-        description="Hub id, directory of an MLX model, path of a GGUF file (both relative to the working directory), "
-        "or alias."
-    )
-    quantization: Annotated[str | None, AfterValidator(_known_quantization)] = Field(
-        default=None,
-        description="How the weights are packed as they are read: bits and group, as in `4bit` or `8bit-g32`, or "
-        "`mxfp4`, `mxfp8`, `nvfp4`; null leaves them as they are.",
-    )
-    adapter: Reference | None = Field(
-        default=None,
-        description="Directory of a LoRA adapter in mlx-lm's form. All adapters of a model share its weights.",
-    )
-    fuse_adapter: bool = Field(
-        default=False,
-        description="Whether the adapter is added to the weights, which are then this name's own, instead of being "
-        "computed beside them.",
-    )
-    kv_bits: Annotated[int, Field(ge=4, le=8), AfterValidator(_one_of(kv_form.BITS))] | None = Field(
-        default=None,
-        description="How many bits a number takes in the model's KV caches and in what is kept of them; null keeps "
-        "them as they are computed.",
-    )
-    kv_group_size: Annotated[int, Field(ge=32, le=128), AfterValidator(_one_of(kv_form.GROUP_SIZES))] | None = Field(
-        default=None,
-        description="How many numbers share a scale in packed KV caches; the model's heads must divide into such "
-        "groups. Null is 64.",
-    )
-    name: PublicName = Field(
-        default_factory=_name_from,
-        validate_default=True,
-        description="Name that clients use, unique; by default the hub id, the alias, the name of the directory, or "
-        "the name of the GGUF file without its ending; with an adapter, that, a colon, and the adapter's directory.",
-    )
-    revision: str | None = Field(
-        default=None, min_length=1, description="Branch, tag or commit at the hub; null is the hub's default branch."
-    )
-    preload: bool = Field(default=True, description="Whether the model is loaded at start or with its first request.")
-    pin: bool = Field(
-        default=False,
-        description="Whether the model stays in memory once it is loaded, whatever other models need and however long "
-        "nobody uses it.",
-    )
-    keep_alive_s: IdleTime | None = Field(
-        default=None,
-        description="How long the model stays in memory when nobody uses it: seconds, or a text like `5m` or `1h30m`; "
-        "negative is for ever, null leaves it to `models.keep_alive_s`.",
-    )
-    profile: Profile = Field(default=Profile(), description="What holds under this name where a request is silent.")
-    warm_up: bool = Field(
-        default=True,
-        description="Whether the model generates a few tokens when it is loaded, so that its first user does not wait "
-        "for what is done once.",
-    )
-    context_length: int | None = Field(
-        default=None,
-        ge=1,
-        description="Cap of the context, in tokens (prompt and answer); null is the model's own length.",
-    )
-    tool_parser: ParserName | None = Field(
-        default=None,
-        description="How the model writes calls of tools (docs/tools.md lists the names), or none; null finds out from "
-        "its template.",
-    )
-    reasoning_parser: ParserName | None = Field(
-        default=None,
-        description="How the model marks its reasoning (docs/tools.md lists the names), or none; null finds out from "
-        "its vocabulary.",
-    )
-    pooling: Literal["mean", "cls", "last", "max", "mean_sqrt_len"] | None = Field(
-        default=None,
-        description="Have a model that writes text make embeddings instead, and how the vectors of an input's tokens "
-        "become one; embedding models say it themselves.",
-    )
-
-    @property
-    def weights(self) -> WeightOptions:
-        """The form in which the model is served."""
-        kv = kv_form.of(self.kv_bits, self.kv_group_size)
-        return WeightOptions(self.quantization, self.adapter, self.fuse_adapter, kv)
-
-    @model_validator(mode="after")
-    def _packs_and_fuses_something(self) -> Self:
-        if self.fuse_adapter and self.adapter is None:
-            raise PydanticCustomError("fuse_adapter", "needs an adapter", {"at": ["fuse_adapter"]})
-        if self.kv_group_size is not None and self.kv_bits is None:
-            raise PydanticCustomError("kv_group_size", "needs kv_bits", {"at": ["kv_group_size"]})
-        return self
-
-
-class Alias(BaseModel):
-    """Another name for a served model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    name: PublicName = Field(description="Name that clients use; it may be that of a served model, and goes before it.")
-    model: PublicName = Field(description="Name of the served model that it means.")
-    profile: Profile = Field(
-        default=Profile(),
-        description="What holds under this name where a request is silent, on top of the profile of the model.",
-    )
 
 
 def _patched(entries: list[dict[str, object]], patch: Mapping[object, object], at: str) -> list[object]:
@@ -244,10 +61,26 @@ def _names(served: object) -> list[tuple[str, str]]:
     return pairs
 
 
-class ModelsConfig(BaseModel):
-    """The models that clients can name."""
+def _require_unused(name: str, names: Sequence[str], section: str, index: int) -> None:
+    if name in names:
+        raise PydanticCustomError(
+            "duplicate_name",
+            "must be unique, but entry {first} is called '{name}', too",
+            {"first": names.index(name), "name": name, "at": [section, index, "name"]},
+        )
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+def _require_served(given: str, names: Sequence[str], *at: str | int) -> None:
+    if given not in names:
+        raise PydanticCustomError(
+            "not_served",
+            "must be one of the served names ({names}), got '{given}'",
+            {"names": ", ".join(names), "given": given, "known": list(names), "at": list(at)},
+        )
+
+
+class ModelsConfig(Section):
+    """The models that clients can name."""
 
     default: Reference = Field(
         default=EMBEDDED_MODEL,
@@ -292,40 +125,16 @@ class ModelsConfig(BaseModel):
     def _check_aliases(self, served: Sequence[str]) -> None:
         names: list[str] = []
         for index, alias in enumerate(self.aliases):
-            if alias.name in names:
-                raise PydanticCustomError(
-                    "duplicate_name",
-                    "must be unique, but entry {first} is called '{name}', too",
-                    {"first": names.index(alias.name), "name": alias.name, "at": ["aliases", index, "name"]},
-                )
+            _require_unused(alias.name, names, "aliases", index)
             names.append(alias.name)
-            if alias.model not in served:
-                raise PydanticCustomError(
-                    "not_served",
-                    "must be one of the served names ({names}), got '{given}'",
-                    {
-                        "names": ", ".join(served),
-                        "given": alias.model,
-                        "known": list(served),
-                        "at": ["aliases", index, "model"],
-                    },
-                )
+            _require_served(alias.model, served, "aliases", index, "model")
 
     def _check_draft_models(self, names: Sequence[str]) -> None:
         profiles = [("served", index, model.profile) for index, model in enumerate(self.served)]
         profiles += [("aliases", index, alias.profile) for index, alias in enumerate(self.aliases)]
         for section, index, profile in profiles:
-            if profile.draft_model is not None and profile.draft_model not in names:
-                raise PydanticCustomError(
-                    "not_served",
-                    "must be one of the served names ({names}), got '{given}'",
-                    {
-                        "names": ", ".join(names),
-                        "given": profile.draft_model,
-                        "known": list(names),
-                        "at": [section, index, "profile", "draft_model"],
-                    },
-                )
+            if profile.draft_model is not None:
+                _require_served(profile.draft_model, names, section, index, "profile", "draft_model")
 
     @property
     def room(self) -> RoomPolicy:
@@ -358,22 +167,12 @@ class ModelsConfig(BaseModel):
     def _consistent(self) -> ModelsConfig:
         names: list[str] = []
         for index, entry in enumerate(self.served):
-            if entry.name in names:
-                raise PydanticCustomError(
-                    "duplicate_name",
-                    "must be unique, but entry {first} is called '{name}', too",
-                    {"first": names.index(entry.name), "name": entry.name, "at": ["served", index, "name"]},
-                )
+            _require_unused(entry.name, names, "served", index)
             names.append(entry.name)
         self._check_aliases(names)
         names += [alias.name for alias in self.aliases]
         self._check_draft_models(names)
-        if self.default not in names:
-            raise PydanticCustomError(
-                "not_served",
-                "must be one of the served names ({names}), got '{given}'",
-                {"names": ", ".join(names), "given": self.default, "known": names, "at": ["default"]},
-            )
+        _require_served(self.default, names, "default")
         return self
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_serving.config.served_models import public_name
+from mlx_serving.config.model_names import public_name
 from mlx_serving.core.alias_table import AliasTable, AliasView, Target
 from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.serving import ServedModel

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from mlx_serving.config.served_models import default_name
+from mlx_serving.config.model_names import default_name
 from mlx_serving.core import retry
 from mlx_serving.core.alias_table import AliasView
 from mlx_serving.core.batch_queue import BatchQueueStats

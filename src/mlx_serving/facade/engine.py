@@ -20,10 +20,11 @@ from types import TracebackType
 from typing import Self
 
 from mlx_serving.assembly import build
+from mlx_serving.config.model_entries import ServedModel
+from mlx_serving.config.model_names import EMBEDDED_MODEL
 from mlx_serving.config.profiles import Profile
 from mlx_serving.config.schema import Config
-from mlx_serving.config.served_models import EMBEDDED_MODEL, ModelsConfig
-from mlx_serving.config.served_models import ServedModel as ServedModelConfig
+from mlx_serving.config.served_models import ModelsConfig
 from mlx_serving.core.batch_queue import BatchQueueStats
 from mlx_serving.core.embedding.embeddings import Embeddings, gather
 from mlx_serving.core.generation import Delta, FinishReason, GenerationRequest, Served
@@ -84,7 +85,7 @@ class Engine:
         checked = config if isinstance(config, Config) else Config.model_validate(dict(config or {}))
         if "models" not in checked.model_fields_set:
             # A program says itself what it wants loaded; the embedded model stays a name that loads when it is used.
-            embedded = ModelsConfig(served=(ServedModelConfig(model=EMBEDDED_MODEL, preload=False),))
+            embedded = ModelsConfig(served=(ServedModel(model=EMBEDDED_MODEL, preload=False),))
             checked = checked.model_copy(update={"models": embedded})
         if python_path is not None:
             checked = checked.model_copy(update={"worker": replace(checked.worker, python=python_path)})

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from mlx_serving.config.served_models import default_name
+from mlx_serving.config.model_names import default_name
 from mlx_serving.core import kv_form, quantization, sampling_defaults
 from mlx_serving.core.generation import (
     Priority,

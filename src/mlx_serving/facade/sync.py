@@ -14,8 +14,8 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequen
 from types import TracebackType
 from typing import Self, TypeVar
 
+from mlx_serving.config.model_names import EMBEDDED_MODEL
 from mlx_serving.config.schema import Config
-from mlx_serving.config.served_models import EMBEDDED_MODEL
 from mlx_serving.core.serving import EngineTelemetry
 from mlx_serving.errors import EngineClosed
 from mlx_serving.facade.batches import BatchEntry, GenerationResult

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 from starlette.requests import Request
 
 from mlx_serving.catalog.trusted_paths import require_trusted
-from mlx_serving.config.served_models import PublicName, Reference
+from mlx_serving.config.fields import AS_IDLE_TIME, PublicName, Reference
 from mlx_serving.core import kv_form
-from mlx_serving.core.idle_time import idle_time
 from mlx_serving.core.serving import EngineTelemetry, ReuseStats, ServedModel, ServedModelState
 from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
-from mlx_serving.errors import InvalidConfig, InvalidRequest, NotFound
+from mlx_serving.errors import InvalidConfig, NotFound
 from mlx_serving.server.errors import ConfigRefused
 from mlx_serving.server.http.access_log import access_record
 from mlx_serving.server.http.body import read_json_object, refuse_parameters
@@ -27,14 +25,6 @@ from mlx_serving.server.parsing import parse_body
 from mlx_serving.server.reload import Reloaded
 from mlx_serving.server.request_fields import Body
 from mlx_serving.server.service import Service
-
-
-def _idle_time(given: object) -> float:
-    try:
-        return idle_time(given)
-    except InvalidRequest as error:
-        reason = error.message.removeprefix("keep_alive ")
-        raise PydanticCustomError("keep_alive", "{reason}", {"reason": reason}) from None
 
 
 class LoadModelRequest(Body):
@@ -62,7 +52,7 @@ class LoadModelRequest(Body):
     pin: bool | None = Field(
         default=None, description="Whether it stays in memory whatever others need; null as configured for the name."
     )
-    keep_alive: Annotated[float, BeforeValidator(_idle_time)] | None = Field(
+    keep_alive: Annotated[float, AS_IDLE_TIME] | None = Field(
         default=None,
         description="How long it stays when nobody uses it: seconds, or a text like `5m`; negative is for ever, null "
         "as configured for the name.",
