@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     )
     from mlx_serving.facade.embeddings import EmbeddingResult, EmbedParams, RankedDocument, RerankParams
     from mlx_serving.facade.engine import ENGINE_API_SNAPSHOT_VERSION, Engine, create_engine
-    from mlx_serving.facade.options import CreateGeneratorOptions, GeneratorParams, LoadModelOptions, TokenizeRequest
+    from mlx_serving.facade.model_options import LoadModelOptions
+    from mlx_serving.facade.options import CreateGeneratorOptions, GeneratorParams, TokenizeRequest
     from mlx_serving.facade.shapes import (
         ErrorChunk,
         GenerationStats,
@@ -77,7 +78,8 @@ _HOME = {
     ),
     "mlx_serving.facade.embeddings": ("EmbedParams", "EmbeddingResult", "RankedDocument", "RerankParams"),
     "mlx_serving.facade.engine": ("ENGINE_API_SNAPSHOT_VERSION", "Engine", "create_engine"),
-    "mlx_serving.facade.options": ("CreateGeneratorOptions", "GeneratorParams", "LoadModelOptions", "TokenizeRequest"),
+    "mlx_serving.facade.model_options": ("LoadModelOptions",),
+    "mlx_serving.facade.options": ("CreateGeneratorOptions", "GeneratorParams", "TokenizeRequest"),
     "mlx_serving.facade.shapes": (
         "ErrorChunk",
         "GenerationStats",

@@ -13,7 +13,8 @@ import pytest_asyncio
 from mlx_serving import Engine, SyncEngine, ToolCall
 from mlx_serving.core.generation import ChatPrompt, FinishReason, ToolChoice
 from mlx_serving.errors import InvalidRequest
-from mlx_serving.facade.options import GeneratorParams, parse
+from mlx_serving.facade.option_base import parse
+from mlx_serving.facade.options import GeneratorParams
 from mlx_serving.facade.shapes import TokenChunk
 
 from ..end_to_end import actor

@@ -11,13 +11,9 @@ from hypothesis import strategies as st
 
 from mlx_serving.core.kv_form import KvForm
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
-from mlx_serving.facade.options import (
-    CreateGeneratorOptions,
-    GeneratorParams,
-    LoadModelOptions,
-    TokenizeRequest,
-    parse,
-)
+from mlx_serving.facade.model_options import LoadModelOptions
+from mlx_serving.facade.option_base import parse
+from mlx_serving.facade.options import CreateGeneratorOptions, GeneratorParams, TokenizeRequest
 
 GOOD: dict[str, Any] = {"model": "m", "prompt": "Hi"}
 

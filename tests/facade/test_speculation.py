@@ -12,7 +12,8 @@ import pytest_asyncio
 from mlx_serving import Engine
 from mlx_serving.core.generation import Speculation
 from mlx_serving.errors import InvalidRequest, ModelNotFound, ModelNotLoaded
-from mlx_serving.facade.options import GeneratorParams, parse
+from mlx_serving.facade.option_base import parse
+from mlx_serving.facade.options import GeneratorParams
 
 from ..tiny_models import make_llama, make_mamba, make_printable_llama
 from .embedding import configuration

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 from mlx_serving import Engine
 from mlx_serving.core.generation import Structure
 from mlx_serving.errors import GuidanceError
-from mlx_serving.facade.options import GeneratorParams, parse
+from mlx_serving.facade.option_base import parse
+from mlx_serving.facade.options import GeneratorParams
 from mlx_serving.facade.structures import as_structure
 
 from .embedding import configuration

@@ -17,13 +17,13 @@ from pydantic import AliasChoices, BaseModel
 
 import mlx_serving
 from mlx_serving import errors
-from mlx_serving.facade import batches, embeddings, options, shapes, speculation, vision
+from mlx_serving.facade import batches, embeddings, model_options, options, shapes, speculation, vision
 from mlx_serving.facade.shapes import camel
 
 SNAPSHOT = Path(__file__).with_name("surface.json")
 
 OPTIONS: tuple[type[BaseModel], ...] = (
-    options.LoadModelOptions,
+    model_options.LoadModelOptions,
     options.GeneratorParams,
     options.CreateGeneratorOptions,
     options.TokenizeRequest,

@@ -9,7 +9,9 @@ from typing import TypeVar
 from mlx_serving.config.schema import Config
 from mlx_serving.errors import DeadlineExceeded, EngineError, ModelLoadError, ModelNotLoaded
 from mlx_serving.facade.engine import Engine, create_engine
-from mlx_serving.facade.options import GeneratorParams, LoadModelOptions, parse
+from mlx_serving.facade.model_options import LoadModelOptions
+from mlx_serving.facade.option_base import parse
+from mlx_serving.facade.options import GeneratorParams
 from mlx_serving.facade.shapes import ErrorChunk, GeneratorChunk, ModelHandle, TokenChunk
 from mlx_serving.telemetry.events import Event
 

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, Field
 
 from mlx_serving.core.embedding.embeddings import Embeddings, floats
 from mlx_serving.core.generation import EmbeddingInputs, GenerationRequest, Priority
-from mlx_serving.facade.options import Options
+from mlx_serving.facade.option_base import Options
 from mlx_serving.facade.shapes import Shape
 
 _Text: TypeAlias = Annotated[str, Field(min_length=1)]

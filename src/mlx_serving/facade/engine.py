@@ -38,13 +38,9 @@ from mlx_serving.facade.cancellation import until_set
 from mlx_serving.facade.embeddings import EmbeddingResult, EmbedParams, RankedDocument, RerankParams, ranked
 from mlx_serving.facade.emitter import Callback, Emitter
 from mlx_serving.facade.home_loop import HomeLoop
-from mlx_serving.facade.options import (
-    CreateGeneratorOptions,
-    GeneratorParams,
-    LoadModelOptions,
-    TokenizeRequest,
-    parse,
-)
+from mlx_serving.facade.model_options import LoadModelOptions
+from mlx_serving.facade.option_base import parse
+from mlx_serving.facade.options import CreateGeneratorOptions, GeneratorParams, TokenizeRequest
 from mlx_serving.facade.shapes import (
     CachedModel,
     ErrorChunk,

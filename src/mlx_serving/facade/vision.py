@@ -16,8 +16,9 @@ from mlx_serving.core.generation import ChatPrompt, Image, Prompt, TextPrompt
 from mlx_serving.core.images.parts import Pictures
 from mlx_serving.core.images.rules import FORMATS
 from mlx_serving.errors import InvalidRequest
-from mlx_serving.facade.option_base import Options, either
-from mlx_serving.facade.options import GeneratorParams, LoadModelOptions, TokensPrompt, unsupported
+from mlx_serving.facade.model_options import LoadModelOptions
+from mlx_serving.facade.option_base import Options, either, unsupported
+from mlx_serving.facade.options import GeneratorParams, TokensPrompt
 from mlx_serving.facade.pictures import source_of
 from mlx_serving.facade.shapes import (
     ErrorChunk,
