@@ -93,3 +93,20 @@ def test_a_token_leaves_the_window_when_it_is_full() -> None:
         seen.append(np.flatnonzero(after == 0.5).tolist())
         row.position += 1
     assert seen == [[0], [0, 1], [1], [1, 2]]
+
+
+@pytest.mark.parametrize("window", [0, 10**15])
+def test_a_window_takes_no_more_memory_than_there_can_be_tokens(window: int) -> None:
+    asked = replace(PLAIN, repetition_penalty=2.0, repetition_context_size=window, max_tokens=10**15)
+    row = SamplingRow(asked, 0, [1, 2], max_tokens=3)
+    [after] = applied(RepetitionPenalty([(0, row)], VOCABULARY), np.ones((1, VOCABULARY)), [2])
+    assert np.flatnonzero(after == 0.5).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("strength", [5e-324, 1.7e308])
+def test_logits_stay_numbers_whatever_the_strength(strength: float) -> None:
+    row = SamplingRow(replace(PLAIN, repetition_penalty=strength), 0, [0, 1, 2])
+    logits = np.array([[0.0, 2.0, -2.0, 1.0, 1.0, 1.0, 1.0]])
+    [penalised] = applied(RepetitionPenalty([(0, row)], VOCABULARY), logits, [2])
+    assert np.isfinite(penalised / 1e-5).all()
+    assert np.sign(penalised[:3]).tolist() == [0, 1, -1]

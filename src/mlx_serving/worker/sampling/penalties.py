@@ -14,6 +14,8 @@ import numpy as np
 from mlx_serving.worker.sampling.logits import Rows, add_at, column
 from mlx_serving.worker.sampling.row import SamplingRow
 
+_LARGEST_FACTOR = 1e20  # beyond, logits over temperature leave the range of float32; nothing outweighs it anyway
+
 
 class RecentTokens:
     """The last `width` tokens of some sequences, the newest last; where there were none, what `fillers` says."""
@@ -47,7 +49,7 @@ class RepetitionPenalty:
         self._recent = RecentTokens(histories, width, fillers)
         within = mx.arange(width - 1, -1, -1) < mx.array(windows)[:, None]
         self._within = within if min(windows) < width else None
-        self._penalty = column([row.sampling.repetition_penalty for _, row in rows])
+        self._penalty = column([_factor(row) for _, row in rows])
 
     @staticmethod
     def is_asked(row: SamplingRow) -> bool:
@@ -88,5 +90,11 @@ class AnswerPenalties:
 
 
 def _window(row: SamplingRow) -> int:
-    """Tokens that count; all there can be if the row sets no limit."""
-    return row.sampling.repetition_context_size or len(row.prompt) + max(row.sampling.max_tokens, row.position + 1)
+    """Tokens that count: no more than there can be, because memory is taken for them."""
+    answer = row.sampling.max_tokens if row.max_tokens is None else row.max_tokens
+    most = len(row.prompt) + max(answer, row.position + 1)
+    return min(row.sampling.repetition_context_size or most, most)
+
+
+def _factor(row: SamplingRow) -> float:
+    return min(max(row.sampling.repetition_penalty, 1 / _LARGEST_FACTOR), _LARGEST_FACTOR)
