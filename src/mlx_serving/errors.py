@@ -30,6 +30,8 @@
     ├── DeadlineExceeded          the time that the caller or the configuration allows is over
     ├── ModelError                the operator
     │   ├── ModelLoadError
+    │   │   ├── HubRefused            the hub does not give it to us
+    │   │   ├── HubUnreachable        the hub does not answer, or cannot now
     │   │   └── InsufficientMemory    its weights do not fit; carries the numbers
     │   ├── GenerationError
     │   └── TokenizerError
@@ -287,6 +289,20 @@ class ModelError(EngineError):
 class ModelLoadError(ModelError):
     code = "ModelLoadError"
     rpc_code = -32001
+
+
+class HubRefused(ModelLoadError):
+    """`details.status` is that of the hub's answer, where there is one."""
+
+    code = "HubRefused"
+    http_status = 502
+
+
+class HubUnreachable(ModelLoadError):
+    """The model is not here, and where it would come from cannot be asked."""
+
+    code = "HubUnreachable"
+    http_status = 503
 
 
 class InsufficientMemory(ModelLoadError):

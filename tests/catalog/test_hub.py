@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -13,7 +14,7 @@ from mlx_serving.catalog.hub import Hub
 from mlx_serving.catalog.hub_transfer import PART_SUFFIX
 from mlx_serving.catalog.progress import Progress
 from mlx_serving.catalog.reference import HubRepository
-from mlx_serving.errors import EngineError, ModelLoadError, ModelNotFound
+from mlx_serving.errors import EngineError, HubRefused, HubUnreachable, ModelLoadError, ModelNotFound
 
 from .hub_server import HubServer, Repository
 
@@ -229,9 +230,10 @@ def test_the_token_of_the_environment_is_sent(server: HubServer, hub: Hub, monke
     ("refusal", "kind", "says"),
     [
         ((401, "RepoNotFound"), ModelNotFound, "org/model does not exist at the hub, or it is private: set HF_TOKEN"),
-        ((403, "GatedRepo"), ModelLoadError, "org/model is gated: accept its conditions"),
-        ((403, "Forbidden"), ModelLoadError, "the hub refuses org/model with status 403: set HF_TOKEN"),
-        ((418, "Teapot"), ModelLoadError, "the hub answers with status 418"),
+        ((403, "GatedRepo"), HubRefused, "org/model is gated: accept its conditions"),
+        ((403, "Forbidden"), HubRefused, "the hub refuses org/model with status 403: set HF_TOKEN"),
+        ((418, "Teapot"), HubRefused, "the hub answers with status 418"),
+        ((500, "Broken"), HubUnreachable, "the hub answers with status 500"),
     ],
 )
 def test_each_refusal_says_what_to_do(
@@ -252,13 +254,23 @@ def test_an_unknown_revision_is_named(hub: Hub) -> None:
 
 def test_a_hub_that_cannot_be_reached_is_a_load_error(tmp_path: Path) -> None:
     hub = Hub(endpoint="http://127.0.0.1:9", cache=tmp_path)  # the discard port: nothing listens there
-    with pytest.raises(ModelLoadError, match="org/model is not complete in the local cache, and the download failed"):
+    with pytest.raises(HubUnreachable, match="org/model is not complete in the local cache, and the download failed"):
         hub.download(MODEL, _ignore)
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mlx_serving.catalog.hub.fetch_resuming", full)
+    with pytest.raises(ModelLoadError, match=r"the download failed: OSError: .* No space left on device") as caught:
+        hub.download(MODEL, _ignore)
+    assert type(caught.value) is ModelLoadError
 
 
 def test_offline_mode_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelLoadError, match="HF_HUB_OFFLINE forbids to use the network"):
+    with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE forbids to use the network"):
         hub.download(MODEL, _ignore)
 
 

@@ -15,6 +15,7 @@ from mlx_serving.config.changes import plan
 from mlx_serving.config.schema import Config
 from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, SamplingParams
 from mlx_serving.core.model_profile import ModelProfile
+from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.errors import InvalidConfig, InvalidRequest, MemoryInUse, ModelLoadError, ModelNotFound, NotFound
 from mlx_serving.telemetry.events import AliasMoved, ModelEvicted, StreamRecovered
@@ -88,6 +89,36 @@ async def test_a_stream_that_is_recovered_stays_with_its_model(models: dict[str,
             await core.set_alias("chat", "two")
             await core.restart_workers()
             assert tokens_of([first, *await collect(deltas)]) == one
+
+
+async def test_a_model_is_loaded_by_the_names_that_it_is_served_under(models: dict[str, Path]) -> None:
+    async with running(config_of(models, CHAT)) as core, asyncio.timeout(LIMIT_S):
+        await core.unload_served("one", force=False)
+        for given in ("one", "chat"):
+            served = await core.load_served(given, name=None, revision=None, pinned=given == "chat")
+            assert (served.name, served.reference, served.state) == ("one", str(models["one"]), "ready")
+            assert served.pinned == (given == "chat")
+        packed = await core.load_served("one", name="packed", revision=None, weights=WeightOptions("4bit"))
+        assert (packed.name, packed.reference) == ("packed", str(models["one"]))
+        with pytest.raises(InvalidRequest, match=r"one is the name of .* already"):
+            await core.load_served("one", name=None, revision=None, weights=WeightOptions("4bit"))
+
+
+async def test_what_an_alias_is_not_is_told(models: dict[str, Path]) -> None:
+    async with running(config_of(models, CHAT)) as core, asyncio.timeout(LIMIT_S):
+        with pytest.raises(InvalidRequest, match="chat is an alias of one: give another name, or remove") as refused:
+            await core.load_served(str(models["two"]), name="chat", revision=None)
+        assert refused.value.field == "name"
+        with pytest.raises(ModelNotFound, match="chat is an alias: unload the model that it means, one"):
+            await core.unload_served("chat", force=False)
+        with pytest.raises(InvalidRequest, match="a revision is for repositories of the hub") as refused:
+            await core.set_alias("chat", "two", revision="main")
+        assert refused.value.field == "revision"
+        for name, shown in (("a b", "got 'a b'"), ("x" * 257, "1 to 256 .* got 257 characters")):
+            with pytest.raises(InvalidRequest, match=shown):
+                await core.set_alias(name, "two")
+        await core.set_alias("two", "one")  # the model of that name is still there
+        await core.unload_served("two", force=False)
 
 
 async def test_a_roll_back_is_as_easy(models: dict[str, Path]) -> None:

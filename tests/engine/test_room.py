@@ -132,6 +132,15 @@ async def test_a_model_stays_as_the_one_who_loads_it_says(models: dict[str, Path
         await until(lambda: _is(core, "two", "absent"))
 
 
+async def test_a_load_that_fails_leaves_a_model_staying_as_it_did(models: dict[str, Path]) -> None:
+    async with running(config_of(models, 1.9, one={"pin": True})) as core, asyncio.timeout(LIMIT_S):
+        await use(core, "one")
+        with pytest.raises(InsufficientMemory, match="two takes"):
+            await core.load_served("two", name=None, revision=None, pinned=True, keep_alive_s=-1.0)
+        two = next(model for model in core.served_models() if model.name == "two")
+        assert (two.pinned, two.keep_alive_s) == (False, None)
+
+
 # -- room for KV caches
 
 LONG = 2600

@@ -136,7 +136,7 @@ async def test_unloading_by_force_aborts_the_streams_of_the_model(core: EngineCo
     async with core.generate(endless()) as deltas:
         await anext(deltas)
         await core.unload_served("tiny", force=True)
-        with pytest.raises(Aborted):
+        with pytest.raises(Aborted, match="tiny was unloaded"):
             await collect(deltas)
     assert len(await complete(core, request(max_tokens=2))) > 0
 

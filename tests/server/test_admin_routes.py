@@ -130,7 +130,8 @@ async def test_paths_must_lie_in_trusted_folders(engine: ScriptedEngine, tmp_pat
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] == field
             assert "outside of the folders in models.trusted_paths" in refused.json()["error"]["message"]
-    assert len(engine.loads) == 3
+        assert (await http.post(LOAD, json={"model": "tiny"})).status_code == 200
+    assert len(engine.loads) == 4
 
 
 async def test_a_model_is_unloaded(admin: httpx2.AsyncClient, engine: ScriptedEngine) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mlx_serving.catalog.reference import HubRepository
-from mlx_serving.errors import EngineError, ModelLoadError, ModelNotFound
+from mlx_serving.errors import EngineError, HubRefused, HubUnreachable, ModelLoadError, ModelNotFound
 
 if TYPE_CHECKING:
     from huggingface_hub import errors
 
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 _ACCESS_HINT = "set HF_TOKEN to a token of an account that has access"
 
 
@@ -25,12 +27,12 @@ def translated(error: Exception, repository: HubRepository) -> EngineError:
     for cause in chain:
         match cause:
             case errors.GatedRepoError():
-                return ModelLoadError(
+                return HubRefused(
                     f"{repository} is gated: accept its conditions on its page at the hub, then {_ACCESS_HINT}",
                     model=repository.repo_id,
                 )
             case errors.DisabledRepoError():
-                return ModelLoadError(f"{repository} was disabled by its author", model=repository.repo_id)
+                return HubRefused(f"{repository} was disabled by its author", model=repository.repo_id)
             case errors.RevisionNotFoundError():
                 return ModelNotFound(
                     f"{repository.repo_id} has no revision {repository.revision!r}",
@@ -48,18 +50,22 @@ def translated(error: Exception, repository: HubRepository) -> EngineError:
                 return _refused(repository, cause)
             case _:
                 pass
-    return _unreachable(repository, f"the download failed: {_text(chain[-1])}")
+    reason = f"the download failed: {_text(chain[-1])}"
+    if any(isinstance(cause, OSError) and cause.errno in _OF_THE_DISK for cause in chain):
+        return ModelLoadError(_incomplete(repository, reason), model=repository.repo_id)
+    return _unreachable(repository, reason)
 
 
 def _refused(repository: HubRepository, error: errors.HfHubHTTPError) -> EngineError:
     status = error.response.status_code
     if status in (401, 403):
-        return ModelLoadError(
+        return HubRefused(
             f"the hub refuses {repository} with status {status}: {_ACCESS_HINT}",
             model=repository.repo_id,
             status=status,
         )
-    return ModelLoadError(
+    kind = HubUnreachable if status == 429 or status >= 500 else HubRefused
+    return kind(
         f"{repository} is not in the local cache, and the hub answers with status {status}: {_text(error)}",
         model=repository.repo_id,
         status=status,
@@ -67,7 +73,11 @@ def _refused(repository: HubRepository, error: errors.HfHubHTTPError) -> EngineE
 
 
 def _unreachable(repository: HubRepository, reason: str) -> EngineError:
-    return ModelLoadError(f"{repository} is not complete in the local cache, and {reason}", model=repository.repo_id)
+    return HubUnreachable(_incomplete(repository, reason), model=repository.repo_id)
+
+
+def _incomplete(repository: HubRepository, reason: str) -> str:
+    return f"{repository} is not complete in the local cache, and {reason}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

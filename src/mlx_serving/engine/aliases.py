@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from mlx_serving.telemetry.events import AliasMoved, EventBus
 from mlx_serving.telemetry.logger import get_logger
 
 _log = get_logger("mlx_serving.engine")
+_MAX_NAME = 256
 
 
 class Aliases:
@@ -72,6 +73,24 @@ class Aliases:
                 given=name,
             )
         return model
+
+    def require_no_alias(self, name: str, served: Collection[str]) -> None:
+        """Raises `InvalidRequest` where a model of that name could not be reached, because an alias goes before it."""
+        if name not in served and (target := self._table.target(name)) is not None:
+            raise InvalidRequest(
+                f"{name} is an alias of {target.model}: give another name, or remove the alias first",
+                field="name",
+                given=name,
+            )
+
+    def require_model(self, name: str) -> None:
+        """Raises `ModelNotFound` for an alias that has not the name of a model as well: nothing of its own is in
+        memory."""
+        target = self._table.target(name)
+        if target is not None and name not in self._models.names():
+            raise ModelNotFound(
+                f"{name} is an alias: unload the model that it means, {target.model}", model=name, alias_of=target.model
+            )
 
     async def until_settled(self, name: str) -> None:
         """Returns when nobody is about to move a name."""
@@ -140,6 +159,8 @@ class Aliases:
             model = meant.model
         if model in names and revision in (None, self._models.spec(model).revision):
             return Target(model)
+        if model in names:  # another revision of where it comes from
+            model = self._models.spec(model).reference
         own = public_name(model) + ("" if revision is None else f"@{revision}")
         spec = ModelSpec(own, model, revision, warm_up=True)
         if own in names and self._models.spec(own) != spec:
@@ -204,7 +225,11 @@ def _told(target: Target) -> dict[str, object]:
 
 
 def _check_name(name: str) -> None:
-    if not name or len(name) > 256 or any(char.isspace() or not char.isprintable() for char in name):
+    if not name or len(name) > _MAX_NAME or any(char.isspace() or not char.isprintable() for char in name):
+        shown = f"{len(name)} characters" if len(name) > _MAX_NAME else repr(name)
         raise InvalidRequest(
-            "The name of an alias must have 1 to 256 printable characters and no spaces", field="name", given=name
+            f"The name of an alias must have 1 to {_MAX_NAME} printable characters and no spaces, got {shown}",
+            field="name",
+            limit=_MAX_NAME,
+            given=name[:_MAX_NAME],
         )

@@ -197,14 +197,23 @@ class EngineCore:
     ) -> ServedModel:
         """Load a model and serve it under `name`, by default one made from its reference and its adapter.
 
-        `weights` say in which form, `pinned` and `keep_alive_s` (seconds, negative for ever) how it stays in memory;
-        None is as configured for the name, or as they are. `replace`: a name that is in
-        use gets this version of its model, see `PooledModels.replace`; what was configured for the name besides stays.
+        `reference` may be a name that is served: then it is that model, wherever it is loaded from. `weights` say in
+        which form, `pinned` and `keep_alive_s` (seconds, negative for ever) how it stays in memory; None is as
+        configured for the name, or as they are. `replace`: a name that is in use gets this version of its model, see
+        `PooledModels.replace`; what was configured for the name besides stays.
         Raises `ModelLoadError`, `ModelNotFound`, `WorkerDied`, and `InvalidRequest` for a
-        name that is another model's and is not to be replaced.
+        name that is an alias, or another model's that is not to be replaced.
         """
         form = weights or AS_THEY_ARE
-        spec = ModelSpec(name or default_name(reference, form.adapter), reference, revision, weights=form, warm_up=True)
+        served = self._parts.models.names()
+        meant = reference if reference in served else self._parts.aliases.resolve(reference)[0]
+        own_name = name or default_name(meant, form.adapter)
+        self._parts.aliases.require_no_alias(own_name, served)
+        if meant in served:
+            source = self._parts.models.spec(meant)
+            reference, revision = source.reference, source.revision if revision is None else revision
+            form = source.weights if weights is None else form
+        spec = ModelSpec(own_name, reference, revision, weights=form, warm_up=True)
         known = self._parts.models.spec(spec.name) if spec.name in self._parts.models.names() else None
         if known is not None and replace:
             version = known.with_reference(reference, revision, weights).staying(pinned, keep_alive_s)
@@ -225,19 +234,25 @@ class EngineCore:
         return next(model for model in self.served_models() if model.name == spec.name)
 
     async def load(self, spec: ModelSpec) -> LoadModelResult:
-        """The same, from a full spec. A new name whose load fails is forgotten again."""
-        known = spec.name in self._parts.models.names()
-        self._parts.models.register(spec)
+        """The same, from a full spec. If it fails, a new name is forgotten again, and a known model stays in memory as
+        it was to stay before."""
+        models = self._parts.models
+        known = models.spec(spec.name) if spec.name in models.names() else None
+        models.register(spec)
         try:
-            async with self._parts.models.lease(spec.name) as facts:
+            async with models.lease(spec.name) as facts:
                 return facts
         except EngineError:
-            if not known:
-                self._parts.models.forget(spec.name)
+            if known is None:
+                models.forget(spec.name)
+            elif models.spec(spec.name) == known:
+                models.adjust(known)
             raise
 
     async def unload_served(self, name: str, *, force: bool) -> None:
-        """Take a model out of the worker; its name stays, and the next request loads it again."""
+        """Take a model out of the worker; its name stays, and the next request loads it again. Raises `ModelNotFound`,
+        also for an alias."""
+        self._parts.aliases.require_model(name)
         await self._parts.models.unload(name, force=force)
 
     def list_aliases(self) -> list[AliasView]:

@@ -127,9 +127,11 @@ class ModelManager:
             if ticket in entry.lost:  # between the grant and now
                 raise entry.lost[ticket]
             yield facts
-        except (Aborted, ModelNotLoaded):  # which the worker says of streams whose model goes, whatever the reason
+        except (Aborted, ModelNotLoaded) as error:  # which the worker says of streams whose model goes
             if isinstance(lost := entry.lost.get(ticket), ModelReplaced):
                 raise lost from None
+            if lost is not None and isinstance(error, Aborted):
+                raise Aborted(lost.message) from None
             raise
         finally:
             entry.waiting.pop(ticket, None)

@@ -30,7 +30,7 @@ from mlx_serving.server.service import Service
 class LoadModelRequest(Body):
     """Body of POST /admin/models/load."""
 
-    model: Reference = Field(description="Hub id, local directory, GGUF path or alias.")
+    model: Reference = Field(description="A name that is served, or a hub id, local directory, GGUF path or alias.")
     name: PublicName | None = Field(default=None, description="The name that clients use; made from `model`.")
     revision: str | None = Field(default=None, min_length=1, description="Of a hub id: branch, tag or commit.")
     quantization: str | None = Field(
@@ -67,7 +67,7 @@ class LoadModelRequest(Body):
 class UnloadModelRequest(Body):
     """Body of POST /admin/models/unload."""
 
-    model: str = Field(min_length=1, description="A name that GET /v1/models lists.")
+    model: str = Field(min_length=1, description="A name that GET /v1/models lists, of a model and not an alias.")
     force: bool = Field(default=False, description="Also while it is in use: its streams end.")
 
 
@@ -156,12 +156,13 @@ def admin_routes(service: Service) -> APIRouter:
         "/models/load",
         summary="Load a model and serve it",
         openapi_extra=body_of(LoadModelRequest),
-        responses=error_responses(400, 401, 403, 404, 500, 503),
+        responses=error_responses(400, 401, 403, 404, 500, 502, 503, 507),
     )
     async def load(request: Request) -> ServedModelDocument:
         wanted = parse_body(LoadModelRequest, await read_json_object(request, service.settings))
         access_record(request).model = wanted.name or wanted.model
-        require_trusted(wanted.model, service.settings.trusted_paths, "model")
+        if wanted.model not in {model.name for model in service.engine.served_models()}:
+            require_trusted(wanted.model, service.settings.trusted_paths, "model")
         if wanted.adapter is not None:
             require_trusted(wanted.adapter, service.settings.trusted_paths, "adapter")
         kv = kv_form.of(wanted.kv_bits, wanted.kv_group_size)

@@ -93,7 +93,7 @@ def alias_routes(service: Service) -> APIRouter:
         "/{name:path}",
         summary="Have a name mean another model; running requests stay with the one they began with",
         openapi_extra=body_of(AliasRequest),
-        responses=error_responses(400, 401, 403, 404, 500, 503, 507),
+        responses=error_responses(400, 401, 403, 404, 500, 502, 503, 507),
     )
     async def put(name: str, request: Request) -> AliasDocument:
         wanted = parse_body(AliasRequest, await read_json_object(request, service.settings))
@@ -114,7 +114,7 @@ def alias_routes(service: Service) -> APIRouter:
     @router.post(
         "/{name:path}/rollback",
         summary="Have a name mean what it meant before",
-        responses=error_responses(400, 401, 403, 404, 500, 503, 507),
+        responses=error_responses(400, 401, 403, 404, 500, 502, 503, 507),
     )
     async def rollback(name: str, request: Request) -> RolledBackDocument:
         await refuse_parameters(request, service.settings)

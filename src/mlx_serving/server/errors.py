@@ -62,6 +62,8 @@ _CODE_BY_CLASS: Mapping[type[EngineError], str] = {
     errors.Aborted: "aborted",
     errors.DeadlineExceeded: "timeout",
     errors.ModelLoadError: "model_load_failed",
+    errors.HubRefused: "hub_refused",
+    errors.HubUnreachable: "hub_unreachable",
     errors.InsufficientMemory: "insufficient_memory",
     errors.GenerationError: "generation_failed",
     errors.TokenizerError: "tokenizer_failed",
