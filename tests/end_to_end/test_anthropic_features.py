@@ -153,6 +153,17 @@ async def test_counted_tokens_are_those_that_a_message_costs(claude: AsyncAnthro
     assert counted.input_tokens == _prompt_tokens(done)
 
 
+async def test_the_accounts_of_claude_code_do_not_hide_what_is_kept_behind_them(claude: AsyncAnthropic) -> None:
+    async def ask(digest: str) -> anthropic.types.Usage:
+        billing = f"x-anthropic-billing-header: cc_version=2.1.100; cc_entrypoint=cli; cch={digest};"
+        system: Any = [{"type": "text", "text": text} for text in (billing, "You are a coding agent. " * 10)]
+        return (await claude.messages.create(model="tiny", max_tokens=1, system=system, messages=HELLO)).usage
+
+    first, second = await ask("eb6c6"), await ask("0aaa9")
+    prompt = first.input_tokens + (first.cache_read_input_tokens or 0)
+    assert (second.input_tokens, second.cache_read_input_tokens) == (1, prompt - 1)
+
+
 async def test_max_tokens_is_cut_to_what_the_context_leaves(claude: AsyncAnthropic) -> None:
     claude = claude.with_options(timeout=60)  # without one, the client wants so long an answer streamed
     asked: Any = {"model": "short", "max_tokens": 32_000, "messages": HELLO, "extra_body": {"temperature": 0}}

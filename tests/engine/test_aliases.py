@@ -248,6 +248,13 @@ async def test_prompts_are_made_as_the_profile_says(models: dict[str, Path]) -> 
         stats = (await complete(core, asked))[-1].stats
         assert stats is not None
         assert stats.prompt_tokens == len("Hello")
+        system = {"role": "system", "content": f"x-anthropic-billing-header: cch=1;\nTime: 12:01\n{'Be brief. ' * 20}"}
+        await core.set_alias("timeless", "one", profile=ModelProfile(volatile_lines=("Time:",)))
+        lengths = [
+            len((await core.tokenize_chat(name, ChatPrompt((system, *prompt.messages)))).tokens)
+            for name in ("one", "timeless")
+        ]
+        assert lengths[0] - lengths[1] == len("Time: 12:01\n")
 
 
 async def test_what_was_set_survives_a_restart_and_a_reload(models: dict[str, Path], tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ class Profile(Section):
         description="What the template gets, such as `enable_thinking`, unless the request says. Texts that are JSON "
         "are read as such: `false` is a truth value.",
     )
+    volatile_lines: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        default=(),
+        max_length=16,
+        description="How lines of system messages begin that change with every request, such as `Current time:`; they "
+        "are left out, so that the prefix cache finds what is behind them. Claude Code's `x-anthropic-billing-header:` "
+        "always is.",
+    )
     priority: Priority | None = Field(default=None, description="Priority of requests that ask for none.")
     max_tokens_limit: int | None = Field(default=None, ge=1, description="Largest `max_tokens` a request may ask for.")
     timeout_s: float | None = Field(default=None, gt=0, description="Time a request may take, in seconds.")

@@ -15,6 +15,7 @@ from mlx_serving.core.generation import (
     Speculation,
     SpeculationMethod,
 )
+from mlx_serving.core.volatile_lines import SYSTEM_ROLES, without_volatile_lines
 from mlx_serving.errors import InvalidRequest
 
 _SAMPLING = (
@@ -36,7 +37,8 @@ class ModelProfile:
     """None, and an empty collection, say nothing. The first fields are defaults of `SamplingParams`.
 
     A `system_prompt` opens conversations that have none of their own, `chat_template` renders them instead of the
-    model's, in Jinja, and `template_kwargs` are handed to it unless the request has them. A request of priority
+    model's, in Jinja, and `template_kwargs` are handed to it unless the request has them. Lines of system messages that
+    begin with one of `volatile_lines` are left out, besides those that always are. A request of priority
     `normal` asks for none, and gets `priority`. `max_tokens_limit` bounds the answer, `timeout_s` the time. The last
     three are those of `Speculation`, whose draft model is optional then.
     """
@@ -55,6 +57,7 @@ class ModelProfile:
     system_prompt: str | None = None
     chat_template: str | None = None
     template_kwargs: Mapping[str, object] = field(default_factory=dict[str, object])
+    volatile_lines: tuple[str, ...] = ()
     priority: Priority | None = None
     max_tokens_limit: int | None = None
     timeout_s: float | None = None
@@ -98,8 +101,8 @@ class ModelProfile:
         """The prompt with what a conversation leaves open; others are as they are."""
         if not isinstance(prompt, ChatPrompt):
             return prompt
-        messages = prompt.messages
-        if self.system_prompt is not None and not any(each.get("role") in _SYSTEM_ROLES for each in messages):
+        messages = without_volatile_lines(prompt.messages, self.volatile_lines)
+        if self.system_prompt is not None and not any(each.get("role") in SYSTEM_ROLES for each in messages):
             messages = ({"role": "system", "content": self.system_prompt}, *messages)
         return replace(
             prompt,
@@ -149,5 +152,4 @@ class ModelProfile:
         return self.max_tokens_limit
 
 
-_SYSTEM_ROLES = ("system", "developer")
 NO_PROFILE = ModelProfile()
