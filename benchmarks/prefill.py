@@ -46,12 +46,11 @@ class Ours:
         params = LoadModelParams(model_id=str(directory))
         self.model = loader.load(params, ModelRunner, lambda stage, done, total: None)
         self._generation = Generation(Scheduler(SchedulerPolicy()))
-        self._generation.add_model(self.model)
+        self._generation.models.add(self.model)
         self._sampling = resolve(SamplingParams(temperature=0.0), {}, SamplingDefaults())
 
     def run(self, prompts: Sequence[list[int]], tokens: int) -> float:
-        from mlx_serving.worker.generation import Terms
-        from mlx_serving.worker.job import Job
+        from mlx_serving.worker.job import Job, Terms
         from mlx_serving.worker.sequence import Ending, RunningSequence
 
         began = time.perf_counter()

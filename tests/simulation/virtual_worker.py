@@ -280,7 +280,7 @@ class VirtualWorker:
             raise ModelLoadError(f"{model_id} cannot be read")
         loaded = self._make(model_id)
         self._models.add(loaded)
-        self.generation.add_model(loaded)
+        self.generation.models.add(loaded)
         return loaded.facts
 
     def _make(self, model_id: str) -> LoadedModel:
@@ -318,7 +318,7 @@ class VirtualWorker:
     def _finish_unloading(self) -> None:
         for model_id in [model_id for model_id in self._unloading if self.streams.count(model_id) == 0]:
             self._models.remove(model_id)
-            self.generation.remove_model(model_id)
+            self.generation.models.remove(model_id)
             for reply in self._unloading.pop(model_id):
                 reply.send(methods.SuccessResult())
 

@@ -20,10 +20,10 @@ from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.wire.methods import KnownCapabilities, LoadModelParams
 from mlx_serving.wire.notifications import Completed, Failed, Row
-from mlx_serving.worker.generation import Generation, Terms
+from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.grammar.checker import GrammarChecker
 from mlx_serving.worker.grammar.structure import Form
-from mlx_serving.worker.job import Job
+from mlx_serving.worker.job import Job, Terms
 from mlx_serving.worker.loading import loader
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.loading.weights import FindBase
@@ -115,7 +115,7 @@ class Bench:
         self.features = FeatureCache() if features is None else features
         self.scheduler = Scheduler(policy, self.prefixes, self.features) if scheduler is None else scheduler
         self.generation = Generation(self.scheduler, self.prefixes, self.features)
-        self.generation.add_model(model)
+        self.generation.models.add(model)
         self.streams: dict[str, Stream] = {}
         self._checker = GrammarChecker()
 

@@ -192,7 +192,7 @@ def test_a_hint_that_is_wrong_is_not_followed(model: LoadedModel, prompt: str) -
 def test_a_hint_to_another_model_s_sequence_is_not_followed(llama: Path, qwen3: Path) -> None:
     one, other = load(llama), load(qwen3)
     bench = Bench(one)
-    bench.generation.add_model(other)
+    bench.generation.models.add(other)
     bench.start("a", PROMPT, ENDLESS)
     bench.start("b", PROMPT, ENDLESS, fork_of="a", model=other)
     bench.finish()

@@ -184,7 +184,7 @@ def test_a_step_that_raises_leaves_other_models_alone(model: LoadedModel, llama:
     bench.start("good", "a", SamplingParams(max_tokens=5))
     bench.step()
     other.runner = broken
-    bench.generation.add_model(other)
+    bench.generation.models.add(other)
     broken.fail_stepping = RuntimeError("no")
     bench.start("bad", "a", model=other)
     bench.finish()
@@ -262,7 +262,7 @@ def test_two_models_take_turns_and_both_give_what_they_give_alone(
     other, params = load(request.getfixturevalue(name)), SamplingParams(max_tokens=12, logit_bias={258: -100})
     alone = Bench(other).run("abc", params).tokens
     bench = Bench(model)
-    bench.generation.add_model(other)
+    bench.generation.models.add(other)
     bench.start("one", "a", params)
     bench.start("two", "abc", params, model=other)
     while not (bench.streams["one"].tokens and bench.streams["two"].tokens):
@@ -321,7 +321,7 @@ def test_a_launch_that_fails_when_it_is_read_fails_its_own_model(model: LoadedMo
     other, broken = load(llama), ScriptedRunner(0)
     other.runner = broken
     bench = Bench(model)
-    bench.generation.add_model(other)
+    bench.generation.models.add(other)
     bench.start("bad", "a", model=other)
     bench.step()
     broken.fail_draining = RuntimeError("[METAL] device lost")
@@ -335,8 +335,8 @@ def test_a_launch_that_fails_when_it_is_read_fails_its_own_model(model: LoadedMo
 def test_a_model_without_sequences_can_be_removed_and_added_again(model: LoadedModel) -> None:
     bench = Bench(model)
     assert bench.run("a", SamplingParams(max_tokens=2)).text == "bc"
-    bench.generation.remove_model(model.model_id)
-    bench.generation.add_model(model)
+    bench.generation.models.remove(model.model_id)
+    bench.generation.models.add(model)
     assert bench.run("b", SamplingParams(max_tokens=2)).text == "cd"
 
 
@@ -373,7 +373,7 @@ def test_a_paused_sequence_gives_its_slot_to_another(model: LoadedModel) -> None
 def test_nothing_is_to_be_done_while_all_that_are_left_are_paused(model: LoadedModel, llama: Path) -> None:
     other = load(llama)
     bench = Bench(model)
-    bench.generation.add_model(other)
+    bench.generation.models.add(other)
     assert bench.generation.is_idle
     bench.start("slow", "a")
     bench.start("last token under way", "a", SamplingParams(max_tokens=2), model=other)

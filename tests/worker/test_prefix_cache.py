@@ -220,7 +220,7 @@ def test_a_model_that_is_unloaded_takes_what_was_kept_with_it(model: LoadedModel
     bench = keeping(model)
     bench.run(token_ids(SYSTEM), ENDLESS)
     assert bench.generation.prefix_telemetry().entries > 0
-    bench.generation.remove_model(model.model_id)
+    bench.generation.models.remove(model.model_id)
     telemetry = bench.generation.prefix_telemetry()
     assert (telemetry.entries, telemetry.bytes) == (0, 0)
 

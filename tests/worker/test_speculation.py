@@ -435,11 +435,11 @@ def test_what_was_drafted_is_counted_when_its_model_is_gone(
     bench = eager_bench(model)
     streams = [bench.start(f"s{n}", *one, speculation=NGRAM) for n, one in enumerate(CROWD)]
     bench.finish()
-    counts = bench.generation.speculation()
+    counts = bench.generation.models.speculation()
     assert (counts.drafted, counts.accepted) == drafted(streams)
     assert 0 < counts.checks <= counts.drafted
-    bench.generation.remove_model(model.model_id)
-    assert bench.generation.speculation() == counts
+    bench.generation.models.remove(model.model_id)
+    assert bench.generation.models.speculation() == counts
 
 
 # -- draft models

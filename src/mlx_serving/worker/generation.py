@@ -7,55 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-import msgspec
-
-from mlx_serving.core.generation import Priority
 from mlx_serving.core.memory_share import tells_of_memory
 from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.runtime_telemetry import PrefixTelemetry
 from mlx_serving.core.schedule.kv_budget import MEMORY_RETRY_S
 from mlx_serving.core.schedule.scheduling import Encode, SchedulerLoad, Step
 from mlx_serving.core.scheduler import Scheduler
-from mlx_serving.core.speculation.policy import Drafting, SpeculationCounts
-from mlx_serving.errors import DeadlineExceeded, EngineError, GenerationError, Overloaded
-from mlx_serving.wire.notifications import Completed, Row, StepFrame
+from mlx_serving.errors import DeadlineExceeded, EngineError, Overloaded
+from mlx_serving.wire.notifications import Row, StepFrame
 from mlx_serving.worker.batch import Token
-from mlx_serving.worker.job import Job
+from mlx_serving.worker.in_flight import InFlight, failure
+from mlx_serving.worker.job import Job, Terms
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.outcomes import Outcomes
 from mlx_serving.worker.prefix.cache import PrefixCache
-from mlx_serving.worker.sampling.logprobs import name
+from mlx_serving.worker.running_models import RunningModels
 from mlx_serving.worker.sequence import RunningSequence
 from mlx_serving.worker.vision.features import FeatureCache
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """On what terms a sequence is served. `max_tokens` counts what was drawn before; `deadline` is monotonic seconds,
-    `caller` who takes turns with others. `fork_of` is the stream id of one with the same prompt, whose computation of
-    it this one may share. Only who names the same `salt` can begin with what is kept of others. A chunk of the prompt
-    ends at each of `stops`, counts of tokens behind which others may go on differently."""
-
-    max_tokens: int
-    priority: Priority = "normal"
-    caller: str = ""
-    deadline: float | None = None
-    fork_of: str | None = None
-    salt: str = ""
-    stops: tuple[int, ...] = ()
-
-
-@dataclass(slots=True)
-class _Entry:
-    """`begun`: the runner has computed something for it, or is about to. `drafting` is there if that was asked for."""
-
-    model: LoadedModel
-    sequence: RunningSequence
-    job: Job
-    drafting: Drafting | None
-    begun: bool = False
 
 
 class Generation:
@@ -68,9 +37,8 @@ class Generation:
         self._prefixes = prefixes or PrefixCache(PrefixCachePolicy(enabled=False))
         self._features = FeatureCache() if features is None else features
         self._prefixes.give_way(lambda: scheduler.memory.spare)
-        self._models: dict[str, LoadedModel] = {}
-        self._entries: dict[str, _Entry] = {}
-        self._drafted_by_others = SpeculationCounts()  # by runners that are gone
+        self.models = RunningModels(scheduler, self._prefixes, self._features)
+        self._entries: dict[str, InFlight] = {}
         self.outcomes = Outcomes()
 
     def __len__(self) -> int:
@@ -102,42 +70,8 @@ class Generation:
         """What is going on, and what was done."""
         return self._scheduler.load()
 
-    def cache_bytes(self) -> dict[str, int]:
-        """What the caches of each model's sequences take, their room to grow included."""
-        return {model_id: model.runner.cache_bytes for model_id, model in self._models.items()}
-
     def prefix_telemetry(self) -> PrefixTelemetry:
         return self._prefixes.telemetry()
-
-    def add_model(self, model: LoadedModel) -> None:
-        self._models[model.model_id] = model
-        capabilities = model.facts.capabilities
-        self._prefixes.add_model(model.model_id, model.fingerprint, exact=not model.cuttable, form=model.options.kv)
-        model.runner.offer = self._prefixes.offer
-        self._scheduler.add_model(
-            model.model_id,
-            kv_bytes_per_token=model.kv_bytes_per_token,
-            batchable=capabilities.batch,
-            trimmable=capabilities.trim,
-            exact_prefixes=not model.cuttable,
-            prefill_memory=model.prefill_memory,
-        )
-
-    def speculation(self) -> SpeculationCounts:
-        """What was drafted, over all models since the start."""
-        return sum((model.runner.speculator.counts for model in self._models.values()), self._drafted_by_others)
-
-    def remove_model(self, model_id: str) -> None:
-        """Forget a model that has no sequences left. Those that it has drafted for go on without."""
-        model = self._models.pop(model_id)
-        self._drafted_by_others += model.runner.speculator.counts
-        model.runner.close()
-        for other in self._models.values():
-            other.runner.speculator.lose(model_id)
-        if all(other.fingerprint != model.fingerprint for other in self._models.values()):
-            self._features.remove_model(model.fingerprint)
-        self._prefixes.remove_model(model_id)
-        self._scheduler.remove_model(model_id)
 
     def submit(self, model: LoadedModel, sequence: RunningSequence, job: Job, terms: Terms) -> None:
         """Queue a sequence. Raises `Overloaded` when too many wait."""
@@ -158,7 +92,7 @@ class Generation:
         self._features.open(job.stream_id, model.fingerprint, [picture.digest for picture in job.pictures])
         names = [*job.prepared.names, *job.drawn]
         self._prefixes.open(job.stream_id, model.model_id, names, salt=terms.salt, caller=terms.caller)
-        self._entries[job.stream_id] = _Entry(model, sequence, job, drafting)
+        self._entries[job.stream_id] = InFlight(model, sequence, job, drafting)
 
     def _parent(self, model: LoadedModel, job: Job, fork_of: str | None) -> str | None:
         """Whose prompt it is, if the hint is true."""
@@ -172,7 +106,7 @@ class Generation:
         entry = self._forget(stream_id)
         if entry is None:
             return None
-        row = _with_drafts(entry.sequence.aborted(time.monotonic()), entry.drafting)
+        row = entry.aborted(time.monotonic())
         self.outcomes.note([row])
         return row
 
@@ -206,7 +140,7 @@ class Generation:
         rows = [self._end(stream_id, _expired()) for stream_id in self._scheduler.expire(began)]
         rows += [self._end(stream_id, _too_large()) for stream_id in self._scheduler.refuse_oversized()]
         # How many tokens a check gives must be known to the scheduler before it plans any further.
-        rows += [row for model in self._models.values() if model.runner.is_checking for row in self._read(model)]
+        rows += [row for model in self.models.by_id.values() if model.runner.is_checking for row in self._read(model)]
         step = self._scheduler.schedule(began)
         if step is None:
             rows += self._drain(besides=None)
@@ -218,7 +152,7 @@ class Generation:
         return StepFrame(rows) if rows else None
 
     def _carry_out(self, step: Step, began: float) -> list[Row]:
-        model = self._models[step.model]
+        model = self.models.by_id[step.model]
         rows = [*self._evict(step.preempted), *self._admit(step)]
         self._prefixes.fit()
         if step.encode is not None:
@@ -249,7 +183,7 @@ class Generation:
         except Exception as error:
             if tells_of_memory(error):
                 raise
-            rows.append(self._end(image.id, _failure(model, "has an image that cannot be encoded", error)))
+            rows.append(self._end(image.id, failure(model, "has an image that cannot be encoded", error)))
         return rows
 
     def _evict(self, preempted: Iterable[str]) -> list[Row]:
@@ -278,16 +212,16 @@ class Generation:
                 if tells_of_memory(error):
                     raise
                 # A sequence that has no caches fails alone.
-                rows.append(self._end(admission.id, _failure(entry.model, "could not begin", error)))
+                rows.append(self._end(admission.id, failure(entry.model, "could not begin", error)))
         return rows
 
     def _release(self) -> None:
-        for model in self._models.values():
+        for model in self.models.by_id.values():
             for stream_id in [one for one in model.runner.kept if not self._scheduler.has_heirs(one)]:
                 model.runner.release(stream_id)
 
     def _drain(self, besides: LoadedModel | None) -> list[Row]:
-        return [row for model in self._models.values() if model is not besides for row in self._read(model)]
+        return [row for model in self.models.by_id.values() if model is not besides for row in self._read(model)]
 
     def _read(self, model: LoadedModel) -> list[Row]:
         try:
@@ -299,26 +233,23 @@ class Generation:
     def _accept(self, tokens: Iterable[Token]) -> list[Row]:
         now = time.monotonic()
         rows: list[Row] = []
-        for stream_id, token_id, logprobs, is_last, error, is_extra in tokens:
+        for token in tokens:
+            stream_id = token.stream_id
             entry = self._entries.get(stream_id)
             if entry is None:
                 continue  # a token before it, of the same step, has ended it
-            if is_extra:
+            if token.is_extra:
                 self._scheduler.advance(stream_id)
-            if error is not None:
-                rows.append(self._end(stream_id, error))
+            if token.error is not None:
+                rows.append(self._end(stream_id, token.error))
                 continue
-            try:
-                named = None if logprobs is None else name(token_id, logprobs, entry.model.token_bytes)
-                row = entry.sequence.accept(token_id, now, named, is_last=is_last)
-            except Exception as cause:  # noqa: BLE001  a token that cannot become text fails its own stream only
-                row = entry.sequence.failed(_failure(entry.model, "could not be decoded", cause))
+            row = entry.accept(token, now)
             if row.end is not None:
                 self._forget(stream_id)
-            rows.append(_with_drafts(_with_cached(row, entry.sequence), entry.drafting))
+            rows.append(row)
         return rows
 
-    def _forget(self, stream_id: str) -> _Entry | None:
+    def _forget(self, stream_id: str) -> InFlight | None:
         entry = self._entries.pop(stream_id, None)
         if entry is not None:
             entry.model.runner.remove(stream_id)
@@ -337,39 +268,18 @@ class Generation:
         `cause` if it tells of want of memory."""
         if tells_of_memory(cause):
             raise cause
-        error = _failure(model, "failed in a step", cause)
+        error = failure(model, "failed in a step", cause)
         ours = {stream_id: self._entries[stream_id] for stream_id in self.stream_ids(model.model_id)}
         for stream_id, entry in ours.items():
             if entry.begun:
                 self._prefixes.close(stream_id)  # what it has computed is not to be trusted
         self._prefixes.clear(model.model_id)
         rows = [self._end(stream_id, error) for stream_id, entry in ours.items() if entry.begun]
-        self._drafted_by_others += model.runner.speculator.counts
-        model.renew_runner()
-        model.runner.offer = self._prefixes.offer
+        self.models.renew_runner(model)
         for entry in ours.values():
             if not entry.begun:
                 entry.drafting = model.runner.open(entry.job)
         return rows
-
-
-def _with_cached(row: Row, sequence: RunningSequence) -> Row:
-    """The row, and how much of the prompt was cached if it is the first with tokens."""
-    cached = sequence.untold() if row.token_ids else None
-    return row if cached is None else msgspec.structs.replace(row, cached_tokens=cached)
-
-
-def _with_drafts(row: Row, drafting: Drafting | None) -> Row:
-    """The row, and if it is the last one, what was drafted."""
-    if drafting is None or not isinstance(row.end, Completed):
-        return row
-    stats = msgspec.structs.replace(
-        row.end.stats,
-        drafted_tokens=drafting.drafted,
-        accepted_tokens=drafting.accepted,
-        speculation=drafting.outcome,
-    )
-    return msgspec.structs.replace(row, end=msgspec.structs.replace(row.end, stats=stats))
 
 
 def _expired() -> DeadlineExceeded:
@@ -380,10 +290,4 @@ def _too_large() -> Overloaded:
     return Overloaded(
         "Memory has become short while this request waited, and it needs more than there is",
         retry_after=MEMORY_RETRY_S,
-    )
-
-
-def _failure(model: LoadedModel, what: str, cause: Exception) -> GenerationError:
-    return GenerationError(
-        f"A sequence of {model.model_id} {what}: {type(cause).__name__}: {cause}", model=model.model_id
     )

@@ -125,7 +125,7 @@ class ModelHandlers:
             self._memory.add_model(model.model_id, model.facts.memory_bytes)
             return
         self._models.add(model)
-        self._generation.add_model(model)
+        self._generation.models.add(model)
         shared = () if model.base is None else ((model.base.key, model.base.size_bytes),)
         self._memory.add_model(model.model_id, model.own_bytes, shared)
         if self._disk is not None:
@@ -160,7 +160,7 @@ class ModelHandlers:
             if isinstance(self._models.find(model_id), EmbeddingModel):
                 self._embeddings.remove_model(model_id)
             else:
-                self._generation.remove_model(model_id)
+                self._generation.models.remove(model_id)
                 if self._disk is not None:
                     self._disk.remove_model(model_id)
             self._models.remove(model_id)

@@ -21,11 +21,11 @@ from mlx_serving.wire import methods
 from mlx_serving.wire.notifications import Row, StepFrame
 from mlx_serving.worker.answer_form import form_of, parser_of, thought_of
 from mlx_serving.worker.embedding.handlers import EmbedHandlers
-from mlx_serving.worker.generation import Generation, Terms
+from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.grammar.checker import GrammarChecker
 from mlx_serving.worker.grammar.matcher import Matcher
 from mlx_serving.worker.grammar.structure import Form
-from mlx_serving.worker.job import Job
+from mlx_serving.worker.job import Job, Terms
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.loading.loaded_models import LoadedModels
 from mlx_serving.worker.parsed_sequence import ParsedSequence

@@ -45,7 +45,7 @@ class Telemetry:
     def read(self, *, opening: int) -> RuntimeTelemetry:
         """`opening` streams are known to nobody here yet."""
         load = self._generation.load()
-        caches = self._generation.cache_bytes()
+        caches = self._generation.models.cache_bytes()
         outcomes = self._generation.outcomes
         return RuntimeTelemetry(
             uptime_s=time.monotonic() - self._started_at,
@@ -63,7 +63,7 @@ class Telemetry:
             memory=self._memory(),
             metal=_metal_device(),
             process=self._process_telemetry(),
-            speculation=self._generation.speculation(),
+            speculation=self._generation.models.speculation(),
         )
 
     def _memory(self) -> DeviceMemory:
