@@ -69,7 +69,8 @@ def _signature(function: Callable[..., Any]) -> str:
 
 
 def _methods(cls: type) -> dict[str, str]:
-    public = {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+    members = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+    public = {name: value for name, value in members.items() if not name.startswith("_")}
     methods = {name: value for name, value in public.items() if inspect.isfunction(value)}
     return {"__init__": _signature(cls.__init__), **{name: _signature(value) for name, value in methods.items()}}
 

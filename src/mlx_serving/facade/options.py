@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AliasChoices, Discriminator, Field, Tag, field_validator, model_validator
 
 from mlx_serving.core import sampling_defaults
-from mlx_serving.core.generation import Priority, Prompt, Structure, TextPrompt, TokenPrompt
+from mlx_serving.core.generation import GenerationRequest, Priority, Prompt, Structure, TextPrompt, TokenPrompt
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.facade.chat_options import ChatFields
 from mlx_serving.facade.option_base import Options, either, unsupported
@@ -62,6 +63,19 @@ PromptValue = Annotated[
 ]
 
 
+class CreateGeneratorOptions(Options):
+    """`signal` is an `asyncio.Event`: when it is set, the stream is cancelled. `timeout_ms` as in the ancestor."""
+
+    signal: Any = None
+    stream_id: str | None = Field(default=None, validation_alias=either("stream_id"), min_length=1, max_length=256)
+    timeout_ms: float | None = Field(default=None, validation_alias=either("timeout_ms"), gt=0)
+    priority: Literal["critical", "urgent", "high", "default", "normal", "low", "background"] = "default"
+
+    @property
+    def core_priority(self) -> Priority:
+        return _ANCESTOR_PRIORITIES.get(self.priority) or cast(Priority, self.priority)
+
+
 class GeneratorParams(SamplingFields, SpeculationFields, ChatFields):
     """One of `prompt` and `messages` is required; `prompt` is text, a template, or token ids. `structured`, or
     `output_type`, is the form that the answer must have: see `facade.structures.as_structure`. What is kept of prompts
@@ -105,6 +119,22 @@ class GeneratorParams(SamplingFields, SpeculationFields, ChatFields):
         sampling_defaults.validate(self.to_sampling())  # of values that are in their limits, what contradicts another
         return self
 
+    def to_request(self, how: CreateGeneratorOptions) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=how.stream_id or str(uuid.uuid4()),
+            model=self.model,
+            prompt=self.to_prompt(),
+            sampling=self.to_sampling(),
+            structure=self.structured,
+            parse_output=self.is_parsed,
+            tool_choice=self.to_tool_choice(),
+            reasoning_budget=self.budget,
+            speculation=self.to_speculation(),
+            priority=how.core_priority,
+            cache_salt=self.cache_salt,
+            timeout_s=None if how.timeout_ms is None else how.timeout_ms / 1000,
+        )
+
     def to_prompt(self) -> Prompt:
         match self.prompt:
             case str():
@@ -115,19 +145,6 @@ class GeneratorParams(SamplingFields, SpeculationFields, ChatFields):
                 return TokenPrompt(tuple(self.prompt.tokens))
             case None:
                 return self.to_chat()
-
-
-class CreateGeneratorOptions(Options):
-    """`signal` is an `asyncio.Event`: when it is set, the stream is cancelled. `timeout_ms` as in the ancestor."""
-
-    signal: Any = None
-    stream_id: str | None = Field(default=None, validation_alias=either("stream_id"), min_length=1, max_length=256)
-    timeout_ms: float | None = Field(default=None, validation_alias=either("timeout_ms"), gt=0)
-    priority: Literal["critical", "urgent", "high", "default", "normal", "low", "background"] = "default"
-
-    @property
-    def core_priority(self) -> Priority:
-        return _ANCESTOR_PRIORITIES.get(self.priority) or cast(Priority, self.priority)
 
 
 class TokenizeRequest(Options):

@@ -119,6 +119,21 @@ class GenerationStats(Shape):
     draft_tokens_accepted: int = 0
     speculation: str | None = None
 
+    @classmethod
+    def of(cls, measured: generation.GenerationStats, model: str) -> Self:
+        return cls(
+            tokens_generated=measured.tokens_generated,
+            tokens_per_second=measured.tokens_per_second,
+            time_to_first_token=measured.time_to_first_token,
+            total_time=measured.total_time,
+            prompt_tokens=measured.prompt_tokens,
+            model_id=model,
+            cached_tokens=measured.cached_tokens,
+            draft_tokens=measured.drafted_tokens,
+            draft_tokens_accepted=measured.accepted_tokens,
+            speculation=measured.speculation,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob(Shape):
