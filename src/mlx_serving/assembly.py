@@ -24,8 +24,9 @@ from mlx_serving.core.placement import PlacementPolicy
 from mlx_serving.engine.aliases import Aliases
 from mlx_serving.engine.batch_queue import BatchQueue
 from mlx_serving.engine.breaker import BreakerBackend
+from mlx_serving.engine.calls import CALL_TIMEOUT_S
 from mlx_serving.engine.deadline import DeadlineBackend
-from mlx_serving.engine.engine_core import CALL_TIMEOUT_S, EngineCore, Parts
+from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.engine.images import ImagesBackend, PromptImages
 from mlx_serving.engine.intake import IntakeBackend
 from mlx_serving.engine.limits import LimitsBackend
@@ -33,6 +34,7 @@ from mlx_serving.engine.model_entry import ModelSpec
 from mlx_serving.engine.model_manager import ModelManager
 from mlx_serving.engine.model_versions import ModelVersions
 from mlx_serving.engine.names import NamesBackend
+from mlx_serving.engine.parts import Parts
 from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.prefetch import Prefetch
 from mlx_serving.engine.recovery import RecoveryBackend

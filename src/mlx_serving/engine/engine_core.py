@@ -5,75 +5,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 from mlx_serving.config.model_names import default_name
-from mlx_serving.core import retry
 from mlx_serving.core.alias_table import AliasView
-from mlx_serving.core.batch_queue import BatchQueueStats
-from mlx_serving.core.generation import Backend, ChatPrompt, Delta, GenerationRequest
+from mlx_serving.core.generation import Backend, Delta, GenerationRequest
 from mlx_serving.core.health import concerns, status_of
 from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
 from mlx_serving.core.retry import RetryPolicy
 from mlx_serving.core.serving import EngineTelemetry, HealthReport, ReuseStats, ServedModel
-from mlx_serving.core.speculation.report import CompatibilityReport
 from mlx_serving.core.weight_options import AS_THEY_ARE, WeightOptions
 from mlx_serving.engine.aliases import Aliases
-from mlx_serving.engine.batch_queue import BatchQueue
-from mlx_serving.engine.breaker import BreakerBackend
-from mlx_serving.engine.images import PromptImages
+from mlx_serving.engine.calls import CallingCore
 from mlx_serving.engine.model_entry import ModelSpec
+from mlx_serving.engine.parts import Parts
 from mlx_serving.engine.pooled_models import PooledModels
-from mlx_serving.engine.prefetch import Prefetch
-from mlx_serving.engine.recovery import RecoveryBackend
 from mlx_serving.engine.response_cache import ResponseCacheBackend
 from mlx_serving.engine.sharing import SharingBackend
-from mlx_serving.engine.translation import tokenize_chat_params
-from mlx_serving.engine.worker_client import WorkerClient
-from mlx_serving.engine.worker_pool import PooledWorker, WorkerPool
+from mlx_serving.engine.worker_pool import PooledWorker
 from mlx_serving.errors import EngineError, InvalidRequest
 from mlx_serving.telemetry.events import EventBus
-from mlx_serving.wire import methods
-from mlx_serving.wire.methods import LoadModelResult, Method
-
-P = TypeVar("P")
-R = TypeVar("R")
-
-CALL_TIMEOUT_S = 60.0
-"""How long a call may take that is no generation."""
+from mlx_serving.wire.methods import LoadModelResult
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What `assembly` puts together. `backend` is the outermost layer."""
-
-    pool: WorkerPool
-    models: PooledModels
-    aliases: Aliases
-    prefetch: Prefetch
-    streams: RecoveryBackend
-    breaker: BreakerBackend
-    backend: Backend
-    batch_queue: BatchQueue
-    images: PromptImages
-    events: EventBus
-    retry: RetryPolicy
-    default_model: str
-    preload: tuple[str, ...]
-    sharing: SharingBackend | None = None
-    responses: ResponseCacheBackend | None = None
-
-
-class EngineCore:
+class EngineCore(CallingCore):
     def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+        super().__init__(parts)
         self._started_at = time.monotonic()
 
     @property
@@ -273,109 +234,7 @@ class EngineCore:
         """See `Aliases.remove`."""
         self._parts.aliases.remove(name)
 
-    # -- calls
-
-    async def call(self, method: Method[P, R], params: P) -> R:
-        """An idempotent call: repeated when the worker dies under it, as the retry policy allows."""
-
-        async def once() -> R:
-            client = await self._parts.pool.client()
-            return await client.call(method, params, timeout_s=CALL_TIMEOUT_S)
-
-        return await self._retrying(once)
-
-    async def call_with_model(self, name: str, method: Method[P, R], make_params: Callable[[str], P]) -> R:
-        """The same for a call that needs a model loaded; `make_params` gets the name that the worker knows it by."""
-
-        async def call(client: WorkerClient, model_id: str) -> R:
-            return await client.call(method, make_params(model_id), timeout_s=CALL_TIMEOUT_S)
-
-        return await self._with_model(name, call)
-
-    async def tokenize(self, name: str, text: str, *, add_special_tokens: bool = True) -> methods.TokenizeResult:
-        """Text to the ids of a model, as `call_with_model`. Calls at the same time share messages to the worker."""
-
-        async def call(client: WorkerClient, model_id: str) -> methods.TokenizeResult:
-            params = methods.TokenizeParams(model_id=model_id, text=text, add_special_tokens=add_special_tokens)
-            return await self._parts.batch_queue.tokenize(client, params)
-
-        return await self._with_model(name, call)
-
-    async def check_draft(self, primary: str, draft: str) -> CompatibilityReport:
-        """Whether one model can draft for another, as `call_with_model`; both are loaded in one worker for it. Calls at
-        the same time share messages to the worker."""
-
-        async def once() -> CompatibilityReport:
-            model, helper = (self._parts.aliases.resolve(name)[0] for name in (primary, draft))
-            async with (
-                self._parts.models.lease_in_worker(model, helper) as (worker, facts),
-                worker.models.lease(helper, modest=True) as draft_facts,
-            ):
-                params = methods.CheckDraftParams(primary_id=facts.model_id, draft_id=draft_facts.model_id)
-                return await self._parts.batch_queue.check_draft(await worker.supervisor.client(), params)
-
-        return (await self._retrying(once)).called(primary, draft)
-
-    async def tokenize_chat(self, name: str, prompt: ChatPrompt) -> methods.TokenizeResult:
-        """The prompt that a model's template makes of a conversation, as `call_with_model`, with what the profile of
-        the name says of prompts, and its pictures."""
-        model, profile = self._parts.aliases.resolve(name)
-        rendered = profile.prompt(prompt)
-        assert isinstance(rendered, ChatPrompt)
-        prompt = await self._parts.images.fill(model, rendered)
-
-        def params(model_id: str) -> methods.TokenizeChatParams:
-            return tokenize_chat_params(model_id, prompt)
-
-        with self._parts.images.telling(model, rendered.sources):
-            return await self.call_with_model(name, methods.TOKENIZE_CHAT, params)
-
-    async def detokenize(self, name: str, token_ids: Sequence[int]) -> str:
-        """Ids to text, special tokens included, as `call_with_model`."""
-
-        def params(model_id: str) -> methods.DetokenizeParams:
-            return methods.DetokenizeParams(model_id=model_id, tokens=list(token_ids))
-
-        return (await self.call_with_model(name, methods.DETOKENIZE, params)).text
-
-    def batch_stats(self) -> BatchQueueStats:
-        """How calls shared messages."""
-        return self._parts.batch_queue.stats()
-
-    def reset_batch_stats(self) -> None:
-        self._parts.batch_queue.reset_stats()
-
-    def flush_batches(self) -> None:
-        """Send at once what waits to share a message."""
-        self._parts.batch_queue.flush()
-
-    async def _with_model(self, name: str, call: Callable[[WorkerClient, str], Awaitable[R]]) -> R:
-        async def once() -> R:
-            model = self._parts.aliases.resolve(name)[0]
-            async with self._parts.models.lease_in_worker(model) as (worker, facts):
-                return await call(await worker.supervisor.client(), facts.model_id)
-
-        return await self._retrying(once)
-
-    async def _retrying(self, once: Callable[[], Awaitable[R]]) -> R:
-        attempt = 0.0
-        while True:
-            try:
-                return await once()
-            except EngineError as error:
-                if not retry.should_retry(error, attempt, self._parts.retry):
-                    raise
-                spent = retry.spent(error)
-            await asyncio.sleep(retry.delay(self._parts.retry.backoff, attempt, random.random()))  # noqa: S311
-            attempt += spent
-
-    async def runtime_info(self) -> methods.RuntimeInfoResult:
-        """What a worker says of itself, now."""
-        binary = [methods.STEP_FRAMES, methods.PROTOCOL_VERSION]
-        return await self.call(methods.RUNTIME_INFO, methods.RuntimeInfoParams(protocols=binary))
-
-    async def runtime_state(self) -> methods.RuntimeStateResult:
-        return await self.call(methods.RUNTIME_STATE, methods.NoParams())
+    # -- how things stand
 
     def progress(self) -> int:
         """A count that rises as long as the workers, or the next ones, get on with their work. What stays the same
@@ -395,9 +254,8 @@ class EngineCore:
             workers=workers,
         )
 
-    # -- what is computed once for several
-
     def reuse(self) -> ReuseStats:
+        """What was computed once for several."""
         sharing, responses = self._parts.sharing, self._parts.responses
         return ReuseStats(
             shared=None if sharing is None else sharing.shared,
@@ -408,8 +266,6 @@ class EngineCore:
     async def clear_responses(self) -> int:
         """Forget the answers that are kept; returns how many there were."""
         return 0 if self._parts.responses is None else await self._parts.responses.clear()
-
-    # -- health
 
     async def health(self) -> HealthReport:
         """What is known here, without asking the workers: the answer must come when they cannot give one."""
