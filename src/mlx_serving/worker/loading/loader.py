@@ -18,6 +18,7 @@ from mlx_serving.core.load_pace import LoadPace
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import InvalidRequest, UnsupportedParameter
 from mlx_serving.wire.methods import LoadModelParams, LoadModelResult, ModelCapabilities
+from mlx_serving.worker import cpu_attention
 from mlx_serving.worker.grammar.structure import StructureCompiler
 from mlx_serving.worker.loading.capabilities import kv_bytes_and_logits, packed_kv_bytes, probing
 from mlx_serving.worker.loading.loaded_model import LoadedModel
@@ -117,6 +118,7 @@ def loading(
             on_progress("loading", done, total)
             yield None
         model, base, own_bytes = plan.adapt(model, config)
+        cpu_attention.speed_up(model)
         known = params.known
         if known is not None and known.config_digest == digest:
             capabilities = known.capabilities
