@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,10 @@ def compare(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> 
 
 def layers(heads: Sequence[int], rounds: int) -> list[dict[str, object]]:
     import mlx.core as mx
-    from mlx_lm.models import llama
 
     from mlx_serving.worker.cpu_attention import attend
 
-    library: Callable[..., Any] = vars(llama)["scaled_dot_product_attention"]
+    library: Callable[..., Any] = import_module("mlx_lm.models.base").scaled_dot_product_attention
     count, groups, head_dim = heads
     results: list[dict[str, object]] = []
     for rows, tokens, before in [*((1, *shape) for shape in PROMPTS), *((row, 1, before) for row, before in DECODING)]:

@@ -7,7 +7,7 @@
 Conversation: time to the first token of the last turn, as a ratio to that of a fresh prompt of the new tokens only, and
 to that of a whole prompt that nobody has seen; `mlx_lm.server` beside it. Each round is a conversation of its own, with
 fresh prompts after its turns; figures are medians. New tokens look at the whole history, fresh ones at each other only:
-`least_ratio` is what this makes of one forward pass of mlx-lm's, below which no server can be.
+`least_ratio` is what this makes of one forward pass of mlx-lm's, below which no server with MLX's attention can be.
 
 Users: how many prompt tokens the worker computes for users who come together with one system prompt, as a ratio to the
 least that can be (the system prompt once, what each says besides), and whether the texts are those of a server that
