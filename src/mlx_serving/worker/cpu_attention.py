@@ -23,7 +23,7 @@ import mlx.nn as nn
 _NAME = "scaled_dot_product_attention"
 _LIBRARIES = ("mlx_lm.models.base", "mlx_vlm.models.base")
 
-_FEWEST_SCORES = 8192
+_FEWEST_SCORES = 1 << 14
 """Below, the number of operations costs more than what they compute."""
 _BLOCK_SCORES = 1 << 18
 """As many are computed at a time: they stay in the processor's caches, and the allocator keeps their memory."""
