@@ -57,6 +57,10 @@ def test_links_that_lead_out_are_followed(trusted: Path, tmp_path: Path) -> None
     (trusted / "link").symlink_to(outside)
     with pytest.raises(InvalidRequest):
         require_trusted(str(trusted / "link"), [trusted], "model")
-    (trusted / "model" / "tokenizer.json").symlink_to(outside / "secret.json")
-    with pytest.raises(InvalidRequest):
-        require_trusted(str(trusted / "model"), [trusted], "model")
+    require_trusted(str(trusted / "model"), [trusted], "model")
+    for name in ("tokenizer.json", "chat_template.jinja", "merges.txt"):
+        link = trusted / "model" / name
+        link.symlink_to(outside / "secret.json")
+        with pytest.raises(InvalidRequest):
+            require_trusted(str(trusted / "model"), [trusted], "model")
+        link.unlink()

@@ -123,7 +123,7 @@ def test_code_for_the_model_is_not_run(worker: WorkerProcess, broken: Path) -> N
     reconfigure(broken, model_file="custom.py")
     refused = load(worker, broken)
     assert (refused.code, refused.type) == (-32001, "ModelLoadError")
-    assert "custom.py" in refused.message
+    assert "code of its own (model_file: custom.py)" in refused.message
     assert not mark.exists()
 
 

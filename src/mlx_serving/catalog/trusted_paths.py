@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_serving.catalog.reference import looks_local
 from mlx_serving.errors import InvalidRequest
-
-_OF_A_MODEL = ("*.json", "*.safetensors")
 
 
 def require_trusted(text: str, trusted: Sequence[Path] | None, field: str) -> None:
@@ -25,12 +23,15 @@ def require_trusted(text: str, trusted: Sequence[Path] | None, field: str) -> No
         path = Path(text.strip()).expanduser().resolve()
     except (RuntimeError, OSError, ValueError):
         raise _refused(text, field) from None
-    if not _is_within(path, folders) or not all(_is_within(file.resolve(), folders) for file in _files(path)):
+    if not _is_within(path, folders) or not all(_is_within(file.resolve(), folders) for file in _inside(path)):
         raise _refused(text, field)
 
 
-def _files(path: Path) -> Iterable[Path]:
-    return (file for pattern in _OF_A_MODEL for file in path.glob(pattern)) if path.is_dir() else ()
+def _inside(path: Path) -> Sequence[Path]:
+    try:
+        return list(path.iterdir()) if path.is_dir() else ()
+    except OSError:
+        return ()
 
 
 def _is_within(path: Path, folders: Sequence[Path]) -> bool:

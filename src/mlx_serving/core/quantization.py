@@ -127,8 +127,10 @@ def require_packable(quantization: Quantization, matrices: Iterable[Matrix], mod
     if unpacked <= MAX_UNPACKED_SHARE * everything:
         return
     worst = max(left, key=lambda matrix: matrix.weights)
-    fitting = [size for size in (16, *AFFINE_GROUPS) if worst.width % size == 0]
-    hint = f"groups of {' or '.join(map(str, fitting))} would do" if fitting else "no group size of MLX divides it"
+    fitting = [f"groups of {size}" for size in AFFINE_GROUPS if worst.width % size == 0]
+    if worst.width % _FIXED["nvfp4"][1] == 0:
+        fitting.append("nvfp4")
+    hint = f"{' or '.join(fitting)} would do" if fitting else "no group size of MLX divides it"
     raise InvalidRequest(
         f"{model} cannot be quantised to {quantization}: rows of {worst.name} have {worst.width} weights, which "
         f"{quantization.group_size} does not divide; {hint}",

@@ -110,9 +110,7 @@ def loading(
     words = files.words
     blind: str | None = "it reads text only"
     with blaming("its architecture or weights", params.model_id, directory):
-        model, config = (
-            plan.open(partial(open_model, config=files.config, model_id=params.model_id)) if files.sees else plan.open()
-        )
+        model, config = plan.open(partial(open_model, config=files.config)) if files.sees else plan.open()
         yield None
         for done, total in plan.evaluate(model, pace):
             on_progress("loading", done, total)

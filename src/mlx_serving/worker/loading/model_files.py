@@ -62,3 +62,14 @@ def read_weights_ahead(directory: Path, on_progress: OnProgress) -> None:
 
     for file in files:
         page_cache.read_into(file, tell)
+
+
+def refuse_own_code(config: Mapping[str, object], model_id: str, directory: Path) -> None:
+    """Raises `ModelLoadError` for a model that brings code of its own."""
+    if config.get("model_file"):
+        raise ModelLoadError(
+            f"{model_id} cannot be loaded: its config.json names code of its own (model_file: {config['model_file']}), "
+            "and code from a model's directory is never run here",
+            model=model_id,
+            path=str(directory),
+        )

@@ -12,7 +12,7 @@ from mlx_lm.utils import load_tokenizer
 from mlx_serving.core.images.models import sees
 from mlx_serving.core.output.output_formats import MARKERS
 from mlx_serving.wire.methods import LoadModelParams
-from mlx_serving.worker.loading.model_files import OnProgress, blaming, find_directory, read_object
+from mlx_serving.worker.loading.model_files import OnProgress, blaming, find_directory, read_object, refuse_own_code
 from mlx_serving.worker.loading.model_shape import vocabulary_of
 from mlx_serving.worker.loading.weights import tensor_names
 from mlx_serving.worker.token_bytes import TokenBytes
@@ -41,6 +41,7 @@ class SmallFiles:
         with blaming("its config.json", self._params.model_id, directory):
             self.config = read_object(directory / "config.json")
             self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
+        refuse_own_code(self.config, self._params.model_id, directory)
         with blaming("its weights", self._params.model_id, directory):
             names = tensor_names(directory)
         with blaming("its config.json", self._params.model_id, directory):

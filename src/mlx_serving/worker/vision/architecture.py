@@ -13,7 +13,6 @@ import numpy as np
 from mlx_lm.models.cache import KVCache
 from numpy.typing import NDArray
 
-from mlx_serving.errors import ModelLoadError
 from mlx_serving.worker.kv_cache import RowLengths
 from mlx_serving.worker.vision.features import Features
 from mlx_serving.worker.vision.pictures import Picture, Prepared
@@ -129,16 +128,8 @@ def is_known(config: Mapping[str, Any]) -> bool:
     return name is not None and find_spec(f"mlx_vlm.models.{name}") is not None
 
 
-def open_model(directory: Path, config: Mapping[str, object], model_id: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The model, of which no weight has been read, and its config. Raises whatever mlx-vlm raises, and
-    `ModelLoadError` for one that brings code of its own."""
-    if config.get("model_file"):
-        raise ModelLoadError(
-            f"{model_id} cannot be loaded: its config.json names code of its own (model_file: {config['model_file']}), "
-            "and code from a model's directory is never run here",
-            model=model_id,
-            path=str(directory),
-        )
+def open_model(directory: Path, config: Mapping[str, object]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, of which no weight has been read, and its config. Raises whatever mlx-vlm raises."""
     import mlx_vlm.utils as library
 
     return VisionText(cast(Any, library).load_model(directory, lazy=True)), dict(config)
