@@ -83,6 +83,9 @@ def test_without_the_hub_a_sound_model_is_kept_and_a_damaged_one_named(server: H
     pulled = pull(MODEL, _ignore, hub)
     assert pulled.path == directory
     assert "refuses org/model with status 403" in (pulled.outdated_reason or "")
+    server.repositories["org/model"].refusal = (500, "Broken")
+    assert (pull(MODEL, _ignore, hub).outdated_reason or "").startswith("the hub answers with status 500")
+    server.repositories["org/model"].refusal = (403, "Forbidden")
     (directory / NAMES[0]).resolve().write_bytes(b"")
     with pytest.raises(ModelLoadError, match=f"org/model is damaged: {NAMES[0]} has another content") as caught:
         pull(MODEL, _ignore, hub)

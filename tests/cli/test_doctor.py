@@ -53,3 +53,29 @@ def test_doctor_tells_why_the_worker_does_not_start(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "✗ worker: " in ended.stdout
     assert "/no/such/python" in ended.stdout
+    assert "fix: set worker.python to an interpreter in which mlx-serving is installed" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("worker.blas=/no/such.so", "✗ worker: worker.blas must be"),
+        ("models.alias_file=broken.json", "✗ worker: models.alias_file: broken.json cannot be read"),
+    ],
+)
+def test_doctor_finds_what_keeps_the_server_from_starting(tmp_path: Path, setting: str, told: str) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    ended = run(tmp_path, "doctor", "--set", setting)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert told in ended.stdout
+    assert "fix: mend the setting that is named" in ended.stdout
+
+
+def test_doctor_warns_of_a_folder_that_prefixes_cannot_be_kept_in(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    for name, mark in (("kept", "✓"), ("taken", "!")):
+        ended = run(tmp_path, "doctor", "--set", f"prefix_cache.disk.path={name}")
+        assert ended.returncode == 0
+        assert f"{mark} prefix cache: " in ended.stdout
+        assert str(tmp_path / name) in ended.stdout
+    assert "fix: set prefix_cache.disk.path to a folder that can be written to" in ended.stdout

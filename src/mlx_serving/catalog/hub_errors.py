@@ -17,7 +17,8 @@ _ACCESS_HINT = "set HF_TOKEN to a token of an account that has access"
 
 
 def translated(error: Exception, repository: HubRepository) -> EngineError:
-    """The error of ours that says what `error` means for somebody who wants `repository`.
+    """The error of ours that says what `error` means for somebody who wants `repository`. `details.reason` is why it
+    cannot be had now, for somebody who has it.
 
     The client wraps the reason of some failures in others, so the whole chain of causes is looked at.
     """
@@ -52,7 +53,7 @@ def translated(error: Exception, repository: HubRepository) -> EngineError:
                 pass
     reason = f"the download failed: {_text(chain[-1])}"
     if any(isinstance(cause, OSError) and cause.errno in _OF_THE_DISK for cause in chain):
-        return ModelLoadError(_incomplete(repository, reason), model=repository.repo_id)
+        return ModelLoadError(_incomplete(repository, reason), model=repository.repo_id, reason=reason)
     return _unreachable(repository, reason)
 
 
@@ -65,15 +66,17 @@ def _refused(repository: HubRepository, error: errors.HfHubHTTPError) -> EngineE
             status=status,
         )
     kind = HubUnreachable if status == 429 or status >= 500 else HubRefused
+    reason = f"the hub answers with status {status}: {_text(error)}"
     return kind(
-        f"{repository} is not in the local cache, and the hub answers with status {status}: {_text(error)}",
+        _incomplete(repository, reason),
         model=repository.repo_id,
+        reason=reason,
         status=status,
     )
 
 
 def _unreachable(repository: HubRepository, reason: str) -> EngineError:
-    return HubUnreachable(_incomplete(repository, reason), model=repository.repo_id)
+    return HubUnreachable(_incomplete(repository, reason), model=repository.repo_id, reason=reason)
 
 
 def _incomplete(repository: HubRepository, reason: str) -> str:

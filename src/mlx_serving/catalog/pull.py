@@ -56,7 +56,7 @@ def _fetch(reference: Reference, on_progress: OnProgress, hub: Hub) -> tuple[Pat
         here = hub.find(reference)
         if here is None:
             raise
-        return here, error.message
+        return here, str(error.details.get("reason", error.message))
 
 
 def _damaged(reference: Reference, verdict: Verdict, outdated_reason: str | None) -> ModelLoadError:

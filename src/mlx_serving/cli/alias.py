@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mlx_serving.cli.progress import load_bars
+
     path = "/admin/aliases"
     if args.action != "list":
         path += f"/{quote(args.name)}"
@@ -57,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
             body = {"model": args.model, "profile": profile}
             if args.revision is not None:
                 body["revision"] = args.revision
-            answer = call_server(args, "PUT", path, body)
+            with load_bars() as show:
+                answer = call_server(args, "PUT", path, body, show)
             _print(args, answer, [answer])
         case "rollback":
             _print_one(args, call_server(args, "POST", f"{path}/rollback"))

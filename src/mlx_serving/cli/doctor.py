@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     checks.append(config_check)
     info: RuntimeInfoResult | None = None
     if config is not None:
-        checks += [_port(config), *_models(config)]
+        checks += [_port(config), *_prefixes(config), *_models(config)]
         info, worker_check = asyncio.run(_worker(config))
         checks.append(worker_check)
         if info is not None:
@@ -105,6 +105,31 @@ def _cache() -> Check:
     return Check("cache", "ok", text)
 
 
+def _prefixes(config: Config) -> Iterator[Check]:
+    """Of the folder that the prefix cache is to be kept in, where there is one."""
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    name, folder = "prefix cache", config.prefix_cache.disk.path
+    if folder is None or not config.prefix_cache.enabled:
+        return
+    directory = Path(folder).expanduser().absolute()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            free = shutil.disk_usage(directory).free
+    except OSError as error:
+        fix = "set prefix_cache.disk.path to a folder that can be written to, or to null"
+        yield Check(name, "warning", f"nothing can be kept in {directory}: {error.strerror}", fix)
+        return
+    text = f"{directory}, {bytes_text(free)} free"
+    if free < LOW_DISK_BYTES:
+        yield Check(name, "warning", text, "free disk space, or set prefix_cache.disk.path to another disk")
+    else:
+        yield Check(name, "ok", text)
+
+
 def _config(args: argparse.Namespace) -> tuple[Config | None, Check]:
     try:
         loaded = load_from_arguments(args)
@@ -147,16 +172,26 @@ async def _worker(config: Config) -> tuple[RuntimeInfoResult | None, Check]:
     """Start a real worker: the only way to know that it starts here."""
     from mlx_serving import assembly
 
-    core = assembly.build(config)
+    try:
+        core = assembly.build(config)
+    except InvalidConfig as error:
+        return None, Check("worker", "error", error.message, "mend the setting that is named, or what it leads to")
     try:
         await core.start_workers()
         info = await core.runtime_info()
     except EngineError as error:
-        fix = error.details.get("advice") or error.details.get("stderr_tail")
-        return None, Check("worker", "error", error.message, str(fix) if fix else None)
+        fix = error.details.get("advice") or error.details.get("stderr_tail") or _worker_fix(config)
+        return None, Check("worker", "error", error.message, str(fix))
     finally:
         await core.stop()
     return info, Check("worker", "ok", f"starts; mlx {info.mlx_version}, mlx-lm {info.mlx_lm_version}")
+
+
+def _worker_fix(config: Config) -> str:
+    """Where it says nothing itself."""
+    if config.worker.python is not None:
+        return "set worker.python to an interpreter in which mlx-serving is installed, or to null"
+    return "mlx-serving serve --set logging.level=debug shows what it logs; make install brings what it lacks"
 
 
 def _device(info: RuntimeInfoResult, wanted_blas: str) -> Iterator[Check]:

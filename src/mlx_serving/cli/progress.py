@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -108,29 +108,44 @@ def showing(title: str) -> Generator[Callable[[str, int, int], None]]:
         yield show
 
 
-@contextmanager
-def showing_loads(events: EventBus) -> Generator[None]:
-    """A bar for each model that is being loaded, at a terminal."""
-    from mlx_serving.telemetry.events import ModelProgressed
+ShowLoad: TypeAlias = Callable[[str, str, int, int], None]
+"""What shows how far a load is: model, stage, bytes that are done, bytes in all (0: not known)."""
 
+
+@contextmanager
+def load_bars() -> Generator[ShowLoad | None]:
+    """A bar for each model that is being loaded, at a terminal; None elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield
+        yield None
         return
     columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
         known: dict[str, TaskID] = {}
 
-        def show(event: Event) -> None:
-            if isinstance(event, ModelProgressed):
-                name = event.model_id
-                if name not in known:
-                    known[name] = bars.add_task(name, total=None)
-                bars.update(
-                    known[name], description=f"{event.stage} {name}", completed=event.done, total=event.total or None
-                )
+        def show(name: str, stage: str, done: int, total: int) -> None:
+            if name not in known:
+                known[name] = bars.add_task(name, total=None)
+            bars.update(known[name], description=f"{stage} {name}", completed=done, total=total or None)
 
-        unsubscribe = events.subscribe(show)
+        yield show
+
+
+@contextmanager
+def showing_loads(events: EventBus) -> Generator[None]:
+    """The same for the models of an engine."""
+    from mlx_serving.telemetry.events import ModelProgressed
+
+    with load_bars() as show:
+        if show is None:
+            yield
+            return
+
+        def hear(event: Event) -> None:
+            if isinstance(event, ModelProgressed):
+                show(event.model_id, event.stage, event.done, event.total)
+
+        unsubscribe = events.subscribe(hear)
         try:
             yield
         finally:

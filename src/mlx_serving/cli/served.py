@@ -12,11 +12,12 @@ from mlx_serving.cli.tables import bytes_text, print_pairs
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="hub id, directory, GGUF file or alias, as the server sees them")
+    parser.add_argument("model", help="served name, hub id, directory, GGUF file or alias, as the server sees them")
     parser.add_argument("--name", metavar="NAME", help="the name that clients use")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit at the hub")
     parser.add_argument("--quantization", metavar="FORM", help="pack the weights: 4bit, 8bit-g32, mxfp4, …, or none")
     parser.add_argument("--adapter", metavar="DIR", help="directory of a LoRA adapter")
+    parser.add_argument("--fuse-adapter", action="store_true", default=None, help="add the adapter to the weights")
     parser.add_argument("--kv-bits", type=int, metavar="N", help="pack the KV caches: 4 or 8 bits a number")
     parser.add_argument("--kv-group-size", type=int, metavar="N", help="numbers that share a scale: 32, 64 or 128")
     parser.add_argument(
@@ -44,8 +45,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def load(args: argparse.Namespace) -> int:
     """Raises `EngineError` with what the server says is wrong, or when there is none."""
+    from mlx_serving.cli.progress import load_bars
+
     fields = ("model", "name", "revision", "quantization", "adapter", "kv_bits", "kv_group_size")
-    answer = call_server(args, "POST", "/admin/models/load", _body(args, *fields, "keep_alive", "pin", "replace"))
+    body = _body(args, *fields, "fuse_adapter", "keep_alive", "pin", "replace")
+    with load_bars() as show:
+        answer = call_server(args, "POST", "/admin/models/load", body, show)
     if args.json:
         print(json.dumps(answer, indent=2))
         return 0
