@@ -285,6 +285,32 @@ async def test_what_was_set_survives_a_restart_and_a_reload(models: dict[str, Pa
         await stack.core.stop()
 
 
+async def test_servers_that_share_a_file_leave_each_other_their_aliases(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "aliases.json"
+    config = config_of(models, {"alias_file": str(file)})
+
+    def kept() -> dict[str, list[str]]:
+        aliases = json.loads(file.read_text())["aliases"]
+        return {name: [target["model"] for target in targets] for name, targets in aliases.items()}
+
+    async with running(config) as one, running(config) as other:
+        await asyncio.gather(one.set_alias("a", "one"), other.set_alias("b", "two"))
+        assert kept() == {"a": ["one"], "b": ["two"]}
+        await one.set_alias("a", "two")
+        other.remove_alias("b")
+        assert kept() == {"a": ["one", "two"]}
+        file.write_text("damaged")
+        await other.set_alias("c", "one")
+        assert kept() == {"c": ["one"]}
+        await one.set_alias("b", "one")
+        assert kept() == {"b": ["one"], "c": ["one"]}
+    file.write_text("damaged")
+    one.remove_alias("b")
+    assert kept() == {"a": ["one", "two"]}
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"format": 2, "aliases": {}}', '{"format": 1, "aliases": {"a": [1]}}'])
 async def test_a_file_that_is_not_ours_is_refused(models: dict[str, Path], tmp_path: Path, content: str) -> None:
     file = tmp_path / "aliases.json"

@@ -1,10 +1,13 @@
-"""The aliases that were set, from one start to the next."""
+"""The aliases that were set, from one start to the next. Servers may share the file: each changes only the names that
+it moves."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -33,21 +36,42 @@ def read(path: Path) -> Mapping[str, tuple[Target, ...]]:
     return {name: tuple(targets) for name, targets in content.aliases.items() if targets}
 
 
-def write(path: Path, aliases: Mapping[str, tuple[Target, ...]]) -> None:
-    """In one step: whoever reads finds the old content or the new one. Raises `OSError`."""
-    told = {name: [_told(target) for target in targets] for name, targets in aliases.items()}
-    content = {"format": _FORMAT, "aliases": told}
+def write(path: Path, aliases: Mapping[str, tuple[Target, ...]], changed: Collection[str]) -> None:
+    """Of all `aliases`, those that have `changed` take the place of what the file says of them; the others are as it
+    has them, or as they are here where it cannot be read any more.
+
+    In one step: whoever reads finds the old content or the new one. Raises `OSError`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with _alone(path.parent):
+        try:
+            kept = {name: targets for name, targets in read(path).items() if name not in changed}
+        except InvalidConfig:
+            kept = aliases
+        said = {**kept, **{name: aliases[name] for name in changed if name in aliases}}
+        told = {name: [_told(target) for target in targets] for name, targets in said.items()}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                content = msgspec.json.encode({"format": _FORMAT, "aliases": told})
+                file.write(msgspec.json.format(content, indent=2) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Generator[None]:
+    """No other server changes its aliases in `folder` meanwhile."""
+    held = os.open(folder, os.O_RDONLY)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _told(target: Target) -> dict[str, object]:

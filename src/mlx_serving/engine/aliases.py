@@ -50,8 +50,8 @@ class Aliases:
         self._table = table
         for name, target in ended.items():
             _log.warning("an alias that was set is gone, because its model is not served", alias=name, **_told(target))
-        if table.set != before.set:
-            self._save()
+        if changed := [name for name, targets in before.set.items() if table.set.get(name) != targets]:
+            self._save(changed)
 
     def resolve(self, name: str) -> tuple[str, ModelProfile]:
         """The name of the model that a name means now, and what holds under that name."""
@@ -193,7 +193,7 @@ class Aliases:
         others = {other: targets for other, targets in self._table.set.items() if other != name}
         own = {name: table.set[name]} if name in table.set else {}
         self._table = replace(self._table, set={**others, **own})
-        self._save()
+        self._save([name])
         self._events.publish(
             AliasMoved(
                 alias=name,
@@ -202,11 +202,11 @@ class Aliases:
             )
         )
 
-    def _save(self) -> None:
+    def _save(self, changed: Collection[str]) -> None:
         if self._path is None:
             return
         try:
-            alias_file.write(self._path, self._table.set)
+            alias_file.write(self._path, self._table.set, changed)
         except OSError as error:
             _log.error("the aliases could not be saved", file=str(self._path), message=str(error))
 
