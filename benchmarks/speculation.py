@@ -33,14 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_serving import Engine
-from mlx_serving.core.generation import (
-    GenerationRequest,
-    Prompt,
-    SamplingParams,
-    Speculation,
-    TextPrompt,
-    TokenPrompt,
-)
+from mlx_serving.core.generation import GenerationRequest, Prompt, SamplingParams, TextPrompt, TokenPrompt
+from mlx_serving.core.speculation.request import Speculation
 
 EMBEDDED = "smollm2-135m"
 PARTS = ("speed", "same", "draft")

@@ -32,7 +32,9 @@ from tests import tiny_vision_models
 
 from mlx_serving.assembly import build
 from mlx_serving.config.schema import Config
-from mlx_serving.core.generation import ChatPrompt, GenerationRequest, Image, SamplingParams, Speculation
+from mlx_serving.core.generation import ChatPrompt, GenerationRequest, SamplingParams
+from mlx_serving.core.images.image import Image
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.engine.engine_core import EngineCore
 
 MODEL = "m"

@@ -13,7 +13,6 @@ from mlx_serving.core.generation import (
     ChatPrompt,
     EmbeddingInputs,
     GenerationRequest,
-    Image,
     SamplingParams,
     Served,
     Structure,
@@ -21,6 +20,7 @@ from mlx_serving.core.generation import (
     TokenPrompt,
     ToolChoice,
 )
+from mlx_serving.core.images.image import Image
 
 ASKED = GenerationRequest("r", "m", TextPrompt("Hi"), SamplingParams(temperature=0.0))
 JSON = st.recursive(

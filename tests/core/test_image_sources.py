@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from mlx_serving.core.generation import ImageSource
+from mlx_serving.core.images.image import ImageSource
 from mlx_serving.core.images.parts import Pictures
 from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.core.images.sources import Inline, Named, Remote, decoded, locate

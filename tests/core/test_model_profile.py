@@ -2,15 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_serving.core.generation import (
-    ChatPrompt,
-    EmbeddingInputs,
-    GenerationRequest,
-    SamplingParams,
-    Speculation,
-    TextPrompt,
-)
+from mlx_serving.core.generation import ChatPrompt, EmbeddingInputs, GenerationRequest, SamplingParams, TextPrompt
 from mlx_serving.core.model_profile import NO_PROFILE, ModelProfile
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.errors import InvalidRequest
 
 DEFAULT = 512

@@ -10,10 +10,10 @@ from mlx_serving.core.generation import (
     GenerationRequest,
     GenerationStats,
     SamplingParams,
-    Speculation,
     TextPrompt,
 )
 from mlx_serving.core.recovery import Recovery
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.errors import (
     CircuitOpen,
     EngineClosed,

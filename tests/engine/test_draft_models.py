@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from mlx_serving.config.schema import Config
-from mlx_serving.core.generation import Delta, GenerationRequest, GenerationStats, Speculation, TextPrompt
+from mlx_serving.core.generation import Delta, GenerationRequest, GenerationStats, TextPrompt
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.errors import InvalidRequest, ModelNotFound
 from mlx_serving.telemetry.events import ModelUnloaded, StreamRecovered

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from mlx_serving.core.generation import ChatPrompt, GenerationRequest, Image, ImageSource, SamplingParams, Served
+from mlx_serving.core.generation import ChatPrompt, GenerationRequest, SamplingParams, Served
+from mlx_serving.core.images.image import Image, ImageSource
 from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.engine.images import ImagesBackend, PromptImages
 from mlx_serving.errors import ImageEncodingError, InvalidImageInput, InvalidRequest, Overloaded, UnsupportedParameter

@@ -13,7 +13,8 @@ import pytest
 from mlx_serving.assembly import Stack, assemble
 from mlx_serving.config.changes import plan
 from mlx_serving.config.schema import Config
-from mlx_serving.core.generation import ChatPrompt, Delta, ImageSource
+from mlx_serving.core.generation import ChatPrompt, Delta
+from mlx_serving.core.images.image import ImageSource
 from mlx_serving.errors import InvalidConfig, InvalidImageInput, InvalidRequest, ModelNotFound
 
 from ..event_log import LIMIT_S, until

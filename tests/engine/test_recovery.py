@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_serving.core.generation import Delta, GenerationRequest, Speculation, Structure, TokenPrompt
+from mlx_serving.core.generation import Delta, GenerationRequest, Structure, TokenPrompt
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.errors import InvalidRequest, RequestCrashedWorker
 from mlx_serving.telemetry.events import ErrorOccurred, GenerationCompleted, GenerationStarted, StreamRecovered

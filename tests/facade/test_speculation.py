@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from mlx_serving import Engine
-from mlx_serving.core.generation import Speculation
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.errors import InvalidRequest, ModelNotFound, ModelNotLoaded
 from mlx_serving.facade.option_base import parse
 from mlx_serving.facade.options import GeneratorParams

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image as pillow  # noqa: N813  as its own documentation has it
 from PIL import ImageOps
 
-from mlx_serving.core.generation import Image, ImageDetail
+from mlx_serving.core.images.image import Image, ImageDetail
 from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.errors import ImageEncodingError, InvalidImageInput, UnsupportedImageFormat
 from mlx_serving.images.decoding import decode, inspect

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_serving.core.generation import ImageSource
 from mlx_serving.core.images.addresses import FetchPolicy
+from mlx_serving.core.images.image import ImageSource
 from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.errors import ImageEncodingError, InvalidImageInput, UnsafeImagePath, UnsupportedImageFormat
 from mlx_serving.images import reader as reader_module

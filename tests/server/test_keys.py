@@ -17,7 +17,8 @@ import pytest
 from openai import AsyncOpenAI
 
 from mlx_serving.config.api_keys import ApiKey, hash_key, write_keys
-from mlx_serving.core.generation import ChatPrompt, Image, ImageSource
+from mlx_serving.core.generation import ChatPrompt
+from mlx_serving.core.images.image import Image, ImageSource
 from mlx_serving.errors import InvalidConfig, Overloaded
 from mlx_serving.server.app import ServerApp, create_app
 from mlx_serving.server.keys.ring import KeySettings

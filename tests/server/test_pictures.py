@@ -20,8 +20,9 @@ from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from websockets.asyncio.client import connect
 
-from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Image
+from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest
 from mlx_serving.core.images.addresses import FetchPolicy
+from mlx_serving.core.images.image import Image
 from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.engine.images import ImagesBackend, PromptImages
 from mlx_serving.errors import InvalidEnvelope

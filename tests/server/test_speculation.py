@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from openai import AsyncOpenAI
 
-from mlx_serving.core.generation import Speculation
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.server.openai.documents import ChatCompletion
 from mlx_serving.server.settings import ServerSettings
 

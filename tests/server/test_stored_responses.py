@@ -12,7 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from mlx_serving.core.generation import ChatPrompt, Delta, FinishReason, ImageSource, ToolCallDelta
+from mlx_serving.core.generation import ChatPrompt, Delta, FinishReason, ToolCallDelta
+from mlx_serving.core.images.image import ImageSource
 from mlx_serving.core.response_store import StorePolicy
 from mlx_serving.server.app import create_app
 from mlx_serving.server.settings import ServerSettings

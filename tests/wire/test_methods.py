@@ -5,7 +5,7 @@ from typing import Any, get_origin
 import msgspec
 import pytest
 
-from mlx_serving.core.generation import Image
+from mlx_serving.core.images.image import Image
 from mlx_serving.core.latency import Latency
 from mlx_serving.core.runtime_telemetry import (
     CacheTelemetry,

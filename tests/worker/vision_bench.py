@@ -13,7 +13,8 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image as PillowImage
 
-from mlx_serving.core.generation import ChatPrompt, Image, ImageDetail, SamplingParams
+from mlx_serving.core.generation import ChatPrompt, SamplingParams
+from mlx_serving.core.images.image import Image, ImageDetail
 from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.wire.methods import KnownCapabilities

@@ -61,8 +61,10 @@ def _is_broken(text: str) -> bool:
 
 
 async def _generate(args: argparse.Namespace, prompt: str) -> int:
-    from mlx_serving.core.generation import ChatPrompt, GenerationRequest, ImageSource, Speculation, TextPrompt
+    from mlx_serving.core.generation import ChatPrompt, GenerationRequest, TextPrompt
+    from mlx_serving.core.images.image import ImageSource
     from mlx_serving.core.images.parts import Pictures
+    from mlx_serving.core.speculation.request import Speculation
 
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
     pictures = Pictures()

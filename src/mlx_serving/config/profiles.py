@@ -23,8 +23,9 @@ from mlx_serving.config.generation import (
     XTC_THRESHOLD,
     require_within,
 )
-from mlx_serving.core.generation import MAX_DRAFT_TOKENS, Priority, Speculation, SpeculationMethod
+from mlx_serving.core.generation import Priority
 from mlx_serving.core.model_profile import ModelProfile
+from mlx_serving.core.speculation.request import MAX_DRAFT_TOKENS, Speculation, SpeculationMethod
 
 _MAX_TEXT_CHARS = 262_144
 

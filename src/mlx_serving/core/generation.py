@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias
+
+from mlx_serving.core.images.image import Image, ImageSource
+from mlx_serving.core.speculation.request import AS_CONFIGURED, Speculation
 
 
 class FinishReason(StrEnum):
@@ -31,35 +34,6 @@ class TokenPrompt:
     """Token ids, used as they are."""
 
     token_ids: tuple[int, ...]
-
-
-ImageDetail = Literal["auto", "low", "high"]
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A picture that was checked: `data` is a PNG or JPEG file of one upright RGB frame of `width` by `height` pixels.
-    Pictures of one `digest` are the same to a model: the SHA-256, in hexadecimal, of size, pixels and `detail`."""
-
-    data: bytes = field(repr=False, compare=False)
-    digest: str
-    width: int
-    height: int
-    detail: ImageDetail = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSource:
-    """Where a picture is that nobody has read yet. `value` is the file itself, or text as `kind` says: base64, a URL,
-    or any of a data URI, a URL, a path and base64. `media_type` is what it is said to be. A `local` one comes from a
-    program on this machine, which may name every file. `field` is what who sent it calls it: errors name it."""
-
-    value: bytes | str = field(repr=False)
-    kind: Literal["any", "base64", "url"] = "any"
-    media_type: str | None = None
-    detail: ImageDetail = "auto"
-    local: bool = False
-    field: str = field(default="image", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,45 +148,6 @@ class SamplingParams:
     logprobs: int | None = None
 
 
-SpeculationMethod = Literal["auto", "off", "ngram", "draft"]
-MAX_DRAFT_TOKENS = 32
-"""Most tokens that a request may have drafted at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Speculation:
-    """Whether tokens are drafted, so that the model checks several in one pass. No answer depends on it: what is kept
-    of a draft is what the model itself would have drawn.
-
-    `ngram` drafts what followed the last time that the text ended like this, `draft` has the model `draft_model`, the
-    served name of another one, go ahead; `auto` is `draft` where a `draft_model` is named, else what is configured.
-    At most `num_draft_tokens` are drafted at a time, or as many as have proved worth it. Where a `draft_model` that is
-    `optional` cannot be had, it is done without. `prediction` is what the answer is thought to be: `ngram` looks it up
-    as if it had been said before, and `auto` is `ngram` with it.
-    """
-
-    method: SpeculationMethod = "auto"
-    draft_model: str | None = None
-    num_draft_tokens: int | None = None
-    optional: bool = False
-    prediction: str | None = None
-
-    def if_there(self) -> Speculation:
-        """The same, but for a draft model that cannot be had."""
-        return self if self.draft_model is None else replace(self, optional=True)
-
-    @property
-    def problem(self) -> tuple[str, str] | None:
-        """What contradicts itself: the name of a field, and what is to be said of it."""
-        if self.draft_model is not None and self.method in ("off", "ngram"):
-            return "draft_model", f"is only allowed when speculation is auto or draft, got {self.method}"
-        if self.prediction is not None and self.method in ("off", "draft"):
-            return "prediction", f"is only allowed when speculation is auto or ngram, got {self.method}"
-        if self.prediction is not None and self.draft_model is not None:
-            return "prediction", "is not allowed with a draft_model: one of them drafts"
-        return None
-
-
 CacheOutcome = Literal["hit", "shared", "miss"]
 
 
@@ -269,7 +204,7 @@ class GenerationRequest:
     reasoning_budget: int | None = None
     cut_to_fit: bool = False
     cache_salt: str = ""
-    speculation: Speculation = Speculation()
+    speculation: Speculation = AS_CONFIGURED
     served: Served | None = field(default=None, compare=False, repr=False)
 
 

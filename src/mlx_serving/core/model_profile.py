@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
-from mlx_serving.core.generation import (
-    ChatPrompt,
-    EmbeddingInputs,
-    GenerationRequest,
-    Priority,
-    Prompt,
-    SamplingParams,
-    Speculation,
-    SpeculationMethod,
-)
+from mlx_serving.core.generation import ChatPrompt, EmbeddingInputs, GenerationRequest, Priority, Prompt, SamplingParams
+from mlx_serving.core.speculation.request import Speculation, SpeculationMethod
 from mlx_serving.core.volatile_lines import SYSTEM_ROLES, without_volatile_lines
 from mlx_serving.errors import InvalidRequest
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
-from mlx_serving.core.generation import Backend, ChatPrompt, Delta, GenerationRequest, Image, ImageSource
+from mlx_serving.core.generation import Backend, ChatPrompt, Delta, GenerationRequest
+from mlx_serving.core.images.image import Image, ImageSource
 from mlx_serving.core.images.rules import ImagePolicy
 from mlx_serving.errors import ImageEncodingError, InvalidRequest, Overloaded, UnsupportedParameter
 from mlx_serving.images.reader import ImageReader

@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
-from mlx_serving.core.generation import Backend, Delta, GenerationRequest, Speculation
+from mlx_serving.core.generation import Backend, Delta, GenerationRequest
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.engine.model_manager import ModelManager
 from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, ModelError, NotFound, Overloaded
 

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from mlx_serving.core.generation import ImageDetail, ImageSource
+from mlx_serving.core.images.image import ImageDetail, ImageSource
 from mlx_serving.core.images.parts import Pictures
 from mlx_serving.errors import InvalidImageInput, InvalidRequest, UnsupportedParameter
 

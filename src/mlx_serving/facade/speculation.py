@@ -7,9 +7,9 @@ from typing import Self
 
 from pydantic import Field
 
-from mlx_serving.core import generation
-from mlx_serving.core.generation import MAX_DRAFT_TOKENS, SpeculationMethod
 from mlx_serving.core.speculation import report as draft_report
+from mlx_serving.core.speculation import request
+from mlx_serving.core.speculation.request import MAX_DRAFT_TOKENS, SpeculationMethod
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.facade.option_base import Options, either
 from mlx_serving.facade.shapes import Shape
@@ -30,9 +30,9 @@ class SpeculationFields(Options):
 
     prediction: str | None = Field(default=None, max_length=MAX_TEXT_CHARS)
 
-    def to_speculation(self) -> generation.Speculation:
+    def to_speculation(self) -> request.Speculation:
         """Raises `InvalidRequest` for what contradicts itself."""
-        wanted = generation.Speculation(
+        wanted = request.Speculation(
             self.speculation, self.draft_model, self.num_draft_tokens, prediction=self.prediction
         )
         if wanted.problem is not None:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mlx_serving.config.schema import Config
-from mlx_serving.core.generation import ChatPrompt, Image, Prompt, TextPrompt
+from mlx_serving.core.generation import ChatPrompt, Prompt, TextPrompt
+from mlx_serving.core.images.image import Image
 from mlx_serving.core.images.parts import Pictures
 from mlx_serving.core.images.rules import FORMATS
 from mlx_serving.errors import InvalidRequest

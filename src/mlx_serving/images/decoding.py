@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, assert_never
 
-from mlx_serving.core.generation import Image, ImageDetail
+from mlx_serving.core.images.image import Image, ImageDetail
 from mlx_serving.core.images.rules import (
     ImageFormat,
     ImagePolicy,

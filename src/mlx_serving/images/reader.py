@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
-from mlx_serving.core.generation import Image, ImageSource
 from mlx_serving.core.images.addresses import web_address
+from mlx_serving.core.images.image import Image, ImageSource
 from mlx_serving.core.images.rules import (
     ImagePolicy,
     named_format,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlx_serving.core.generation import MAX_DRAFT_TOKENS, Speculation
+from mlx_serving.core.speculation.request import MAX_DRAFT_TOKENS, Speculation
 from mlx_serving.server.issues import Issue
 from mlx_serving.server.request_fields import Body
 

@@ -12,9 +12,11 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from mlx_serving.core.generation import MAX_DRAFT_TOKENS, Image, ImageDetail, Priority, SpeculationMethod
+from mlx_serving.core.generation import Priority
+from mlx_serving.core.images.image import Image, ImageDetail
 from mlx_serving.core.runtime_telemetry import RuntimeTelemetry
 from mlx_serving.core.speculation.report import CompatibilityReport
+from mlx_serving.core.speculation.request import MAX_DRAFT_TOKENS, SpeculationMethod
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -225,7 +227,7 @@ class Guidance(Params):
 
 
 class ImageParam(Params):
-    """See `core.generation.Image`."""
+    """See `core.images.image.Image`."""
 
     data: bytes
     digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -251,8 +253,8 @@ class GenerateParams(Params):
     `tools` apart from the text. `named_tool` must be called; after `reasoning_budget` tokens of reasoning the model
     must answer. With `cut_to_fit` a `max_tokens` that is more than the context leaves is cut to that. Prompts of
     another `cache_salt` share nothing with this one. `speculation`, `draft_model_id`, which must be loaded,
-    `num_draft_tokens` and `prediction` are those of `core.generation.Speculation`; to the worker `auto` without a draft
-    model is `ngram`. `streaming` is accepted for the ancestor's sake: the worker always streams."""
+    `num_draft_tokens` and `prediction` are those of `core.speculation.request.Speculation`; to the worker `auto`
+    without a draft model is `ngram`. `streaming` is accepted for the ancestor's sake: the worker always streams."""
 
     model_id: ModelId
     prompt: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)] | None = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from mlx_serving.core.generation import ChatPrompt, Image, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
+from mlx_serving.core.generation import ChatPrompt, Prompt, SamplingParams, Structure, TextPrompt, TokenPrompt
 from mlx_serving.core.grammar.structure import check
+from mlx_serving.core.images.image import Image
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from mlx_serving.wire.methods import GenerateParams, ImageParam

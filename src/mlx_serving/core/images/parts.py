@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mlx_serving.core.generation import ImageSource
+from mlx_serving.core.images.image import ImageSource
 
 
 class Pictures:

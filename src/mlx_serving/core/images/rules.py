@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from mlx_serving.core.generation import ImageDetail
 from mlx_serving.core.images.addresses import FetchPolicy
+from mlx_serving.core.images.image import ImageDetail
 from mlx_serving.errors import InvalidImageInput, UnsupportedImageFormat
 
 ImageFormat: TypeAlias = Literal["png", "jpeg", "webp", "gif", "bmp"]

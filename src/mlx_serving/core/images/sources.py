@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from mlx_serving.core.generation import ImageSource
+from mlx_serving.core.images.image import ImageSource
 from mlx_serving.core.images.rules import ImagePolicy, require_bytes, sniffed
 from mlx_serving.errors import InvalidImageInput, UnsafeImagePath
 

@@ -8,7 +8,8 @@ from typing import TypeVar, assert_never
 
 from pydantic import ValidationError
 
-from mlx_serving.core.generation import ChatPrompt, ImageSource, SamplingParams, Structure, ToolChoice
+from mlx_serving.core.generation import ChatPrompt, SamplingParams, Structure, ToolChoice
+from mlx_serving.core.images.image import ImageSource
 from mlx_serving.core.images.parts import Pictures
 from mlx_serving.core.reasoning_effort import Thought, thought_of
 from mlx_serving.errors import UnsupportedParameter

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, Tag
 
-from mlx_serving.core.generation import ImageSource
+from mlx_serving.core.images.image import ImageSource
 from mlx_serving.server.request_fields import Body, Hidden, JsonObject, by_type, of_type, string_or, unserved
 
 MIN_THINKING_TOKENS = 1024

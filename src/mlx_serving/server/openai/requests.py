@@ -17,13 +17,13 @@ from mlx_serving.core.generation import (
     ChatPrompt,
     Prompt,
     SamplingParams,
-    Speculation,
     Structure,
     TextPrompt,
     TokenPrompt,
     ToolChoice,
 )
 from mlx_serving.core.images.parts import Pictures
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.server import unsupported
 from mlx_serving.server.issues import (
     MAX_ISSUES,

@@ -12,8 +12,9 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from mlx_serving.core.generation import ImageSource, Speculation
+from mlx_serving.core.images.image import ImageSource
 from mlx_serving.core.images.parts import Pictures
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.server.json_values import as_array
 from mlx_serving.server.openai.sampling import SamplingFields
 from mlx_serving.server.openai.tools import CalledTool, ToolFields

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from mlx_serving.core.generation import ImageSource
+from mlx_serving.core.images.image import ImageSource
 from mlx_serving.core.reasoning_effort import ReasoningEffort
 from mlx_serving.server.function_tools import arguments_object
 from mlx_serving.server.openai.schema import ImageDetail, Metadata

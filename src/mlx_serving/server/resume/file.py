@@ -24,13 +24,13 @@ from mlx_serving.core.generation import (
     Priority,
     Prompt,
     SamplingParams,
-    Speculation,
     Structure,
     TextPrompt,
     TokenPrompt,
     ToolChoice,
 )
 from mlx_serving.core.resumption import Api, RequestLog, SequenceLog
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.errors import InvalidConfig
 from mlx_serving.server.keys.hashing import KeyHash
 from mlx_serving.telemetry.logger import get_logger

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image as PillowImage
 
-from mlx_serving.core.generation import Image
+from mlx_serving.core.images.image import Image
 from mlx_serving.core.pinned_lru import PinnedLru
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.worker.vision.pictures import Inputs

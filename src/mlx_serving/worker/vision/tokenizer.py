@@ -14,7 +14,8 @@ from typing import Any, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_serving.core.generation import ChatPrompt, Image, Prompt
+from mlx_serving.core.generation import ChatPrompt, Prompt
+from mlx_serving.core.images.image import Image
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.worker.tokenizing import PromptTokenizer
 from mlx_serving.worker.vision.pictures import Inputs, Picture, Prepared

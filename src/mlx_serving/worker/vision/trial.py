@@ -8,7 +8,8 @@ import io
 import numpy as np
 from PIL import Image as PillowImage
 
-from mlx_serving.core.generation import ChatPrompt, Image
+from mlx_serving.core.generation import ChatPrompt
+from mlx_serving.core.images.image import Image
 from mlx_serving.worker.tokenizing import PromptTokenizer
 from mlx_serving.worker.vision.architecture import VisionText
 
