@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-Family: TypeAlias = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "phi3_v"]
+Family: TypeAlias = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "phi3_v", "gemma3"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 _HIDDEN = 64
@@ -31,7 +31,10 @@ _MEDIA: Mapping[str, Sequence[str]] = {
     "qwen": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     "llava": ("<image>",),
     "phi3_v": ("<|user|>", "<|assistant|>", "<|end|>"),
+    "gemma": ("<start_of_image>", "<image_soft_token>", "<end_of_image>"),
 }
+_GEMMA_TOKENS = {"boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>"}
+_LINES = [("Ċ", "Ċ"), ("ĊĊ", "Ċ")]
 _PARTS_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
@@ -58,7 +61,7 @@ def make(
     A model directory of this family. A process that is to load a small Phi-3-Vision must call `narrow_phi3_v` first:
     the depth of its encoder stands in mlx-vlm's code."""
     directory.mkdir(parents=True, exist_ok=True)
-    kind = "qwen" if family.startswith("qwen") else family
+    kind = next((kind for kind in ("qwen", "gemma") if family.startswith(kind)), family)
     ids = _write_tokenizer(directory, kind)
     config, processor = _configs(family, ids)
     if kind == "qwen":
@@ -70,8 +73,13 @@ def make(
         own = {"processor_class": "LlavaProcessor", "patch_size": 14, "image_token": "<image>"}
         own |= {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
         _write_json(directory / "processor_config.json", own)
+    if kind == "gemma":
+        own = {"processor_class": "Gemma3Processor", "image_seq_length": config["mm_tokens_per_image"]}
+        _write_json(directory / "processor_config.json", own)
     model = _build(config)
     weights = {name: mx.array(_drawn(name, value.shape, seed)) for name, value in _flat(model)}
+    if kind == "gemma":  # multiplies what it looks up by this again, and the text would be all that matters
+        weights |= {name: one / _HIDDEN**0.5 for name, one in weights.items() if name.endswith("embed_tokens.weight")}
     save: Any = mx.save_safetensors  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  untyped stub
     save(str(directory / "model.safetensors"), weights, {"format": "mlx"})
     return directory
@@ -89,12 +97,18 @@ def narrow_phi3_v() -> None:
 def _write_tokenizer(directory: Path, kind: str) -> Mapping[str, int]:
     names = [*_BASE, *_MEDIA[kind]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE(vocab={token: number for number, token in enumerate([*_BASE, *alphabet])}, merges=[]))
+    merges = _LINES if kind == "gemma" else []  # these have a token for several lines, too
+    vocabulary = [*_BASE, *alphabet, *("".join(merge) for merge in merges)]
+    tokenizer = Tokenizer(BPE(vocab={token: number for number, token in enumerate(vocabulary)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     cast(Any, tokenizer).add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     tokenizer.save(str(directory / "tokenizer.json"))
-    image = {"qwen": "<|vision_start|><|image_pad|><|vision_end|>", "llava": "<image>"}.get(kind)
+    image = {
+        "qwen": "<|vision_start|><|image_pad|><|vision_end|>",
+        "llava": "<image>",
+        "gemma": "<start_of_image>",
+    }.get(kind)
     _write_json(
         directory / "tokenizer_config.json",
         {
@@ -107,6 +121,7 @@ def _write_tokenizer(directory: Path, kind: str) -> Mapping[str, int]:
             "padding_side": "left",
             "chat_template": _TAGS_TEMPLATE if image is None else _PARTS_TEMPLATE.replace("IMAGE", image),
             **({"extra_special_tokens": {"image_token": "<image>"}} if kind == "llava" else {}),
+            **({"extra_special_tokens": _GEMMA_TOKENS} if kind == "gemma" else {}),
         },
     )
     return {"vocabulary": tokenizer.get_vocab_size(), **tokenizer.get_vocab(with_added_tokens=True)}
@@ -141,7 +156,46 @@ def _configs(family: Family, ids: Mapping[str, int]) -> tuple[dict[str, Any], di
         config["original_max_position_embeddings"] = 4096
         own = {"image_processor_type": "Phi3VImageProcessor", "num_crops": 1, "num_img_tokens": 144}
         return config, {**own, "processor_class": "Phi3VProcessor", **_CLIP}
+    if family == "gemma3":
+        return _gemma3(text, common, ids)
     return _qwen(family, text, common, ids)
+
+
+def _gemma3(
+    text: dict[str, Any], common: dict[str, Any], ids: Mapping[str, int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """16 tokens an image, and every other layer sees the last 12 tokens only."""
+    size, patch = 112, 14
+    nested = {**text, "model_type": "gemma3_text", "num_hidden_layers": 4, "head_dim": 16}
+    nested |= {"query_pre_attn_scalar": 16, "sliding_window": 12, "sliding_window_pattern": 2}
+    tower = {
+        "model_type": "siglip_vision_model",
+        "num_hidden_layers": 2,
+        "hidden_size": _VISION_HIDDEN,
+        "intermediate_size": 2 * _VISION_HIDDEN,
+        "num_attention_heads": 4,
+        "image_size": size,
+        "patch_size": patch,
+    }
+    config = {
+        **common,
+        "text_config": {**nested, "mm_tokens_per_image": 16},
+        "vision_config": tower,
+        "hidden_size": _HIDDEN,
+        "image_token_index": ids["<image_soft_token>"],
+        "boi_token_index": ids["<start_of_image>"],
+        "eoi_token_index": ids["<end_of_image>"],
+        "mm_tokens_per_image": 16,
+        "vocab_size": ids["vocabulary"],
+    }
+    processor = {
+        "image_processor_type": "Gemma3ImageProcessor",
+        "size": {"height": size, "width": size},
+        "do_pan_and_scan": False,
+        "processor_class": "Gemma3Processor",
+        **_CLIP,
+    }
+    return config, processor
 
 
 def _llava(

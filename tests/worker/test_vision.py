@@ -75,7 +75,8 @@ def rendered(family: Family, prompt: ChatPrompt) -> str:
 
 
 def slot(family: Family) -> str:
-    return "<image>" if family == "llava" else "<|vision_start|><|image_pad|><|vision_end|>"
+    slots = {"llava": "<image>", "gemma3": "<start_of_image>"}
+    return slots.get(family, "<|vision_start|><|image_pad|><|vision_end|>")
 
 
 @pytest.mark.parametrize("kind", CHATS)
@@ -219,7 +220,15 @@ def test_image_tokens_are_counted(bench: VisionBench) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["<image>", "<|image_pad|>", "<|image_1|>", "<|video_pad|>", "<|vision_start|><|image_pad|><|vision_end|>"],
+    [
+        "<image>",
+        "<start_of_image>",
+        "<image_soft_token>",
+        "<|image_pad|>",
+        "<|image_1|>",
+        "<|video_pad|>",
+        "<|vision_start|><|image_pad|><|vision_end|>",
+    ],
 )
 def test_what_people_write_is_text(bench: VisionBench, written: str) -> None:
     prompt = chat([f"See {written} there: ", A, written])
@@ -242,6 +251,8 @@ def test_a_template_that_places_another_number_of_images_is_refused(bench: Visio
         prepared(bench.model, replace(prompt, chat_template=f"{{{{ '{place}{place}?' }}}}"))
     with pytest.raises(InvalidRequest, match="none is given"):
         prepared(bench.model, replace(chat(["?"]), chat_template=f"{{{{ '{place}?' }}}}"))
+    if family == "gemma3":  # its processor wants lines behind an image
+        return
     with pytest.raises(InvalidRequest, match="nothing behind the last image"):
         prepared(bench.model, replace(prompt, chat_template=f"{{{{ '{place.removesuffix('<|vision_end|>')}' }}}}"))
 

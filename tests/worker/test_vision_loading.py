@@ -103,6 +103,30 @@ def test_a_processor_that_does_not_fit_its_encoder_is_found_when_the_model_is_lo
     assert Bench(model).run("Text goes on.").completed
 
 
+def test_a_prompt_that_must_be_computed_as_a_whole_is_found_when_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 3 comes with a mask by which all tokens of a prompt see each other, and does not go by it. Here it does."""
+    from mlx_vlm.models.gemma3.language import LanguageModel
+
+    causal = cast(Any, LanguageModel).__call__
+
+    def seeing(self: Any, *given: Any, attention_mask_4d: mx.array | None = None, **rest: Any) -> Any:
+        mask = None if attention_mask_4d is None else attention_mask_4d.astype(mx.bool_)
+        return causal(self, *given, **{"mask": mask, **rest})
+
+    directory = made(tmp_path, "gemma3")
+    assert loaded(directory).facts.is_vision_model
+    monkeypatch.setattr(LanguageModel, "__call__", seeing)
+    with pytest.raises(UnsupportedParameter, match="its prompts in pieces are not the same as whole ones"):
+        check_images(PLACE, given(), loaded(directory))
+
+
+def test_a_window_is_known_for_one(tmp_path: Path) -> None:
+    """mlx-vlm has a class of its own for it. A window that was full cannot be cut back."""
+    assert not loaded(made(tmp_path, "gemma3")).facts.capabilities.trim
+
+
 def test_a_model_without_a_processor_names_it(tmp_path: Path) -> None:
     directory = made(tmp_path, "llava")
     (directory / "preprocessor_config.json").unlink()

@@ -10,16 +10,23 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 from numpy.typing import NDArray
 
 from mlx_serving.worker.kv_cache import RowLengths
 from mlx_serving.worker.vision.features import Features
 from mlx_serving.worker.vision.pictures import Picture, Prepared
 
-# What an encoder may give besides embeddings: where the tokens are, which is computed for the whole prompt, and what is
-# added to deeper layers.
-_UNDERSTOOD = {"inputs_embeds", "position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds"}
+# What an encoder may give besides embeddings: where the tokens are, which is computed for the whole prompt, what is
+# added to deeper layers, and a mask of the whole prompt, which some make and do not go by: the trial tells.
+_UNDERSTOOD = {
+    "inputs_embeds",
+    "position_ids",
+    "rope_deltas",
+    "visual_pos_masks",
+    "deepstack_visual_embeds",
+    "attention_mask_4d",
+}
 _TOLERANCE = 1e-3
 
 
@@ -53,8 +60,7 @@ class VisionText(nn.Module):
     def make_cache(self) -> list[Any]:
         language = self.inner.language_model
         made = language.make_cache() if hasattr(language, "make_cache") else [KVCache() for _ in self.layers]
-        # mlx-vlm's plain cache is mlx-lm's, in a class of its own.
-        return [KVCache() if type(cache).__name__ == "KVCache" else cache for cache in made]
+        return [_lm_cache(cache) for cache in made]
 
     def place(self, rows: RowLengths) -> Mapping[str, Any]:
         """What a step of a batch is to be told of where its rows are."""
@@ -112,6 +118,16 @@ class VisionText(nn.Module):
         if places is not None and not np.array_equal(places, np.array(whole["position_ids"])[:, 0]):
             raise UnknownFeatures("where it puts the tokens of an image is not understood here")
 
+    def compute_whole(self, prompt: Prepared) -> list[Any]:
+        """The caches of a prompt with images that is computed in one pass, as mlx-vlm does it."""
+        ids = mx.array([prompt.fed], dtype=mx.int32)
+        inputs = _inputs(prompt.pictures)
+        told = {name: value for name, value in self._embed(ids, inputs).items() if value is not None}
+        told |= {name: value for name, value in inputs.items() if name != "pixel_values"}
+        caches = self.make_cache()
+        self.inner.language_model(ids, cache=caches, **told)
+        return caches
+
     def _embed(self, ids: mx.array, inputs: Mapping[str, mx.array]) -> dict[str, Any]:
         rest = dict(inputs)
         pixels = rest.pop("pixel_values", None)
@@ -139,6 +155,17 @@ def _inputs(pictures: Sequence[Picture]) -> dict[str, mx.array]:
     """What encoders are given besides token ids, of several images one after the other where that can be."""
     given = [picture.inputs() for picture in pictures]
     return {name: mx.array(cast(Any, np.concatenate([one[name] for one in given]))) for name in given[0]}
+
+
+def _lm_cache(cache: Any) -> Any:
+    """The same in mlx-lm's class: mlx-vlm has classes of its own for what is the same."""
+    match type(cache).__name__:
+        case "KVCache":
+            return KVCache()
+        case "RotatingKVCache":
+            return RotatingKVCache(cache.max_size, cache.keep)
+        case _:
+            return cache
 
 
 def _behind(caches: Sequence[Any], shape: Sequence[int]) -> mx.array:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,10 +34,13 @@ _TOLD_APART = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_to
 
 @dataclass(frozen=True, slots=True)
 class Processed:
-    """An image as token ids and as what its encoder wants."""
+    """An image as token ids and as what its encoder wants. The processor wants white space around it: `before` and
+    `after` become one text with what stands there, and are tokenized with it."""
 
     token_ids: tuple[int, ...]
     inputs: Inputs
+    before: str = ""
+    after: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +112,18 @@ class Processor:
         if self._lead and ids[: len(self._lead)] == self._lead:
             ids = ids[len(self._lead) :]
         arrays = {name: np.asarray(made[name]) for name in made if name not in _TOLD_APART and made[name] is not None}
-        return Processed(tuple(ids), arrays)
+        before = self._space(ids)
+        after = self._space(ids[:0:-1])
+        return Processed(
+            tuple(ids[len(before) : len(ids) - len(after)]), arrays, self._text(before), self._text(after[::-1])
+        )
+
+    def _space(self, ids: Sequence[int]) -> list[int]:
+        """The first of these tokens, as far as they are white space."""
+        return list(takewhile(lambda one: 0 <= one < len(self._tokenizer) and self._text([one]).isspace(), ids))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return cast(str, self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)) if ids else ""
 
     def _bounds(self, image: Image) -> dict[str, int]:
         """`low` is a quarter of the pixels that the processor allows, but no more than 512 x 512."""

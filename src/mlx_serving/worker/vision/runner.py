@@ -74,12 +74,10 @@ class VisionRunner(ModelRunner):
         pictured = self._pictured.get(stream_id)
         if pictured is None:
             return super()._prompt(stream_id)
-        positions = self._sight.positions(pictured)
-        self._shifts[stream_id] = 0 if positions is None else int(positions.max()) + 1 - len(pictured.token_ids)
-        fed = [*pictured.fed, *self._rows[stream_id].drawn]
-        spans = [picture.span for picture in pictured.pictures]
-        images = _Images(spans, partial(self._features_of, stream_id, pictured))
-        return PicturedPrompt(self._sight, self.token_ids(stream_id), fed, positions, images, self._kv)
+        features = partial(self._features_of, stream_id, pictured)
+        prompt = PicturedPrompt(self._sight, pictured, features, self._rows[stream_id].drawn, self._kv)
+        self._shifts[stream_id] = prompt.shift
+        return prompt
 
     def _join(self, stream_id: str, prompt: Prompt) -> None:
         super()._join(stream_id, prompt)
@@ -138,25 +136,26 @@ class _Images:
 
 
 class PicturedPrompt(Prompt):
-    """`token_ids` name what is computed, images included; `fed` are what the model is given. `positions` are where the
-    tokens of the prompt are, [3, tokens], if that is not their number."""
+    """What `token_ids` name is computed, images included. `features` gives what the encoder makes of an image, by its
+    place among them; `drawn` are tokens of the answer."""
 
     is_alone = True
 
     def __init__(
         self,
         model: VisionText,
-        token_ids: Sequence[int],
-        fed: Sequence[int],
-        positions: NDArray[np.int32] | None,
-        images: _Images,
+        pictured: Prepared,
+        features: Callable[[int], Features],
+        drawn: Sequence[int] = (),
         kv: KvForm | None = None,
     ) -> None:
-        super().__init__(model, token_ids, kv)
+        super().__init__(model, [*pictured.names, *drawn], kv)
         self._sight = model
-        self._fed = fed
-        self._positions = positions
-        self._images = images
+        self._fed = [*pictured.fed, *drawn]
+        self._positions = positions = model.positions(pictured)
+        self._images = _Images([picture.span for picture in pictured.pictures], features)
+        self.shift = 0 if positions is None else int(positions.max()) + 1 - len(pictured.token_ids)
+        """By how much the positions of the answer are beyond their numbers."""
 
     def _compute(self, model: nn.Module, end: int) -> None:
         fed = self._fed[self.done : end]

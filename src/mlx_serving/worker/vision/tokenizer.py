@@ -78,7 +78,8 @@ class VisionTokenizer(PromptTokenizer):
         return self._processor.process(image, self._image_token).inputs
 
     def _render(self, prompt: ChatPrompt, *, add_generation_prompt: bool) -> list[int]:
-        return self._ids_of(self._text(prompt, add_generation_prompt=add_generation_prompt))
+        text = self._text(prompt, add_generation_prompt=add_generation_prompt)
+        return self._ids_of(self._spaced(text, prompt.images))
 
     def _text(self, prompt: ChatPrompt, *, add_generation_prompt: bool = True) -> str:
         """With the marks of what people wrote still in it."""
@@ -92,6 +93,14 @@ class VisionTokenizer(PromptTokenizer):
             **cast("dict[str, Any]", self._marked(prompt.template_kwargs)),
         )
         return str(rendered)
+
+    def _spaced(self, text: str, images: Sequence[Image]) -> str:
+        """The same with the white space around images that the processor wants there."""
+        places = self._processor.tags or re.compile(re.escape(self._image_token))
+        if len(places.findall(text)) != len(images):
+            return text
+        made = (self._processor.process(image, self._image_token) for image in images)
+        return places.sub(lambda found: f"{(one := next(made)).before}{found[0]}{one.after}", text)
 
     def _ids_of(self, text: str) -> list[int]:
         """The ids of what a template has written; `_SLOT` where an image stands."""

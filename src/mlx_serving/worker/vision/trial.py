@@ -1,29 +1,62 @@
-"""Whether the images of an architecture can be computed one by one, found by trying it with one."""
+"""Whether the images of an architecture can be computed one by one, and its prompts in pieces, found by trying it."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 
+import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import KVCache
 from PIL import Image as PillowImage
 
 from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.core.images.image import Image
 from mlx_serving.worker.tokenizing import PromptTokenizer
-from mlx_serving.worker.vision.architecture import VisionText
+from mlx_serving.worker.vision.architecture import UnknownFeatures, VisionText
+from mlx_serving.worker.vision.pictures import Prepared
+from mlx_serving.worker.vision.runner import PicturedPrompt
 
 _SIDE = 64
+
+# Of the spread of keys and values. Rounding in 16 bits stays far below; tokens that see others than they should are far
+# above.
+_TOLERANCE = 0.1
 
 
 def why_blind(model: VisionText, tokenizer: PromptTokenizer) -> str | None:
     """Why a model takes no images; None if it does."""
     messages = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]},)
     try:
-        model.try_images(tokenizer.prepare(ChatPrompt(messages, images=(_image(),))))
+        prompt = tokenizer.prepare(ChatPrompt(messages, images=(_image(),)))
+        model.try_images(prompt)
+        _try_pieces(model, prompt)
     except Exception as error:  # noqa: BLE001  whatever an architecture raises here, it says that it cannot
         return f"its images cannot be computed here: {error}"
     return None
+
+
+def _try_pieces(model: VisionText, prompt: Prepared) -> None:
+    """Compare what a prompt computed in pieces leaves in the caches with what the architecture itself leaves there,
+    which computes it as a whole. Raises `UnknownFeatures` unless it is alike, and whatever the architecture raises."""
+    [picture] = prompt.pictures
+    features = model.encode(picture)
+    pieces = PicturedPrompt(model, prompt, lambda index: features)
+    span = picture.span
+    for end in (span.start, (span.start + span.end) // 2, span.end, len(prompt.token_ids) - 1):
+        pieces.advance(model, end)
+    for tried, whole in zip(pieces.caches, model.compute_whole(prompt), strict=True):
+        # Windows are passed over: between them there are layers that keep all tokens, and take what windows gave.
+        if type(tried) is KVCache:
+            kept = slice(0, pieces.done)
+            if not (_alike(tried.keys, whole.keys, kept) and _alike(tried.values, whole.values, kept)):
+                raise UnknownFeatures("its prompts in pieces are not the same as whole ones")
+
+
+def _alike(tried: mx.array, whole: mx.array, tokens: slice) -> bool:
+    ours, theirs = (array[..., tokens, :].astype(mx.float32) for array in (tried, whole))
+    error = mx.sqrt(mx.mean(mx.square(ours - theirs)))
+    return bool((error <= _TOLERANCE * mx.std(theirs)).item())
 
 
 def _image() -> Image:
