@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-Family: TypeAlias = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "phi3_v", "gemma3"]
+Family: TypeAlias = Literal[
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "phi3_v", "gemma3", "gemma4", "gemma4_both_ways"
+]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 _HIDDEN = 64
@@ -31,9 +33,9 @@ _MEDIA: Mapping[str, Sequence[str]] = {
     "qwen": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     "llava": ("<image>",),
     "phi3_v": ("<|user|>", "<|assistant|>", "<|end|>"),
-    "gemma": ("<start_of_image>", "<image_soft_token>", "<end_of_image>"),
+    "gemma3": ("<start_of_image>", "<image_soft_token>", "<end_of_image>"),
+    "gemma4": ("<|image>", "<|image|>", "<image|>", "<|audio|>", "<|video|>"),
 }
-_GEMMA_TOKENS = {"boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>"}
 _LINES = [("Ċ", "Ċ"), ("ĊĊ", "Ċ")]
 _PARTS_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
@@ -54,31 +56,40 @@ _CLIP = {
 
 
 def make(
-    family: Family, directory: Path, *, seed: int = 0, encoder_layers: int = 2, max_pixels: int | None = None
+    family: Family,
+    directory: Path,
+    *,
+    seed: int = 0,
+    encoder_layers: int = 2,
+    max_pixels: int | None = None,
+    windows: bool = True,
 ) -> Path:
-    """`encoder_layers` and `max_pixels` are for Qwen's families.
+    """`encoder_layers` and `max_pixels` are for Qwen's families, `windows` for Gemma 4: whether some layers have them.
 
     A model directory of this family. A process that is to load a small Phi-3-Vision must call `narrow_phi3_v` first:
     the depth of its encoder stands in mlx-vlm's code."""
     directory.mkdir(parents=True, exist_ok=True)
-    kind = next((kind for kind in ("qwen", "gemma") if family.startswith(kind)), family)
+    kind = next((kind for kind in ("qwen", "gemma3", "gemma4") if family.startswith(kind)), family)
     ids = _write_tokenizer(directory, kind)
     config, processor = _configs(family, ids)
     if kind == "qwen":
         config["vision_config"]["depth"] = encoder_layers
         processor["max_pixels"] = max_pixels or processor["max_pixels"]
+    if not windows:
+        layers = config["text_config"]["num_hidden_layers"]
+        config["text_config"]["layer_types"] = ["full_attention"] * layers
     _write_json(directory / "config.json", config)
     _write_json(directory / "preprocessor_config.json", processor)
     if family == "llava":
         own = {"processor_class": "LlavaProcessor", "patch_size": 14, "image_token": "<image>"}
         own |= {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
         _write_json(directory / "processor_config.json", own)
-    if kind == "gemma":
+    if family == "gemma3":
         own = {"processor_class": "Gemma3Processor", "image_seq_length": config["mm_tokens_per_image"]}
         _write_json(directory / "processor_config.json", own)
     model = _build(config)
     weights = {name: mx.array(_drawn(name, value.shape, seed)) for name, value in _flat(model)}
-    if kind == "gemma":  # multiplies what it looks up by this again, and the text would be all that matters
+    if kind.startswith("gemma"):  # multiplies what it looks up by this again, and the text would be all that matters
         weights |= {name: one / _HIDDEN**0.5 for name, one in weights.items() if name.endswith("embed_tokens.weight")}
     save: Any = mx.save_safetensors  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  untyped stub
     save(str(directory / "model.safetensors"), weights, {"format": "mlx"})
@@ -97,7 +108,7 @@ def narrow_phi3_v() -> None:
 def _write_tokenizer(directory: Path, kind: str) -> Mapping[str, int]:
     names = [*_BASE, *_MEDIA[kind]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = _LINES if kind == "gemma" else []  # these have a token for several lines, too
+    merges = _LINES if kind == "gemma3" else []  # these have a token for several lines, too
     vocabulary = [*_BASE, *alphabet, *("".join(merge) for merge in merges)]
     tokenizer = Tokenizer(BPE(vocab={token: number for number, token in enumerate(vocabulary)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -107,7 +118,8 @@ def _write_tokenizer(directory: Path, kind: str) -> Mapping[str, int]:
     image = {
         "qwen": "<|vision_start|><|image_pad|><|vision_end|>",
         "llava": "<image>",
-        "gemma": "<start_of_image>",
+        "gemma3": "<start_of_image>",
+        "gemma4": "<|image|>",
     }.get(kind)
     _write_json(
         directory / "tokenizer_config.json",
@@ -121,10 +133,14 @@ def _write_tokenizer(directory: Path, kind: str) -> Mapping[str, int]:
             "padding_side": "left",
             "chat_template": _TAGS_TEMPLATE if image is None else _PARTS_TEMPLATE.replace("IMAGE", image),
             **({"extra_special_tokens": {"image_token": "<image>"}} if kind == "llava" else {}),
-            **({"extra_special_tokens": _GEMMA_TOKENS} if kind == "gemma" else {}),
+            **({"extra_special_tokens": _gemma_tokens(kind)} if kind.startswith("gemma") else {}),
         },
     )
     return {"vocabulary": tokenizer.get_vocab_size(), **tokenizer.get_vocab(with_added_tokens=True)}
+
+
+def _gemma_tokens(kind: str) -> Mapping[str, str]:
+    return dict(zip(("boi_token", "image_token", "eoi_token", "audio_token"), _MEDIA[kind], strict=False))
 
 
 def _configs(family: Family, ids: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,6 +174,8 @@ def _configs(family: Family, ids: Mapping[str, int]) -> tuple[dict[str, Any], di
         return config, {**own, "processor_class": "Phi3VProcessor", **_CLIP}
     if family == "gemma3":
         return _gemma3(text, common, ids)
+    if family.startswith("gemma4"):
+        return _gemma4(text, common, ids, both_ways=family == "gemma4_both_ways")
     return _qwen(family, text, common, ids)
 
 
@@ -196,6 +214,49 @@ def _gemma3(
         **_CLIP,
     }
     return config, processor
+
+
+def _gemma4(
+    text: dict[str, Any], common: dict[str, Any], ids: Mapping[str, int], *, both_ways: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """16 tokens an image at most, and every other layer sees the last 12 tokens only. As the larger ones are, whose
+    tokens of an image see each other, or as the smaller ones, whose last layers have no keys of their own."""
+    nested = {**text, "model_type": "gemma4_text", "num_hidden_layers": 4, "head_dim": 16, "global_head_dim": 32}
+    nested |= {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    nested |= {"vocab_size_per_layer_input": ids["vocabulary"], "tie_word_embeddings": True}
+    if both_ways:
+        nested |= {"use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 0}
+        nested |= {"num_kv_shared_layers": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    else:
+        nested |= {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2}
+    tower = {
+        "model_type": "gemma4_vision",
+        "hidden_size": _VISION_HIDDEN,
+        "intermediate_size": 2 * _VISION_HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "position_embedding_size": 64,
+        "default_output_length": 16,
+    }
+    config = {
+        **common,
+        "model_type": "gemma4",
+        "text_config": nested,
+        "vision_config": tower,
+        "audio_config": None,
+        "hidden_size": _HIDDEN,
+        "image_token_id": ids["<|image|>"],
+        "boi_token_id": ids["<|image>"],
+        "eoi_token_id": ids["<image|>"],
+        "audio_token_id": ids["<|audio|>"],
+        "video_token_id": ids["<|video|>"],
+        "vocab_size": ids["vocabulary"],
+    }
+    processor = {"processor_class": "Gemma4Processor", "patch_size": 16, "max_soft_tokens": 16}
+    return config, {**processor, "pooling_kernel_size": 3}
 
 
 def _llava(

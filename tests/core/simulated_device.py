@@ -205,7 +205,13 @@ class Referee:
             cache.computed += chunk.count
             assert cache.computed <= cache.target
             assert chunk.last == (cache.computed == cache.target)
-            stops = [stop for stop in self.requests[chunk.id].stops if chunk.start < stop <= cache.computed]
+            whole = [image for image in self.requests[chunk.id].images if image.whole]
+            assert not any(image.start < cache.computed < image.end for image in whole), "an image is cut"
+            stops = [
+                stop
+                for stop in self.requests[chunk.id].stops
+                if chunk.start < stop <= cache.computed and not any(image.start < stop < image.end for image in whole)
+            ]
             assert stops in ([], [cache.computed]), "a chunk goes on beyond a stop"
             assert chunk.shared or not stops
             self.prefixes.keep(chunk.id, cache.computed - chunk.last, whole=chunk.shared or chunk.last)
@@ -215,7 +221,7 @@ class Referee:
                     assert cache.computed == self.requests[chunk.id].prompt
                     self.kept.add(chunk.id)
         assert yielded or step.prefill or step.encode, "an empty step"
-        assert step.prefill_tokens <= self.policy.max_prefill_chunk
+        assert step.prefill_tokens <= self.policy.max_prefill_chunk or self._is_an_image(step)
         assert len(step.decode) + len(step.prefill) <= self.policy.max_num_seqs
         for one in yielded:
             request = self.requests[one]
@@ -228,6 +234,14 @@ class Referee:
         held = sum(cache.computed * self.kv_bytes[self.requests[one].model] for one, cache in self.caches.items())
         assert held <= self.kv_limit
         return yielded
+
+    def _is_an_image(self, step: Step) -> bool:
+        """Whether it computes what is left of an image that must be whole, and nothing else of any prompt."""
+        [chunk] = step.prefill
+        return any(
+            image.whole and image.start <= chunk.start and image.end == chunk.start + chunk.count
+            for image in self.requests[chunk.id].images
+        )
 
 
 class Simulation:

@@ -1,5 +1,6 @@
 import pytest
 
+from mlx_serving.core.schedule.encodings import ImageSpan
 from mlx_serving.core.schedule.prefill_chunk import PrefillAllowance, allowance, divide, in_turn
 from mlx_serving.core.schedule.prefill_memory import PrefillMemory
 from mlx_serving.core.schedule.scheduled_sequence import Sequence, State
@@ -150,6 +151,42 @@ def test_a_chunk_takes_no_more_memory_than_is_allowed_unless_it_is_the_smallest(
     assert counts(1000, one("a", 30), one("b", 30), one("c", 900)) == [30, 30, 16]
     assert counts(400, one("a", 30), one("b", 900)) == [30]
     assert counts(320, one("a", 30), one("b", 900)) == [16]
+
+
+def with_images(name: str, rest: int, *images: tuple[int, int], computed: int = 0) -> Sequence:
+    """Images that must be whole."""
+    waiting = prefilling(name, rest, computed=computed)
+    waiting.images = tuple(ImageSpan(start, end, whole=True) for start, end in images)
+    waiting.encoded = len(images)
+    return waiting
+
+
+def test_an_image_that_must_be_whole_is_left_for_the_next_chunk_or_all_in_it() -> None:
+    assert chunks([with_images("a", 900, (10, 40))], 0.024, 2048) == [("a", 10)]
+    assert chunks([with_images("a", 890, (10, 40), computed=10)], 0.024, 2048) == [("a", 30)]
+    assert chunks([with_images("a", 900, (10, 40))], 0.1, 2048) == [("a", 96)]
+    assert chunks([with_images("a", 900, (90, 96), (96, 100))], 0.1, 2048) == [("a", 96)]
+
+
+def test_what_is_left_of_an_image_whose_beginning_is_there_is_all_in_a_chunk() -> None:
+    assert chunks([with_images("a", 880, (10, 60), computed=20)], 0.024, 2048) == [("a", 40)]
+
+
+def test_an_image_that_must_be_whole_may_be_more_than_a_chunk_of_whoever_is_first() -> None:
+    image = with_images("a", 900, (0, 400))
+    assert chunks([image], 0.0, 64) == [("a", 400)]
+    assert chunks([image, prefilling("b", 20)], 0.0, 64) == [("a", 400)]
+    assert chunks([prefilling("b", 20), image], 1.0, 64) == [("b", 20)]
+
+
+def test_a_stop_in_an_image_that_must_be_whole_is_passed_over() -> None:
+    image = with_images("a", 900, (10, 400))
+    image.stops = (200, 500)
+    assert image.next_stop == 10
+    image.computed = 10
+    assert image.next_stop == 400
+    image.computed = 400
+    assert image.next_stop == 500
 
 
 def test_tokens_alone_bound_what_costs_nobody_knows() -> None:

@@ -96,10 +96,10 @@ class Story:
 
 
 def _images(prompt: int, who: int) -> tuple[ImageSpan, ...]:
-    """Up to three, some of them side by side."""
-    size, between = 1 + who % 11, who % 4
+    """Up to three, some of them side by side, and some larger than the largest chunk."""
+    size, between = 1 + who % 11 + who % 13 // 12 * 20, who % 4
     starts = range(who % 5, prompt - size, size + between)
-    return tuple(ImageSpan(start, start + size) for start in starts)[: who % 4]
+    return tuple(ImageSpan(start, start + size, whole=who % 3 == 0) for start in starts)[: who % 4]
 
 
 def _text(length: int, who: int) -> Text:

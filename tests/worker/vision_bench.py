@@ -111,7 +111,7 @@ class Reference:
         """What its processor makes of a whole prompt."""
         opened = [PillowImage.open(io.BytesIO(image.data)) for image in images]
         made = self.processor(images=opened or None, text=[text])
-        return {name: mx.array(np.asarray(made[name])) for name in made}
+        return {name: _arrays(made[name]) for name in made}
 
     def tokens(self, inputs: dict[str, mx.array], max_tokens: int) -> tuple[list[int], float]:
         """Greedy tokens, and by how much the closest of them was likelier than the next one."""
@@ -129,6 +129,13 @@ class Reference:
             first, second = sorted(np.array(logprobs).reshape(-1).tolist())[:-3:-1]
             margin = min(margin, first - second)
         return tokens[:max_tokens], margin
+
+
+def _arrays(value: object) -> Any:
+    """Images of several sizes are a list."""
+    if isinstance(value, list) and isinstance(value[0], np.ndarray):
+        return [mx.array(one) for one in cast("list[Any]", value)]
+    return mx.array(np.asarray(value))
 
 
 def make(family: Family, directory: Path) -> Path:

@@ -86,7 +86,7 @@ class Generation:
             deadline=terms.deadline,
             fork_of=self._parent(model, job, terms.fork_of),
             stops=terms.stops,
-            images=tuple(picture.span for picture in job.pictures),
+            images=model.runner.spans(job),
         )
         drafting = model.runner.open(job)
         self._features.open(job.stream_id, model.fingerprint, [picture.digest for picture in job.pictures])

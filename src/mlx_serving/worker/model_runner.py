@@ -16,6 +16,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, trim_prompt_cache
 
 from mlx_serving.core.kv_form import KvForm
+from mlx_serving.core.schedule.encodings import ImageSpan
 from mlx_serving.core.schedule.scheduling import PrefillChunk
 from mlx_serving.core.speculation.policy import Drafting
 from mlx_serving.wire.methods import ModelCapabilities
@@ -161,6 +162,10 @@ class ModelRunner:
     def drain(self) -> list[Token]:
         """Wait for what was launched: the tokens that no call has returned yet."""
         return [token for batch in self._batches for token in batch.drain()]
+
+    def spans(self, job: Job) -> tuple[ImageSpan, ...]:
+        """Where images stand in its prompt."""
+        return ()
 
     def encode(self, stream_id: str, index: int) -> None:
         """Encode an image of a sequence, unless it is gone. Only models that see are given any."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import PreTrainedTokenizerFast
@@ -22,6 +23,7 @@ from mlx_serving.core.speculation.report import Vocabulary
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.worker.vision.pictures import Prepared
 
+T = TypeVar("T")
 Decode = Callable[[Sequence[int]], str]
 
 _SYSTEM_ROLES = ("system", "developer")
@@ -154,6 +156,10 @@ class PromptTokenizer:
         return tuple(dict.fromkeys(each for each in encoded if each))
 
     def _render_chat(self, prompt: ChatPrompt) -> list[int]:
+        return self._by_template(prompt, partial(self._render, prompt, add_generation_prompt=True))
+
+    def _by_template(self, prompt: ChatPrompt, render: Callable[[], T]) -> T:
+        """What `render` returns. Raises `InvalidRequest` for a chat that no template takes."""
         if not self._wrapper.has_chat_template and prompt.chat_template is None:
             raise InvalidRequest(
                 "This model has no chat template: send a text prompt to /v1/completions instead", field="messages"
@@ -164,7 +170,7 @@ class PromptTokenizer:
                 f"template_kwargs must not have {reserved[0]}: it is not the template's", field="template_kwargs"
             )
         try:
-            return self._render(prompt, add_generation_prompt=True)
+            return render()
         except Exception as error:
             raise InvalidRequest(
                 f"The model's chat template refused the messages: {error}", field="messages"

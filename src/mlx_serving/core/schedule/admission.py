@@ -102,9 +102,12 @@ def _growth(pool: SequencePool, policy: SchedulerPolicy) -> int:
             lane.kv_bytes_per_token
             * (
                 len(lane.running)
-                + min(
-                    policy.min_prefill_chunk,
-                    max((one.target - one.computed for one in lane.prefilling.values()), default=0),
+                + max(
+                    (
+                        one.piece(min(policy.min_prefill_chunk, one.target - one.computed))
+                        for one in lane.prefilling.values()
+                    ),
+                    default=0,
                 )
             )
             for lane in pool.turns.busy

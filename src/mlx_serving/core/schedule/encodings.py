@@ -8,10 +8,12 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """Where an image stands in a prompt: its tokens are [start, end)."""
+    """Where an image stands in a prompt: its tokens are [start, end). `whole`: they must be computed in one chunk,
+    because they see each other; what is kept of them all may be used in part."""
 
     start: int
     end: int
+    whole: bool = False
 
     @property
     def tokens(self) -> int:

@@ -18,7 +18,7 @@ _UNDISTURBING_GROWTH = 8  # as long as nobody waits for a token, a step may turn
 @dataclass(frozen=True, slots=True)
 class PrefillAllowance:
     """`seconds` and `size` (bytes that the computing takes) are a wish, at least one smallest chunk is done in any
-    case; `tokens` are a bound."""
+    case; `tokens` are a bound, but for an image that must be whole."""
 
     seconds: float
     tokens: int
@@ -75,7 +75,8 @@ def divide(
     """Who computes how many tokens: the first as much as is allowed, the next what is left, if it is worth a chunk.
 
     Chunks are whole multiples of `min_prefill_chunk`, so that few different shapes occur; only the end of a prompt, or
-    of a part of it that is kept by itself, is not, and an end smaller than a chunk is done with the chunk before it.
+    of a part of it that is kept by itself, is not, and an end smaller than a chunk is done with the chunk before it. So
+    are chunks on either side of an image that must be whole.
     """
     smallest = policy.min_prefill_chunk
     seconds, tokens, size = allowed.seconds, allowed.tokens, allowed.size
@@ -93,7 +94,8 @@ def divide(
                 count = rest
             elif chunks or count > smallest:
                 count -= count % smallest
-        if count == 0:
+        count = sequence.piece(count)
+        if count == 0 or (chunks and count > tokens):
             break
         chunks.append((sequence, count))
         seconds -= cost.prefill_s(sequence.computed, count)

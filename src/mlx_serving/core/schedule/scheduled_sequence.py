@@ -170,7 +170,16 @@ class Sequence:
             stops += [one.awaits for one in self.followers]
         if self.encoded < len(self.images):
             stops.append(max(self.images[self.encoded].start, self.computed))
-        return min(stops, default=self.target)
+        return self.computed + self.piece(min(stops, default=self.target) - self.computed)
+
+    def piece(self, count: int) -> int:
+        """How many tokens a chunk of it has that is to have `count`: fewer, if an image that must be whole would be cut
+        and something stands before it, else as many more as that image has."""
+        end = self.computed + count
+        for image in self.images:
+            if image.whole and max(image.start, self.computed) < end < image.end:
+                return (image.start if image.start > self.computed else image.end) - self.computed
+        return count
 
     @property
     def awaits_image(self) -> bool:

@@ -14,19 +14,24 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from numpy.typing import NDArray
 
 from mlx_serving.worker.kv_cache import RowLengths
+from mlx_serving.worker.vision.attention import CAUSAL, Attention
 from mlx_serving.worker.vision.features import Features
 from mlx_serving.worker.vision.pictures import Picture, Prepared
 
 # What an encoder may give besides embeddings: where the tokens are, which is computed for the whole prompt, what is
-# added to deeper layers, and a mask of the whole prompt, which some make and do not go by: the trial tells.
+# added to deeper layers, what is taken beside each token, and a mask of the whole prompt, which some make and do not go
+# by: the trial tells.
 _UNDERSTOOD = {
     "inputs_embeds",
     "position_ids",
     "rope_deltas",
     "visual_pos_masks",
     "deepstack_visual_embeds",
+    "per_layer_inputs",
     "attention_mask_4d",
 }
+_BESIDE = ("per_layer_inputs",)
+_IMAGE_KIND = 1  # among what processors tell tokens apart by
 _TOLERANCE = 1e-3
 
 
@@ -44,6 +49,8 @@ class VisionText(nn.Module):
         self._is_placed = hasattr(inner.language_model, "get_rope_index")
         # Called with token ids alone, this one reads them on the host, which would wait for the device.
         self._embeds_always = inner.language_model is inner
+        self.attention: Attention = CAUSAL
+        """How tokens of images see each other; the trial finds out."""
 
     def __call__(self, tokens: mx.array, cache: Sequence[Any], **told: Any) -> mx.array:
         """[rows, tokens] -> logits, [rows, tokens, vocabulary]. `told` is what the language model takes besides."""
@@ -80,17 +87,19 @@ class VisionText(nn.Module):
         embeddings = made["inputs_embeds"][0]
         if embeddings.shape[0] != len(picture.token_ids):
             raise UnknownFeatures(f"{len(picture.token_ids)} tokens and {embeddings.shape[0]} features")
+        beside = _beside(made)
         deep = made.get("deepstack_visual_embeds")
         if deep is None:
-            return Features(embeddings)
+            return Features(embeddings, beside=beside)
         columns = np.flatnonzero(np.array(made["visual_pos_masks"][0]))
         if len(columns) != len(picture.token_ids):
             raise UnknownFeatures("some of its tokens are not seen by all layers")
-        return Features(embeddings, tuple(deep))
+        return Features(embeddings, tuple(deep), beside)
 
-    def embed(self, token_ids: Sequence[int]) -> mx.array:
-        """[1, tokens, width] of text."""
-        return self._embed(mx.array([list(token_ids)], dtype=mx.int32), {})["inputs_embeds"]
+    def embed(self, token_ids: Sequence[int]) -> Features:
+        """The same of text."""
+        made = self._embed(mx.array([list(token_ids)], dtype=mx.int32), {})
+        return Features(made["inputs_embeds"][0], beside=_beside(made))
 
     def positions(self, prompt: Prepared) -> NDArray[np.int32] | None:
         """Where each token of a prompt with images is, [3, tokens]; None where its place is its number."""
@@ -111,7 +120,7 @@ class VisionText(nn.Module):
         error = mx.max(mx.abs(whole["inputs_embeds"][0, start:end] - features.embeddings))
         around = [*prompt.token_ids[:start], *prompt.token_ids[end:]]
         of_text = mx.concatenate([whole["inputs_embeds"][0, :start], whole["inputs_embeds"][0, end:]])
-        error = mx.maximum(error, mx.max(mx.abs(of_text - self.embed(around)[0])))
+        error = mx.maximum(error, mx.max(mx.abs(of_text - self.embed(around).embeddings)))
         if not bool((error <= _TOLERANCE * mx.max(mx.abs(whole["inputs_embeds"]))).item()):
             raise UnknownFeatures("what it makes of an image depends on what stands around it")
         places = self.positions(prompt)
@@ -122,8 +131,10 @@ class VisionText(nn.Module):
         """The caches of a prompt with images that is computed in one pass, as mlx-vlm does it."""
         ids = mx.array([prompt.fed], dtype=mx.int32)
         inputs = _inputs(prompt.pictures)
-        told = {name: value for name, value in self._embed(ids, inputs).items() if value is not None}
-        told |= {name: value for name, value in inputs.items() if name != "pixel_values"}
+        told: dict[str, Any] = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        told |= {name: value for name, value in self._embed(ids, inputs).items() if value is not None}
+        if any(picture.shown for picture in prompt.pictures):
+            told["mm_token_type_ids"] = _kinds(prompt)
         caches = self.make_cache()
         self.inner.language_model(ids, cache=caches, **told)
         return caches
@@ -151,6 +162,10 @@ def open_model(directory: Path, config: Mapping[str, object]) -> tuple[nn.Module
     return VisionText(cast(Any, library).load_model(directory, lazy=True)), dict(config)
 
 
+def _beside(made: Mapping[str, Any]) -> dict[str, mx.array]:
+    return {name: made[name][0] for name in _BESIDE if made.get(name) is not None}
+
+
 def _inputs(pictures: Sequence[Picture]) -> dict[str, mx.array]:
     """What encoders are given besides token ids, of several images one after the other where that can be."""
     given = [picture.inputs() for picture in pictures]
@@ -166,6 +181,15 @@ def _lm_cache(cache: Any) -> Any:
             return RotatingKVCache(cache.max_size, cache.keep)
         case _:
             return cache
+
+
+def _kinds(prompt: Prepared) -> mx.array:
+    """Which tokens stand for pixels, as processors tell it, [1, tokens]."""
+    kinds = np.zeros((1, len(prompt.token_ids)), dtype=np.int32)
+    for picture in prompt.pictures:
+        for start, end in picture.shown:
+            kinds[0, picture.start + start : picture.start + end] = _IMAGE_KIND
+    return mx.array(kinds)
 
 
 def _behind(caches: Sequence[Any], shape: Sequence[int]) -> mx.array:

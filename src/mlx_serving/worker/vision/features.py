@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import mlx.core as mx
@@ -16,15 +16,16 @@ Key: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """An image as the first layer takes it, [tokens, width], and what is added behind each of the layers in `deep`,
-    [tokens, width]."""
+    """An image, or text, as the first layer takes it, [tokens, width], what is added behind each of the layers in
+    `deep`, [tokens, width], and what else the language model takes of each token, by its name there, [tokens, …]."""
 
     embeddings: mx.array
     deep: tuple[mx.array, ...] = ()
+    beside: Mapping[str, mx.array] = field(default_factory=dict[str, mx.array])
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [self.embeddings, *self.deep]
+        return [self.embeddings, *self.deep, *self.beside.values()]
 
     @property
     def nbytes(self) -> int:

@@ -15,6 +15,9 @@ from mlx_serving.core.schedule.encodings import ImageSpan
 _NAMED = 1 << 31  # above every token id
 
 
+Run: TypeAlias = tuple[int, int]
+"""Tokens [start, end) of something."""
+
 Inputs: TypeAlias = Mapping[str, NDArray[np.generic]]
 """An image's pixels and what else an encoder wants of it, by name."""
 
@@ -22,12 +25,14 @@ Inputs: TypeAlias = Mapping[str, NDArray[np.generic]]
 @dataclass(frozen=True, slots=True)
 class Picture:
     """An image as its model takes it: `token_ids` are what the model is given for it, some of which are no tokens;
-    `inputs` gives what its encoder wants, which is large and made again where it was not kept. It stands at `start`."""
+    `inputs` gives what its encoder wants, which is large and made again where it was not kept. It stands at `start`.
+    `shown` are the runs of its tokens that stand for pixels, where the processor tells."""
 
     digest: str
     token_ids: tuple[int, ...]
     inputs: Callable[[], Inputs]
     start: int
+    shown: tuple[Run, ...] = ()
 
     @property
     def span(self) -> ImageSpan:
@@ -59,6 +64,12 @@ class Prepared:
         for picture, instead in zip(self.pictures, replaced, strict=True):
             ids[picture.start : picture.start + len(instead)] = instead
         return ids
+
+
+def runs_of(is_one: NDArray[np.bool_]) -> tuple[Run, ...]:
+    """Where those that are one, [tokens], stand beside each other."""
+    edges: list[int] = np.flatnonzero(np.diff(is_one, prepend=False, append=False)).tolist()
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _names(digest: str, count: int) -> list[int]:

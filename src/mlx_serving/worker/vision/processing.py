@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 from mlx_serving.core.images.image import Image
 from mlx_serving.core.pinned_lru import PinnedLru
 from mlx_serving.errors import InvalidRequest
-from mlx_serving.worker.vision.pictures import Inputs
+from mlx_serving.worker.vision.pictures import Inputs, Run, runs_of
 
 _KEPT_BYTES = 128 << 20
 _LOW_PIXELS = 512 * 512
@@ -33,14 +33,22 @@ _TOLD_APART = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_to
 
 
 @dataclass(frozen=True, slots=True)
-class Processed:
-    """An image as token ids and as what its encoder wants. The processor wants white space around it: `before` and
-    `after` become one text with what stands there, and are tokenized with it."""
+class Shape:
+    """An image as token ids. Those in the runs of `shown` stand for pixels, if the processor tells. It may want white
+    space around them: `before` and `after` become one text with what stands there, and are tokenized with it."""
 
     token_ids: tuple[int, ...]
+    before: str
+    after: str
+    shown: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """An image as token ids and as what its encoder wants."""
+
+    shape: Shape
     inputs: Inputs
-    before: str = ""
-    after: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -112,11 +120,13 @@ class Processor:
         if self._lead and ids[: len(self._lead)] == self._lead:
             ids = ids[len(self._lead) :]
         arrays = {name: np.asarray(made[name]) for name in made if name not in _TOLD_APART and made[name] is not None}
-        before = self._space(ids)
-        after = self._space(ids[:0:-1])
-        return Processed(
-            tuple(ids[len(before) : len(ids) - len(after)]), arrays, self._text(before), self._text(after[::-1])
-        )
+        return Processed(self._shape(ids, made.get("mm_token_type_ids")), arrays)
+
+    def _shape(self, ids: Sequence[int], kinds: object) -> Shape:
+        before, after = self._space(ids), self._space(ids[:0:-1])[::-1]
+        core = slice(len(before), len(ids) - len(after))
+        shown = () if kinds is None else runs_of(np.asarray(kinds).reshape(-1)[-len(ids) :][core] != 0)
+        return Shape(tuple(ids[core]), self._text(before), self._text(after), shown)
 
     def _space(self, ids: Sequence[int]) -> list[int]:
         """The first of these tokens, as far as they are white space."""

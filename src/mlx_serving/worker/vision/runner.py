@@ -7,7 +7,7 @@ alone, from embeddings. When the prompt is complete, its row decodes with all ot
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -25,7 +25,7 @@ from mlx_serving.worker.model_runner import ModelRunner
 from mlx_serving.worker.prompts import Prompt
 from mlx_serving.worker.vision.architecture import VisionText
 from mlx_serving.worker.vision.features import FeatureCache, Features
-from mlx_serving.worker.vision.pictures import Prepared
+from mlx_serving.worker.vision.pictures import Picture, Prepared, Run
 
 
 class VisionRunner(ModelRunner):
@@ -48,6 +48,10 @@ class VisionRunner(ModelRunner):
         if job.pictures:
             self._pictured[job.stream_id] = job.prepared
         return super().open(job)
+
+    def spans(self, job: Job) -> tuple[ImageSpan, ...]:
+        whole = self._sight.attention.in_one_piece
+        return tuple(replace(picture.span, whole=whole) for picture in job.pictures)
 
     def encode(self, stream_id: str, index: int) -> None:
         pictured = self._pictured.get(stream_id)
@@ -106,32 +110,36 @@ class _Piece(NamedTuple):
     end: int
     skipped: int
     features: Features
+    shown: Sequence[Run]
+
+    def cut(self, of_tokens: mx.array) -> mx.array:
+        """Of what the image has for each of its tokens, what is in the chunk."""
+        return of_tokens[self.skipped : self.skipped + self.end - self.start]
 
     @property
-    def embeddings(self) -> mx.array:
-        return self._cut(self.features.embeddings)
-
-    def added(self, layer: int) -> mx.array:
-        return self._cut(self.features.deep[layer])
-
-    def _cut(self, of_tokens: mx.array) -> mx.array:
-        return of_tokens[self.skipped : self.skipped + self.end - self.start]
+    def runs(self) -> list[Run]:
+        """The tokens of the chunk that stand for pixels."""
+        moved = self.start - self.skipped
+        found = [(max(self.start, start + moved), min(self.end, end + moved)) for start, end in self.shown]
+        return [(start, end) for start, end in found if start < end]
 
 
 @dataclass(frozen=True, slots=True)
 class _Images:
     """The images of one prompt, by their places among them."""
 
-    spans: Sequence[ImageSpan]
+    pictures: Sequence[Picture]
     features: Callable[[int], Features]
 
     def within(self, start: int, end: int) -> list[_Piece]:
         """What of them is in the chunk [start, end) of the prompt."""
         found: list[_Piece] = []
-        for index, span in enumerate(self.spans):
+        for index, picture in enumerate(self.pictures):
+            span = picture.span
             first, last = max(start, span.start), min(end, span.end)
             if first < last:
-                found.append(_Piece(first - start, last - start, first - span.start, self.features(index)))
+                features = self.features(index)
+                found.append(_Piece(first - start, last - start, first - span.start, features, picture.shown))
         return found
 
 
@@ -153,7 +161,7 @@ class PicturedPrompt(Prompt):
         self._sight = model
         self._fed = [*pictured.fed, *drawn]
         self._positions = positions = model.positions(pictured)
-        self._images = _Images([picture.span for picture in pictured.pictures], features)
+        self._images = _Images(pictured.pictures, features)
         self.shift = 0 if positions is None else int(positions.max()) + 1 - len(pictured.token_ids)
         """By how much the positions of the answer are beyond their numbers."""
 
@@ -163,7 +171,9 @@ class PicturedPrompt(Prompt):
         told = _embedded(self._sight, fed, pieces) if pieces else {}
         if self._positions is not None:
             told["position_ids"] = _places(self._positions, self.done, end)
-        self._sight(mx.array([list(fed)], dtype=mx.int32), self.caches, **told)
+        runs = [run for piece in pieces for run in piece.runs]
+        caches = self._sight.attention.over(self.caches, runs, len(fed))
+        self._sight(mx.array([list(fed)], dtype=mx.int32), caches, **told)
 
 
 def _places(positions: NDArray[np.int32], start: int, end: int) -> mx.array:
@@ -179,17 +189,24 @@ def _embedded(sight: VisionText, fed: Sequence[int], pieces: Sequence[_Piece]) -
     is_image = np.zeros(len(fed), dtype=bool)
     for piece in pieces:
         is_image[piece.start : piece.end] = True
-    text = sight.embed([0 if image else token for token, image in zip(fed, is_image, strict=True)])[0]
-    rows: list[mx.array] = []
-    done = 0
-    for piece in pieces:
-        rows += [text[done : piece.start], piece.embeddings.astype(text.dtype)]
-        done = piece.end
-    told: dict[str, Any] = {"inputs_embeds": mx.concatenate([*rows, text[done:]])[None]}
+    text = sight.embed([0 if image else token for token, image in zip(fed, is_image, strict=True)])
+    told: dict[str, Any] = {"inputs_embeds": _woven(text.embeddings, pieces, lambda features: features.embeddings)}
+    for name, of_text in text.beside.items():
+        told[name] = _woven(of_text, pieces, lambda features, name=name: features.beside[name])
     depth = len(pieces[0].features.deep)
     if depth:
         told["visual_pos_masks"] = mx.array(is_image)[None]
         told["deepstack_visual_embeds"] = [
-            mx.concatenate([piece.added(layer) for piece in pieces]) for layer in range(depth)
+            mx.concatenate([piece.cut(piece.features.deep[layer]) for piece in pieces]) for layer in range(depth)
         ]
     return told
+
+
+def _woven(text: mx.array, pieces: Sequence[_Piece], of_image: Callable[[Features], mx.array]) -> mx.array:
+    """[1, tokens, …]: what text has for each token of a chunk, with what images have in its place where they stand."""
+    rows: list[mx.array] = []
+    done = 0
+    for piece in pieces:
+        rows += [text[done : piece.start], piece.cut(of_image(piece.features)).astype(text.dtype)]
+        done = piece.end
+    return mx.concatenate([*rows, text[done:]])[None]

@@ -19,7 +19,7 @@ from mlx_serving.core.images.image import Image
 from mlx_serving.errors import InvalidRequest
 from mlx_serving.worker.tokenizing import PromptTokenizer
 from mlx_serving.worker.vision.pictures import Inputs, Picture, Prepared
-from mlx_serving.worker.vision.processing import Processor
+from mlx_serving.worker.vision.processing import Processor, Shape
 
 _SLOT = -1  # no token's id: an image stands here
 _PROBE = "probe"
@@ -41,7 +41,9 @@ class VisionTokenizer(PromptTokenizer):
         """Raises `InvalidRequest` for a chat whose template does not place each of its images once."""
         if not isinstance(prompt, ChatPrompt) or not prompt.images:
             return Prepared(self.prompt_ids(prompt))
-        ids = self._render_chat(prompt)
+        text = self._by_template(prompt, partial(self._text, prompt))
+        made = [self._processor.process(image, self._image_token).shape for image in prompt.images]
+        ids = self._ids_of(self._spaced(text, made))
         found = ids.count(_SLOT)
         if found != len(prompt.images):
             raise InvalidRequest(
@@ -52,7 +54,7 @@ class VisionTokenizer(PromptTokenizer):
             )
         if ids[-1] == _SLOT:
             raise InvalidRequest("The chat template has placed nothing behind the last image", field="images")
-        return self._with_pictures(ids, prompt.images)
+        return self._with_pictures(ids, prompt.images, made)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         ids = super().prompt_ids(prompt)
@@ -60,26 +62,24 @@ class VisionTokenizer(PromptTokenizer):
             raise InvalidRequest("The chat template has placed an image, and none is given", field="images")
         return ids
 
-    def _with_pictures(self, ids: Sequence[int], images: Sequence[Image]) -> Prepared:
+    def _with_pictures(self, ids: Sequence[int], images: Sequence[Image], made: Sequence[Shape]) -> Prepared:
         token_ids: list[int] = []
         pictures: list[Picture] = []
         for token_id in ids:
             if token_id != _SLOT:
                 token_ids.append(token_id)
                 continue
-            image = images[len(pictures)]
-            fed = self._processor.process(image, self._image_token).token_ids
+            image, shape = images[len(pictures)], made[len(pictures)]
             inputs = partial(self._inputs, image)
-            pictures.append(Picture(image.digest, fed, inputs, len(token_ids)))
-            token_ids += [one if 0 <= one < self._vocabulary else 0 for one in fed]
+            pictures.append(Picture(image.digest, shape.token_ids, inputs, len(token_ids), shape.shown))
+            token_ids += [one if 0 <= one < self._vocabulary else 0 for one in shape.token_ids]
         return Prepared(token_ids, tuple(pictures))
 
     def _inputs(self, image: Image) -> Inputs:
         return self._processor.process(image, self._image_token).inputs
 
     def _render(self, prompt: ChatPrompt, *, add_generation_prompt: bool) -> list[int]:
-        text = self._text(prompt, add_generation_prompt=add_generation_prompt)
-        return self._ids_of(self._spaced(text, prompt.images))
+        return self._ids_of(self._text(prompt, add_generation_prompt=add_generation_prompt))
 
     def _text(self, prompt: ChatPrompt, *, add_generation_prompt: bool = True) -> str:
         """With the marks of what people wrote still in it."""
@@ -94,13 +94,13 @@ class VisionTokenizer(PromptTokenizer):
         )
         return str(rendered)
 
-    def _spaced(self, text: str, images: Sequence[Image]) -> str:
-        """The same with the white space around images that the processor wants there."""
+    def _spaced(self, text: str, made: Sequence[Shape]) -> str:
+        """The same with the white space around each image that the processor wants there."""
         places = self._processor.tags or re.compile(re.escape(self._image_token))
-        if len(places.findall(text)) != len(images):
+        if len(places.findall(text)) != len(made):
             return text
-        made = (self._processor.process(image, self._image_token) for image in images)
-        return places.sub(lambda found: f"{(one := next(made)).before}{found[0]}{one.after}", text)
+        images = iter(made)
+        return places.sub(lambda found: f"{(image := next(images)).before}{found[0]}{image.after}", text)
 
     def _ids_of(self, text: str) -> list[int]:
         """The ids of what a template has written; `_SLOT` where an image stands."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +16,7 @@ from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.core.images.image import Image
 from mlx_serving.worker.tokenizing import PromptTokenizer
 from mlx_serving.worker.vision.architecture import UnknownFeatures, VisionText
+from mlx_serving.worker.vision.attention import CAUSAL, MUTUAL
 from mlx_serving.worker.vision.pictures import Prepared
 from mlx_serving.worker.vision.runner import PicturedPrompt
 
@@ -37,20 +40,32 @@ def why_blind(model: VisionText, tokenizer: PromptTokenizer) -> str | None:
 
 
 def _try_pieces(model: VisionText, prompt: Prepared) -> None:
-    """Compare what a prompt computed in pieces leaves in the caches with what the architecture itself leaves there,
-    which computes it as a whole. Raises `UnknownFeatures` unless it is alike, and whatever the architecture raises."""
+    """Find out how tokens of images see each other: so that a prompt computed in pieces leaves in the caches what the
+    architecture itself leaves there, which computes it as a whole. Raises `UnknownFeatures` if there is no such way,
+    and whatever the architecture raises."""
+    whole = model.compute_whole(prompt)
+    for model.attention in (CAUSAL, MUTUAL):
+        if _leaves(model, prompt, whole):
+            return
+    raise UnknownFeatures("its prompts in pieces are not the same as whole ones")
+
+
+def _leaves(model: VisionText, prompt: Prepared, whole: Sequence[Any]) -> bool:
+    """Whether a prompt in pieces leaves the same in the caches."""
     [picture] = prompt.pictures
     features = model.encode(picture)
     pieces = PicturedPrompt(model, prompt, lambda index: features)
-    span = picture.span
-    for end in (span.start, (span.start + span.end) // 2, span.end, len(prompt.token_ids) - 1):
-        pieces.advance(model, end)
-    for tried, whole in zip(pieces.caches, model.compute_whole(prompt), strict=True):
-        # Windows are passed over: between them there are layers that keep all tokens, and take what windows gave.
-        if type(tried) is KVCache:
-            kept = slice(0, pieces.done)
-            if not (_alike(tried.keys, whole.keys, kept) and _alike(tried.values, whole.values, kept)):
-                raise UnknownFeatures("its prompts in pieces are not the same as whole ones")
+    start, end = picture.span.start, picture.span.end
+    cuts = [start, end] if model.attention.in_one_piece else [start, (start + end) // 2, end]
+    for cut in (*cuts, len(prompt.token_ids) - 1):
+        pieces.advance(model, cut)
+    kept = slice(0, pieces.done)
+    # Windows are passed over: between them there are layers that keep all tokens, and take what windows gave.
+    return all(
+        _alike(ours.keys, theirs.keys, kept) and _alike(ours.values, theirs.values, kept)
+        for ours, theirs in zip(pieces.caches, whole, strict=True)
+        if type(ours) is KVCache
+    )
 
 
 def _alike(tried: mx.array, whole: mx.array, tokens: slice) -> bool:
