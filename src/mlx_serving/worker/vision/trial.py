@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +22,7 @@ from mlx_serving.worker.vision.pictures import Prepared
 from mlx_serving.worker.vision.runner import PicturedPrompt
 
 _SIDE = 64
+_TEXT = "What is there to be seen, and what is beside it?"
 
 # Of the spread of keys and values. Rounding in 16 bits stays far below; tokens that see others than they should are far
 # above.
@@ -29,7 +31,7 @@ _TOLERANCE = 0.1
 
 def why_blind(model: VisionText, tokenizer: PromptTokenizer) -> str | None:
     """Why a model takes no images; None if it does."""
-    messages = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]},)
+    messages = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _TEXT}]},)
     try:
         prompt = tokenizer.prepare(ChatPrompt(messages, images=(_image(),)))
         model.try_images(prompt)
@@ -55,17 +57,25 @@ def _leaves(model: VisionText, prompt: Prepared, whole: Sequence[Any]) -> bool:
     [picture] = prompt.pictures
     features = model.encode(picture)
     pieces = PicturedPrompt(model, prompt, lambda index: features)
-    start, end = picture.span.start, picture.span.end
-    cuts = [start, end] if model.attention.in_one_piece else [start, (start + end) // 2, end]
-    for cut in (*cuts, len(prompt.token_ids) - 1):
+    start, end, last = picture.span.start, picture.span.end, len(prompt.token_ids) - 1
+    within = [] if model.attention.in_one_piece else [(start + end) // 2]
+    cuts = sorted({0, start, *within, end, (end + last) // 2, last})
+    for cut in cuts:
         pieces.advance(model, cut)
-    kept = slice(0, pieces.done)
-    # Windows are passed over: between them there are layers that keep all tokens, and take what windows gave.
     return all(
-        _alike(ours.keys, theirs.keys, kept) and _alike(ours.values, theirs.values, kept)
-        for ours, theirs in zip(pieces.caches, whole, strict=True)
-        if type(ours) is KVCache
+        _alike(ours, theirs, cut)
+        for ours, theirs in _held(pieces.caches, whole)
+        for cut in (slice(*cut) for cut in pairwise(cuts))
     )
+
+
+def _held(tried: Sequence[Any], whole: Sequence[Any]) -> Iterator[tuple[mx.array, mx.array]]:
+    """Keys and values that both hold. Windows are passed over: between them there are layers that keep all tokens, and
+    take what windows gave."""
+    for ours, theirs in zip(tried, whole, strict=True):
+        if type(ours) is KVCache:
+            yield ours.keys, theirs.keys
+            yield ours.values, theirs.values
 
 
 def _alike(tried: mx.array, whole: mx.array, tokens: slice) -> bool:
