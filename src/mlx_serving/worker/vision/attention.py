@@ -67,4 +67,4 @@ class _SeeingCache:
     def make_mask(self, count: int, *, window_size: int | None = None, return_array: bool = False) -> mx.array:
         """[tokens, tokens in the cache]. It is an array always: what is seen besides cannot be said otherwise."""
         before: mx.array = self._cache.make_mask(count, window_size=window_size, return_array=True)
-        return mx.concatenate([before[:, :-count], before[:, -count:] | self._seen], axis=1)
+        return mx.concatenate([before[..., :-count], before[..., -count:] | self._seen], axis=-1)
