@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 Family: TypeAlias = Literal[
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "phi3_v", "gemma3", "gemma4", "gemma4_both_ways"
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "phi3_v", "gemma3", "gemma4", "gemma4_both_ways", "gemma4_unified"
 ]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
@@ -174,6 +174,8 @@ def _configs(family: Family, ids: Mapping[str, int]) -> tuple[dict[str, Any], di
         return config, {**own, "processor_class": "Phi3VProcessor", **_CLIP}
     if family == "gemma3":
         return _gemma3(text, common, ids)
+    if family == "gemma4_unified":
+        return _gemma4_unified(text, common, ids)
     if family.startswith("gemma4"):
         return _gemma4(text, common, ids, both_ways=family == "gemma4_both_ways")
     return _qwen(family, text, common, ids)
@@ -257,6 +259,18 @@ def _gemma4(
     }
     processor = {"processor_class": "Gemma4Processor", "patch_size": 16, "max_soft_tokens": 16}
     return config, {**processor, "pooling_kernel_size": 3}
+
+
+def _gemma4_unified(
+    text: dict[str, Any], common: dict[str, Any], ids: Mapping[str, int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As Gemma 4 with tokens that see each other, and with a single layer in the place of an encoder."""
+    config, _ = _gemma4(text, common, ids, both_ways=True)
+    config["model_type"] = "gemma4_unified"
+    config["text_config"]["model_type"] = "gemma4_unified_text"
+    tower = {"model_type": "gemma4_unified_vision", "mm_embed_dim": _VISION_HIDDEN, "output_proj_dims": _VISION_HIDDEN}
+    config["vision_config"] = {**tower, "mm_posemb_size": 64, "num_soft_tokens": 16}
+    return config, {"image_processor": {"max_soft_tokens": 16, "mm_posemb_size": 64}}
 
 
 def _llava(

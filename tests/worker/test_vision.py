@@ -80,7 +80,9 @@ def rendered(family: Family, prompt: ChatPrompt) -> str:
 
 
 def slot(family: Family) -> str:
-    slots = {"llava": "<image>", "gemma3": "<start_of_image>", "gemma4": "<|image|>", "gemma4_both_ways": "<|image|>"}
+    slots = {"llava": "<image>", "gemma3": "<start_of_image>"}
+    if family.startswith("gemma4"):
+        return "<|image|>"
     return slots.get(family, "<|vision_start|><|image_pad|><|vision_end|>")
 
 
@@ -213,7 +215,7 @@ def test_another_image_is_never_taken_for_the_one_that_is_kept(directory: Path) 
 
 def test_how_the_tokens_of_an_image_see_each_other_is_found_out(family: Family, bench: VisionBench) -> None:
     model = sight(bench.model)
-    assert (model.attention is MUTUAL) == (family == "gemma4_both_ways")
+    assert (model.attention is MUTUAL) == (family in ("gemma4_both_ways", "gemma4_unified"))
     assert model.attention is MUTUAL or model.attention is CAUSAL
 
 
