@@ -52,7 +52,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, TypedDict, Unpack
 
 
 class EngineError(Exception):
@@ -78,6 +78,15 @@ class EngineError(Exception):
     toObject = to_object  # noqa: N815  the ancestor's spelling
 
 
+class WhatIsInvalid(TypedDict, total=False):
+    """Of a request; see `InvalidRequest`."""
+
+    field: str | None
+    limit: object
+    given: object
+    issues: list[dict[str, object]] | None
+
+
 class InvalidRequest(EngineError):
     """The request cannot be served as it is; sending it again will not help.
 
@@ -90,17 +99,9 @@ class InvalidRequest(EngineError):
     http_status = 400
     rpc_code = -32602
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        field: str | None = None,
-        limit: object = None,
-        given: object = None,
-        issues: list[dict[str, object]] | None = None,
-    ) -> None:
-        super().__init__(message, field=field, limit=limit, given=given, issues=issues)
-        self.field = field
+    def __init__(self, message: str, **what: Unpack[WhatIsInvalid]) -> None:
+        super().__init__(message, **what)
+        self.field = what.get("field")
 
 
 class MalformedMessage(InvalidRequest):
@@ -132,17 +133,8 @@ class ContextLengthExceeded(InvalidRequest):
 
     code = "ContextLengthExceeded"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        field: str | None = None,
-        limit: object = None,
-        given: object = None,
-        issues: list[dict[str, object]] | None = None,
-        lacking_bytes: int | None = None,
-    ) -> None:
-        super().__init__(message, field=field, limit=limit, given=given, issues=issues)
+    def __init__(self, message: str, *, lacking_bytes: int | None = None, **what: Unpack[WhatIsInvalid]) -> None:
+        super().__init__(message, **what)
         if lacking_bytes is not None:
             self.details["lacking_bytes"] = lacking_bytes
 
@@ -154,17 +146,8 @@ class GuidanceError(InvalidRequest):
     code = "GuidanceError"
     rpc_code = -32004
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        field: str | None = None,
-        limit: object = None,
-        given: object = None,
-        issues: list[dict[str, object]] | None = None,
-        keywords: list[str] | None = None,
-    ) -> None:
-        super().__init__(message, field=field, limit=limit, given=given, issues=issues)
+    def __init__(self, message: str, *, keywords: list[str] | None = None, **what: Unpack[WhatIsInvalid]) -> None:
+        super().__init__(message, **what)
         if keywords:
             self.details["keywords"] = keywords
 
