@@ -18,33 +18,23 @@ from mlx_serving.core.placement import Holding
 from mlx_serving.core.residency_states import ResidencyEvent
 from mlx_serving.core.serving import LoadProgress, ServedModel
 from mlx_serving.core.suggest import did_you_mean
+from mlx_serving.engine.loads import Loads
 from mlx_serving.engine.model_entry import Entry, ModelSpec
 from mlx_serving.engine.replacement import Replacement
 from mlx_serving.engine.room import Room
 from mlx_serving.engine.supervisor import Supervisor
-from mlx_serving.engine.warm_up import warm_up
-from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.errors import (
     Aborted,
     EngineClosed,
     EngineError,
-    InsufficientMemory,
     InvalidRequest,
     ModelNotFound,
     ModelNotLoaded,
     ModelReplaced,
     WorkerDied,
 )
-from mlx_serving.telemetry.events import (
-    ErrorOccurred,
-    EventBus,
-    ModelInvalidated,
-    ModelLoaded,
-    ModelProgressed,
-    ModelUnloaded,
-)
-from mlx_serving.wire import methods
-from mlx_serving.wire.methods import KnownCapabilities, LoadModelResult
+from mlx_serving.telemetry.events import EventBus, ModelInvalidated, ModelProgressed
+from mlx_serving.wire.methods import LoadModelResult
 from mlx_serving.wire.notifications import MemoryWanted, ModelProgress
 
 
@@ -63,8 +53,7 @@ class ModelManager:
         self.room = Room(room or RoomPolicy(), lambda: self.entries.values(), self.dispatch, events)
         self._tickets = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
-        # One load at a time: what others have left for one model is not for the next one.
-        self._loading = asyncio.Lock()
+        self._loads = Loads(supervisor, self.room, self.dispatch, events)
         self.closed = False
         supervisor.add_listener(self)
         supervisor.on_loading(self._model_progressed)
@@ -278,7 +267,7 @@ class ModelManager:
         match effect:
             case residency.StartLoad():
                 entry.loads += 1
-                self.spawn(self._load(entry, entry.loads), f"load {entry.spec.name}")
+                self.spawn(self._loads.load(entry, entry.loads), f"load {entry.spec.name}")
             case residency.Grant():
                 future = entry.waiting.pop(effect.ticket, None)
                 if future is not None and not future.done():
@@ -288,109 +277,12 @@ class ModelManager:
                 if future is not None and not future.done():
                     future.set_exception(effect.error)
             case residency.StartUnload():
-                self.spawn(self._unload(entry), f"unload {entry.spec.name}")
+                self.spawn(self._loads.unload(entry), f"unload {entry.spec.name}")
             case residency.Invalidate():
                 # Those who use it hear it from their own streams, unless they have not begun.
                 entry.lost.update(dict.fromkeys(effect.tickets, effect.error))
             case _:
                 assert_never(effect)
-
-    async def _load(self, entry: Entry, number: int) -> None:
-        """`number` is that of this load: once another has begun, nobody wants to hear from this one's worker."""
-        spec = entry.spec
-        try:
-            async with self._loading:
-                started = time.monotonic()
-                facts = await self._load_into_worker(entry, number)
-        except WorkerDied as error:
-            # While the worker had the load, worker_lost tells the machine.
-            if number == entry.loads and not entry.in_worker:
-                self.dispatch(entry, residency.LoadErrored(error))
-            return
-        except EngineError as error:
-            if number == entry.loads:
-                entry.in_worker = False
-                self._events.publish(ErrorOccurred(error=error, context=f"loading {spec.name}"))
-                self.dispatch(entry, residency.LoadErrored(error))
-            return
-        if facts is None:
-            return
-        entry.known = KnownCapabilities(facts.config_digest, facts.capabilities)
-        entry.directory = Path(facts.cached_path)
-        seconds = round(time.monotonic() - started, 3)
-        self.dispatch(entry, residency.LoadSucceeded(facts))
-        self._events.publish(ModelLoaded(model_id=spec.name, context_length=facts.context_length, seconds=seconds))
-
-    async def _load_into_worker(self, entry: Entry, number: int) -> LoadModelResult | None:
-        """None when another load has begun meanwhile."""
-        spec = entry.spec
-        while number == entry.loads:
-            client = await self._supervisor.client()
-            if number != entry.loads:
-                break
-            params = methods.LoadModelParams(
-                # Known to the worker by its own name: two names may share a reference and differ in the rest.
-                model_id=entry.worker_id,
-                revision=spec.revision,
-                context_length=spec.context_length,
-                local_path=spec.local_path or (spec.reference if spec.reference != entry.worker_id else None),
-                tool_parser=spec.tool_parser,
-                reasoning_parser=spec.reasoning_parser,
-                pooling=spec.pooling,
-                known=entry.known,
-                quantization=spec.weights.quantization,
-                adapter_path=spec.weights.adapter,
-                fuse_adapter=spec.weights.fuse_adapter,
-                draft=spec.draft,
-                kv_bits=None if spec.weights.kv is None else spec.weights.kv.bits,
-                kv_group_size=None if spec.weights.kv is None else spec.weights.kv.group_size,
-            )
-            entry.in_worker, entry.progress = True, None
-            try:
-                facts = await client.call(methods.LOAD_MODEL, params)
-            except InsufficientMemory as error:
-                if number != entry.loads:
-                    break
-                entry.in_worker = False
-                if not await self._make_room(entry, error):
-                    raise
-                continue
-            if spec.warm_up and number == entry.loads:
-                await self._warm_up(client, entry, facts)
-            return facts if number == entry.loads else None
-        return None
-
-    async def _make_room(self, entry: Entry, error: InsufficientMemory) -> bool:
-        """A model that nobody waits for takes no other one's place."""
-        waiters = entry.state.waiters if isinstance(entry.state, residency.Loading) else ()
-        if not waiters:
-            return False
-        return await self.room.make(entry, error, may_drain=not entry.modest.issuperset(waiters))
-
-    async def _warm_up(self, client: WorkerClient, entry: Entry, facts: LoadModelResult) -> None:
-        """A model that cannot answer this may be able to answer others."""
-        entry.progress = LoadProgress("warming up", 0, 1)
-        try:
-            await warm_up(client, facts)
-        except WorkerDied:
-            raise
-        except EngineError as error:
-            self._events.publish(ErrorOccurred(error=error, context=f"warming up {entry.spec.name}"))
-
-    async def _unload(self, entry: Entry) -> None:
-        try:
-            client = await self._supervisor.client()
-            params = methods.UnloadModelParams(model_id=entry.worker_id, force=True)
-            await client.call(methods.UNLOAD_MODEL, params)
-        except WorkerDied:
-            if entry.in_worker:
-                return  # worker_lost tells the machine
-        except EngineError as error:
-            self._events.publish(ErrorOccurred(error=error, context=f"unloading {entry.spec.name}"))
-        entry.in_worker = False
-        if not entry.retired:
-            self._events.publish(ModelUnloaded(model_id=entry.spec.name))
-        self.dispatch(entry, residency.UnloadDone())
 
     def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
         """Do this until the engine ends."""
