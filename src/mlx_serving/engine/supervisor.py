@@ -10,10 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Protocol, assert_never
-
-import msgspec
 
 from mlx_serving.core import worker_lifecycle as lifecycle
 from mlx_serving.core import worker_states
@@ -26,7 +23,7 @@ from mlx_serving.engine.memory_history import MemoryHistory
 from mlx_serving.engine.worker_client import WorkerClient
 from mlx_serving.engine.worker_process import Exit, WorkerCommand, WorkerProcess
 from mlx_serving.engine.worker_status import name_of, status_of
-from mlx_serving.errors import EngineClosed, EngineError, InvalidConfig, ProtocolError, WorkerDied
+from mlx_serving.errors import EngineClosed, InvalidConfig, ProtocolError, WorkerDied
 from mlx_serving.machine import cgroup
 from mlx_serving.telemetry.events import EventBus, RuntimeStatusChanged
 from mlx_serving.wire import methods
@@ -224,9 +221,7 @@ class Supervisor:
     async def _spawn(self) -> None:
         self._fault = None
         wanted = self._command
-        settings = wanted.settings
-        given = msgspec.structs.replace(settings, restart_count=self._spawned, kv_share=self._memory.kv_share)
-        command = replace(wanted, settings=given)
+        command = wanted.with_history(restart_count=self._spawned, kv_share=self._memory.kv_share)
         self._restarts = self._spawned
         self._progress.worker_started()
         self._spawned += 1
@@ -242,7 +237,7 @@ class Supervisor:
         try:
             client = await WorkerClient.connect(
                 process.connection,
-                settings.max_message_bytes,
+                command.settings.max_message_bytes,
                 on_heartbeat=self._on_heartbeat,
                 on_model_progress=self._on_model_progress,
                 on_memory_wanted=self._memory_wanted,
@@ -260,7 +255,7 @@ class Supervisor:
             process.send_signal(signal.SIGKILL)
             return
         try:
-            info = await _handshake(client, self._policy.heartbeat_interval_s)
+            info = await client.shake_hands(self._policy.heartbeat_interval_s)
         except WorkerDied:
             return  # the watch sees its end
         except ProtocolError as error:
@@ -322,18 +317,3 @@ class Supervisor:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _handshake(client: WorkerClient, heartbeat_interval_s: float) -> methods.RuntimeInfoResult:
-    """Agree on how to speak. Raises `ProtocolError` when that cannot be, `WorkerDied` for a worker that is lost."""
-    protocols = [methods.STEP_FRAMES, methods.PROTOCOL_VERSION]
-    asked = methods.RuntimeInfoParams(protocols=protocols, heartbeat_interval_s=heartbeat_interval_s)
-    try:
-        info = await client.call(methods.RUNTIME_INFO, asked)
-    except WorkerDied:
-        raise
-    except EngineError as error:
-        raise ProtocolError(f"The worker's handshake failed: {error.message}") from error
-    if info.notifications != methods.STEP_FRAMES:
-        raise ProtocolError(f"The worker offers {info.protocols}, but not {methods.STEP_FRAMES}")
-    return info

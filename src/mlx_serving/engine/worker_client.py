@@ -8,11 +8,18 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from mlx_serving.errors import DeadlineExceeded, InvalidRequest, MessageTooLarge, ProtocolError, WorkerDied
+from mlx_serving.errors import DeadlineExceeded, EngineError, InvalidRequest, MessageTooLarge, ProtocolError, WorkerDied
 from mlx_serving.telemetry.logger import get_logger
 from mlx_serving.wire import jsonrpc
 from mlx_serving.wire.framing import Frame, Line, MessageReader, Oversized
-from mlx_serving.wire.methods import Method
+from mlx_serving.wire.methods import (
+    PROTOCOL_VERSION,
+    RUNTIME_INFO,
+    STEP_FRAMES,
+    Method,
+    RuntimeInfoParams,
+    RuntimeInfoResult,
+)
 from mlx_serving.wire.notifications import Heartbeat, MemoryWanted, ModelProgress, Notice, Row, StepFrame, decode_binary
 
 P = TypeVar("P")
@@ -108,6 +115,20 @@ class WorkerClient(asyncio.Protocol):
         if isinstance(response.error, jsonrpc.RpcError):
             raise jsonrpc.to_engine_error(response.error)
         return jsonrpc.parse_result(response.result, method.result)
+
+    async def shake_hands(self, heartbeat_interval_s: float) -> RuntimeInfoResult:
+        """Agree on how to speak; the worker's heart begins to beat. Raises `ProtocolError` when they cannot agree,
+        `WorkerDied` when the worker is lost."""
+        asked = RuntimeInfoParams(protocols=[STEP_FRAMES, PROTOCOL_VERSION], heartbeat_interval_s=heartbeat_interval_s)
+        try:
+            info = await self.call(RUNTIME_INFO, asked)
+        except WorkerDied:
+            raise
+        except EngineError as error:
+            raise ProtocolError(f"The worker's handshake failed: {error.message}") from error
+        if info.notifications != STEP_FRAMES:
+            raise ProtocolError(f"The worker offers {info.protocols}, but not {STEP_FRAMES}")
+        return info
 
     def post(self, method: Method[P, R], params: P) -> None:
         """Send a notification: nobody waits for an answer. Does nothing when the worker is gone."""

@@ -10,8 +10,10 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
+
+import msgspec
 
 from mlx_serving.catalog.store import cache_directory
 from mlx_serving.machine import blas
@@ -34,6 +36,11 @@ class WorkerCommand:
     python: str | None = None
     blas: str = "auto"
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def with_history(self, *, restart_count: int, kv_share: float) -> WorkerCommand:
+        """For a worker that follows others: see `WorkerSettings`."""
+        settings = msgspec.structs.replace(self.settings, restart_count=restart_count, kv_share=kv_share)
+        return replace(self, settings=settings)
 
 
 @dataclass(frozen=True, slots=True)
