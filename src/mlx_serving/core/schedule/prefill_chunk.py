@@ -75,8 +75,8 @@ def divide(
     """Who computes how many tokens: the first as much as is allowed, the next what is left, if it is worth a chunk.
 
     Chunks are whole multiples of `min_prefill_chunk`, so that few different shapes occur; only the end of a prompt, or
-    of a part of it that is kept by itself, is not, and an end smaller than a chunk is done with the chunk before it. Nor
-    is a chunk that ends before or behind an image that must be whole.
+    of a part of it that is kept by itself, is not, and an end smaller than a chunk is done with the chunk before it.
+    Nor is a chunk that ends before or behind an image that must be whole.
     """
     smallest = policy.min_prefill_chunk
     seconds, tokens, size = allowed.seconds, allowed.tokens, allowed.size
