@@ -31,7 +31,7 @@ GREEDY = ResolvedSampling(
     max_tokens=1, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, logit_bias={258: -100.0}
 )
 SEEDED = ResolvedSampling(
-    max_tokens=1,
+    max_tokens=100,
     temperature=1.0,
     top_p=0.95,
     top_k=0,
