@@ -170,6 +170,8 @@ async def test_16_tokens_are_the_default(
         ([], "prompt must not be empty"),
         ([1, "a"], 'prompt[1] must be an integer, got "a"'),
         ([1, -1], "prompt[1] must be at least 0, got -1"),
+        ([1, 2**31], "prompt[1] must be at most 2147483647, got 2147483648"),
+        ([[10**30]], f"prompt[0][0] must be at most 2147483647, got {10**30}"),
         ([True], "prompt[0] must be an integer, got true"),
         (5, f"prompt must be {A_PROMPT}, got 5"),
         (None, f"prompt must be {A_PROMPT}, got null"),

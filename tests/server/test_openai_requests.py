@@ -261,7 +261,8 @@ def test_parts_that_are_no_text_are_refused_by_name(kind: str) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"frequency_penalty": -3}, "frequency_penalty"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"seed": 2**64}, "seed"),
         ({"stop": ""}, "stop[0]"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
@@ -276,7 +277,7 @@ def test_a_value_out_of_its_limits_is_named_as_the_client_named_it(parameters: d
 
 
 def test_limits_are_checked_beside_wrong_types_and_unknown_names() -> None:
-    error = _refusal(temperature=5, top_p="x", seed=-1, foo=1, messages=[{"role": "user"}])
+    error = _refusal(temperature=5, top_p="x", seed=2**64, foo=1, messages=[{"role": "user"}])
     assert {issue["field"] for issue in _issues(error)} == {
         "temperature",
         "top_p",
@@ -295,6 +296,13 @@ def test_many_problems_are_counted_in_the_message_and_listed_in_the_details() ->
 def test_the_two_names_of_max_tokens_may_agree() -> None:
     asked = parse_chat({"messages": [dict(USER)], "max_tokens": 5, "max_completion_tokens": 5})
     assert asked.sampling.max_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "seed"), [(None, None), (-1, None), (0, 0), (2**64 - 1, 2**64 - 1), (-2, 2**64 - 2), (-(2**63), 2**63)]
+)
+def test_a_seed_may_have_a_sign_and_minus_one_is_none(given: int | None, seed: int | None) -> None:
+    assert parse_chat({"messages": [dict(USER)], "seed": given}).sampling.seed == seed
 
 
 def test_template_variables_may_be_nested_but_not_bottomless() -> None:

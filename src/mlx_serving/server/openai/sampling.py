@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from mlx_serving.core.generation import SamplingParams
+from mlx_serving.core.sampling_defaults import MAX_SEED
 from mlx_serving.server.request_fields import Body, string_or
 
 _TOKEN_ID = re.compile(r"-?[0-9]{1,19}")
@@ -31,6 +32,16 @@ Stop: TypeAlias = Annotated[
 ]
 _TopK: TypeAlias = Annotated[int | None, AfterValidator(lambda top_k: 0 if top_k == -1 else top_k)]
 """vLLM writes -1 for none."""
+
+
+def _seed(given: int | None) -> int | None:
+    if given == -1:
+        return None
+    return given if given is None or given >= 0 else given + 2**64
+
+
+_Seed: TypeAlias = Annotated[int | None, Field(ge=-(2**63), le=MAX_SEED), AfterValidator(_seed)]
+"""vLLM and llama.cpp write -1 for none. OpenAI's are signed, of 64 bits."""
 
 
 class SamplingFields(Body):
@@ -67,7 +78,7 @@ class SamplingFields(Body):
         default=None,
         description="Banned as the tokenizer writes them, alone and after a space; other spellings are not.",
     )
-    seed: int | None = Field(default=None, description="The same seed and request give the same text.")
+    seed: _Seed = Field(default=None, description="The same seed and request give the same text; -1 is none.")
     min_tokens: int | None = Field(default=None, description="Until then, nothing ends the text.")
     stop: Stop | None = Field(default=None, description="At most 16 strings that end the text and are no part of it.")
     stop_token_ids: list[int] | None = Field(default=None, description="Token ids that end the text.")

@@ -56,7 +56,7 @@ _TemplateKwargs: TypeAlias = Annotated[
     dict[str, object], AfterValidator(_unreserved), nested_at_most(_MAX_TEMPLATE_DEPTH)
 ]
 _Text: TypeAlias = Annotated[str, Field(min_length=1)]
-_Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
 PromptValue: TypeAlias = Annotated[
     Annotated[_Text, Tag("<text>")]
     | Annotated[_Tokens, Tag("<tokens>")]
