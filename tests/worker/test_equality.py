@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.core.generation import SamplingParams
+from mlx_serving.core.prefix.index import PrefixCachePolicy
 
 from ..tiny_models import EOS
 from .bench import POLICY, Bench, Reference, load
@@ -51,6 +52,19 @@ def test_greedy_tokens_equal_mlx_lm_s_in_a_changing_batch(directory: Path) -> No
         tokens = bench.streams[name].tokens
         assert tokens == expected[: len(tokens)] if name == "other" else tokens == expected, name
     assert 0 < len(bench.streams["other"].tokens) < 24
+
+
+@pytest.mark.parametrize("kept", [None, PrefixCachePolicy()], ids=["forgetful", "keeping"])
+def test_one_token_after_one_token_equals_mlx_lm_s(directory: Path, kept: PrefixCachePolicy | None) -> None:
+    """Nothing was computed when the sequence begins to decode, and that step is its last."""
+    expected = Reference(directory).tokens("h", 1)
+    bench = Bench(load(directory), prefix_policy=kept)
+    last = SamplingParams(max_tokens=1)
+    assert bench.run("h", last).tokens == expected
+    for name in ("first", "second"):
+        bench.start(name, "h", last)
+    bench.finish()
+    assert [stream.tokens for stream in bench.streams.values()] == [expected, expected]
 
 
 def test_greedy_text_equals_mlx_lm_s(speller: Path) -> None:

@@ -77,6 +77,8 @@ class ScriptedRunner(ModelRunner):
         self.admitted.remove(stream_id)
 
     def remove(self, stream_id: str) -> None:
+        if self.fail_stepping is not None:
+            raise self.fail_stepping
         self.jobs.pop(stream_id, None)
 
     def close(self) -> None:
@@ -149,7 +151,7 @@ def test_aborting_reaches_those_who_run_and_those_who_wait(model: LoadedModel, s
 
 
 def test_a_step_that_raises_fails_its_sequences_and_the_next_request_is_served(model: LoadedModel) -> None:
-    """The runner that failed is replaced: what it left behind touches nothing."""
+    """The runner that failed is replaced: what it left behind touches nothing, and it is asked for nothing more."""
     broken = ScriptedRunner(0)
     model.runner = broken
     bench = Bench(model, replace(POLICY, max_num_seqs=2))

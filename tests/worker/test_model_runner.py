@@ -28,7 +28,7 @@ from .bench import Reference, load
 ARCHITECTURES = ["llama", "qwen3", "gemma3", "lfm2", "mamba", "llama4", "quantised"]
 PROMPT = "A prompt of more than sixteen tokens."
 GREEDY = ResolvedSampling(
-    max_tokens=1, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, logit_bias={258: -100.0}
+    max_tokens=100, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, logit_bias={258: -100.0}
 )
 SEEDED = ResolvedSampling(
     max_tokens=100,

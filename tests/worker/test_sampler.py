@@ -53,7 +53,7 @@ def resolved(
     frequency_penalty: float = 0.0,
 ) -> ResolvedSampling:
     return ResolvedSampling(
-        max_tokens=1,
+        max_tokens=50,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,

@@ -103,9 +103,12 @@ class BatchSlots:
         return caches
 
     def peek(self, stream_id: str) -> list[Any] | None:
-        """The same, but to be copied from before the next step: they may be views of what the batch has."""
+        """The same, but to be copied from before the next step: they may be views of what the batch has. None as well
+        for a sequence that has no token in its caches yet: there need not be anything to copy from."""
         index = self._index(stream_id)
-        return None if index is None else [layer.peek(index) for layer in self._layers]
+        if index is None or self.lengths.lengths[index] == 0:
+            return None
+        return [layer.peek(index) for layer in self._layers]
 
     def length(self, stream_id: str) -> int:
         """Tokens in the caches of a sequence that is here."""

@@ -274,8 +274,8 @@ class Generation:
             if entry.begun:
                 self._prefixes.close(stream_id)  # what it has computed is not to be trusted
         self._prefixes.clear(model.model_id)
+        self.models.renew_runner(model)  # before anything asks the old one, which may fail again
         rows = [self._end(stream_id, error) for stream_id, entry in ours.items() if entry.begun]
-        self.models.renew_runner(model)
         for entry in ours.values():
             if not entry.begun:
                 entry.drafting = model.runner.open(entry.job)
