@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mlx_serving.core.generation import ChatPrompt, EmbeddingInputs, GenerationRequest, SamplingParams, TextPrompt
@@ -63,6 +65,14 @@ def test_more_than_the_limit_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"^{name} must be at most 100 for tiny, got 101$") as caught:
         sampled(ModelProfile(max_tokens_limit=100), **{name: 101})
     assert caught.value.details == {"field": name, "limit": 100, "given": 101}
+
+
+def test_a_max_tokens_that_may_be_cut_is_cut_to_the_limit() -> None:
+    asked = replace(request(SamplingParams(max_tokens=32000)), cut_to_fit=True)
+    assert ModelProfile(max_tokens_limit=100).applied_to(asked, DEFAULT).sampling.max_tokens == 100
+    least = replace(asked, sampling=SamplingParams(max_tokens=32000, min_tokens=101))
+    with pytest.raises(InvalidRequest, match=r"^min_tokens must be at most 100"):
+        ModelProfile(max_tokens_limit=100).applied_to(least, DEFAULT)
 
 
 def test_a_system_prompt_opens_conversations_that_have_none() -> None:

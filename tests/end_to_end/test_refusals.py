@@ -62,6 +62,15 @@ async def test_a_prompt_over_the_context_is_refused_with_the_numbers(client: Asy
     assert str(counted) in caught.value.message
 
 
+async def test_a_default_that_nobody_sent_is_cut_to_the_context(client: AsyncOpenAI) -> None:
+    prompt = [0] * (SHORT_CONTEXT - 2)
+    answer = await client.completions.create(model="short", prompt=prompt, extra_body={"ignore_eos": True})
+    assert answer.usage is not None
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 2)
+    with pytest.raises(openai.BadRequestError, match="max_tokens 16"):
+        await client.completions.create(model="short", prompt=prompt, max_tokens=16)
+
+
 async def test_a_model_whose_context_the_operator_did_not_cap_takes_the_same_prompt(client: AsyncOpenAI) -> None:
     message: Any = [{"role": "user", "content": "x" * SHORT_CONTEXT}]
     answer = await client.chat.completions.create(model="tiny", messages=message, max_tokens=1)

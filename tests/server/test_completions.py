@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import httpx2
@@ -10,7 +11,7 @@ from openai import AsyncOpenAI
 from mlx_serving.core.generation import FinishReason, Prompt, TextPrompt, TokenPrompt
 from mlx_serving.server.openai.documents import Completion
 
-from .scripted_engine import PROMPT_TOKENS, Script, ScriptedEngine
+from .scripted_engine import PROMPT_TOKENS, TINY, Script, ScriptedEngine
 
 A_PROMPT = "a string, a list of token ids, or a list of several of either"
 
@@ -155,6 +156,21 @@ async def test_16_tokens_are_the_default(
 ) -> None:
     await http.post("/v1/completions", json={"prompt": "Once", **max_tokens})
     assert engine.last_request.sampling.max_tokens == 16
+    assert engine.last_request.cut_to_fit
+
+
+async def test_16_tokens_give_way_to_a_longer_minimum(http: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    await http.post("/v1/completions", json={"prompt": "Once", "min_tokens": 20})
+    assert engine.last_request.sampling.max_tokens == 20
+
+
+async def test_16_tokens_give_way_to_what_the_operator_says(http: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.models = [dataclasses.replace(TINY, profile={"max_tokens": 200})]
+    await http.post("/v1/completions", json={"prompt": "Once"})
+    assert engine.last_request.sampling.max_tokens is None
+    await http.post("/v1/completions", json={"prompt": "Once", "max_tokens": 5})
+    assert engine.last_request.sampling.max_tokens == 5
+    assert not engine.last_request.cut_to_fit
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,11 @@ class ModelProfile:
 
     def applied_to(self, request: GenerationRequest, default_max_tokens: int) -> GenerationRequest:
         """`default_max_tokens` is what a request gets of which nobody says anything. Raises `InvalidRequest` for a
-        `max_tokens` or `min_tokens` above the limit, and where a draft model is missing, or one too many."""
+        `max_tokens`, unless it may be cut, or `min_tokens` above the limit, and where a draft model is missing, or one
+        too many."""
         sampling, limit = request.sampling, self.max_tokens_limit
+        if limit is not None and request.cut_to_fit and (sampling.max_tokens or 0) > limit:
+            sampling = replace(sampling, max_tokens=limit)
         for name, asked in (("max_tokens", sampling.max_tokens), ("min_tokens", sampling.min_tokens)):
             if limit is not None and asked is not None and asked > limit:
                 raise InvalidRequest(

@@ -58,7 +58,9 @@ _NO_TEXT = {"type": "text", "text": ""}
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a client asked for: `choices` for each of `prompts`. `model` None or empty is the default model."""
+    """What a client asked for: `choices` for each of `prompts`. `model` None or empty is the default model.
+    `default_max_tokens` is what the API gives a client who says nothing, as far as there is room, unless the operator
+    has said something for the model."""
 
     model: str | None
     prompts: tuple[Prompt, ...]
@@ -77,6 +79,14 @@ class Asked:
     names: Mapping[str, str] = field(default_factory=dict[str, str])
     """What the client calls the engine's fields, where that differs."""
     speculation: Speculation = _SPECULATION
+    default_max_tokens: int | None = None
+
+    def sampling_with(self, profile: Mapping[str, object]) -> SamplingParams:
+        """Under what the operator has said for the model."""
+        default = self.default_max_tokens
+        if default is None or "max_tokens" in profile:
+            return self.sampling
+        return replace(self.sampling, max_tokens=max(default, self.sampling.min_tokens))
 
 
 def parse_chat(body: Mapping[str, object]) -> Asked:
@@ -105,9 +115,9 @@ def parse_completion(body: Mapping[str, object]) -> Asked:
     """Raises `InvalidRequest` with every issue there is."""
     given, issues = screen(body, CompletionRequest.model_fields, unsupported.COMPLETION)
     request = _checked(CompletionRequest, given, issues)
-    max_tokens = _COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    asked = _asked(request, _prompts(request.prompt), _choices(given), max_tokens, request.logprobs)
-    return replace(asked, names={"prompt_tokens": "prompt"})
+    asked = _asked(request, _prompts(request.prompt), _choices(given), request.max_tokens, request.logprobs)
+    default = _COMPLETION_MAX_TOKENS if request.max_tokens is None else None
+    return replace(asked, names={"prompt_tokens": "prompt"}, default_max_tokens=default)
 
 
 _R = TypeVar("_R", bound=GenerationFields)

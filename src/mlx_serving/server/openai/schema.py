@@ -238,7 +238,10 @@ class CompletionRequest(GenerationFields):
         default=None,
         description="Generate so many answers and return the `n` best: those of the highest log-probability per token.",
     )
-    max_tokens: int | None = Field(default=16, description="Tokens to generate at most.")
+    max_tokens: int | None = Field(
+        default=None,
+        description="Tokens to generate at most; if none is given, what the model's profile says, else 16.",
+    )
     logprobs: int | None = Field(
         default=None,
         description="Send the log-probability of every token, and of this many of the likeliest ones; at most 20.",
