@@ -45,6 +45,16 @@ async def test_an_answer_is_its_text_its_times_and_the_tokens_that_usage_tells()
     assert got.arrivals_s[-1] <= got.ended_s
 
 
+async def test_what_became_of_drafts_is_told_by_usage() -> None:
+    details = {"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 2, "reasoning_tokens": 0}
+    usage = event(choices=[], usage={"completion_tokens": 5, "completion_tokens_details": details})
+    got = await answer_to(chunked(text("a", "stop"), usage, DONE))
+    assert (got.accepted_tokens, got.drafted_tokens) == (3, 5)
+    unknown = event(choices=[], usage={"completion_tokens": 5, "completion_tokens_details": None})
+    got = await answer_to(chunked(text("a", "stop"), unknown, DONE))
+    assert (got.accepted_tokens, got.drafted_tokens) == (0, 0)
+
+
 async def test_what_arrives_at_once_has_one_time() -> None:
     got = await answer_to(chunked(b"".join(STREAM)))
     assert len(got.arrivals_s) == 1

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,9 @@ from mlx_serving.bench.experiment import Measured, Plan
 from mlx_serving.bench.figures import Objectives
 from mlx_serving.bench.machine_facts import machine_facts
 from mlx_serving.bench.markdown import as_markdown
+from mlx_serving.bench.records import Answer, Record
 from mlx_serving.bench.report import Report, as_json, report_of
-from mlx_serving.bench.table import HEADER, comparison_rows, objectives_text, result_rows
+from mlx_serving.bench.table import HEADER, comparison_rows, draft_lines, objectives_text, result_rows
 from mlx_serving.bench.target import TargetFacts
 from mlx_serving.bench.workload import Closed, Open, Workload
 from mlx_serving.errors import InvalidRequest
@@ -124,6 +126,19 @@ def test_markdown_of_one_target_has_no_ratios(alone: Report) -> None:
     assert "##  /" not in text
     assert text.count("## ") == 2
     assert "| objectives | none: every answer is good |" in text
+
+
+def test_drafts_are_told_where_there_were_any(compared: Report, alone: Report) -> None:
+    assert list(draft_lines(compared)) == list(draft_lines(alone)) == []
+    drafted = [Record(0.0, 0.0, Answer((0.1,), 0.3, 4, drafted_tokens=count, accepted_tokens=3)) for count in (3, 9)]
+    plan = Plan(Workload(), (Closed(8),), rounds=2)
+    measured = Measured([FAST[0], drafted[0]], [[[FAST, FAST], [drafted, drafted]]], exact_prompts=True)
+    report = report_of("throughput", {}, [ONE, OTHER], plan, measured)
+    told = f"{OTHER.name} at 8 concurrent: 12 of 24 drafted tokens were right (50%)"
+    assert list(draft_lines(report)) == [told]
+    assert f"- {told}" in as_markdown(report, NOW).splitlines()
+    results: Any = as_json(report)["results"]
+    assert [(one["drafted_tokens"], one["accepted_tokens"]) for one in results] == [(0, 0), (24, 12)]
 
 
 def test_objectives_are_told_in_milliseconds() -> None:

@@ -75,6 +75,8 @@ class EngineTarget:
                                 output_tokens=chunk.stats.tokens_generated,
                                 prompt_tokens=chunk.stats.prompt_tokens,
                                 text="".join(text),
+                                drafted_tokens=chunk.stats.draft_tokens,
+                                accepted_tokens=chunk.stats.draft_tokens_accepted,
                             )
                         case ErrorChunk():
                             raise chunk.error

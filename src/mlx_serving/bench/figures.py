@@ -87,7 +87,8 @@ class RoundFigures:
 @dataclass(frozen=True, slots=True)
 class Series:
     """All rounds of one target under one load. `latency` is over the requests of all rounds; rates are medians of the
-    rounds. `prompt_tokens` as the target counts them; `counted` says that it did, `late_s` how late we sent."""
+    rounds. `prompt_tokens` as the target counts them; `counted` says that it did, `late_s` how late we sent. Of all
+    tokens `accepted_tokens` were drafted before, out of `drafted_tokens`."""
 
     rounds: Sequence[RoundFigures]
     latency: Latency
@@ -97,6 +98,8 @@ class Series:
     late_s: float
     counted: bool
     failed: Mapping[str, int] = field(default_factory=dict[str, int])
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def requests_per_s(self) -> float:
@@ -130,6 +133,8 @@ def figures_of(rounds: Sequence[Sequence[Record]], objectives: Objectives) -> Se
         late_s=max(record.sent_s - record.due_s for record in everything),
         counted=all(answer.counted for answer in answered),
         failed=_failures(everything),
+        drafted_tokens=sum(answer.drafted_tokens for answer in answered),
+        accepted_tokens=sum(answer.accepted_tokens for answer in answered),
     )
 
 

@@ -33,9 +33,15 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _Details(msgspec.Struct):
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    completion_tokens_details: _Details | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -166,6 +172,8 @@ class _Reading:
         if not self._ended:
             raise RequestFailed("truncated", "the stream ended without a finish_reason")
         told = None if self._usage is None else self._usage.completion_tokens
+        details = (None if self._usage is None else self._usage.completion_tokens_details) or _Details()
+        accepted = details.accepted_prediction_tokens or 0
         return Answer(
             arrivals_s=tuple(self._arrivals_s),
             ended_s=ended_s,
@@ -173,6 +181,8 @@ class _Reading:
             prompt_tokens=None if self._usage is None else self._usage.prompt_tokens,
             counted=told is not None,
             text="".join(self._text),
+            drafted_tokens=accepted + (details.rejected_prediction_tokens or 0),
+            accepted_tokens=accepted,
         )
 
 

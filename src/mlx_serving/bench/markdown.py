@@ -12,6 +12,7 @@ from mlx_serving.bench.table import (
     Row,
     comparison_header,
     comparison_rows,
+    draft_lines,
     objectives_text,
     result_rows,
 )
@@ -31,6 +32,8 @@ def _lines(report: Report, now: datetime) -> Iterator[str]:
     yield from ("", "## Figures", "")
     yield from _table(HEADER, result_rows(report))
     yield from ("", *_LEGEND, "")
+    if lines := [f"- {line}" for line in draft_lines(report)]:
+        yield from (*lines, "")
     if report.comparisons:
         first, second = (target.name for target in report.targets)
         yield from (f"## {first} / {second}", "", "Median of the ratios within the rounds, and their range.", "")

@@ -13,6 +13,7 @@ class Answer:
 
     What came in one read arrived at once, and some tokens have no text of their own, so arrivals and tokens differ in
     number. `counted` says whether the target told how many tokens there are; else `output_tokens` are pieces of text.
+    Of these, `accepted_tokens` were drafted before, out of `drafted_tokens`, as far as the target tells.
     """
 
     arrivals_s: tuple[float, ...]
@@ -21,6 +22,8 @@ class Answer:
     prompt_tokens: int | None = None
     counted: bool = True
     text: str = ""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

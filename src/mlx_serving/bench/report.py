@@ -136,6 +136,8 @@ def _series(series: Series) -> dict[str, object]:
         "output_tokens": None if series.output_tokens is None else asdict(series.output_tokens),
         "tokens_counted_by": "the target" if series.counted else "pieces of text",
         "tokens_per_arrival": series.tokens_per_arrival,
+        "drafted_tokens": series.drafted_tokens,
+        "accepted_tokens": series.accepted_tokens,
         "sent_late_by_at_most_s": series.late_s,
         "failed": dict(series.failed),
         "rounds": [

@@ -34,6 +34,16 @@ def result_rows(report: Report) -> Iterator[Row]:
             yield (target.name, str(load), *_cells(series))
 
 
+def draft_lines(report: Report) -> Iterator[str]:
+    """What became of drafted tokens, for each load and target that tells of any."""
+    for load, per_target in zip(report.plan.loads, report.series, strict=True):
+        for target, series in zip(report.targets, per_target, strict=True):
+            if series.drafted_tokens:
+                accepted, drafted = series.accepted_tokens, series.drafted_tokens
+                part = f"{accepted} of {drafted} drafted tokens were right ({accepted / drafted:.0%})"
+                yield f"{target.name} at {load}: {part}"
+
+
 def comparison_header(report: Report) -> Row:
     return ("figure", *(f"at {load}" for load in report.plan.loads))
 

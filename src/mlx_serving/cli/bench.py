@@ -179,6 +179,7 @@ def _plan_of(args: argparse.Namespace) -> Plan:
 def _objectives_of(given: list[str] | None) -> Objectives:
     """Raises `InvalidRequest` for what is no NAME=MS, ValueError for a time that is none."""
     from mlx_serving.bench.figures import Objectives
+    from mlx_serving.core.bounds import greater_than
 
     if given is None:
         return Objectives()
@@ -193,6 +194,7 @@ def _objectives_of(given: list[str] | None) -> Objectives:
             milliseconds = None
         if name not in ("ttft", "tpot", "e2e") or milliseconds is None:
             raise InvalidRequest(f"--slo takes ttft=MS, tpot=MS and e2e=MS, got {text!r}", field="slo", given=text)
+        greater_than(f"--slo: {name}", milliseconds, 0)
         changes: dict[str, Any] = {f"{name}_s": milliseconds / 1000}
         objectives = replace(objectives, **changes)
     return objectives
@@ -212,6 +214,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for name, file in files.items():
         if file is not None and file != "-" and not Path(file).absolute().parent.is_dir():
             raise InvalidRequest(f"--{name}: there is no directory {Path(file).parent}", field=name, given=file)
+        if file is not None and Path(file).is_dir():
+            raise InvalidRequest(f"--{name} needs the name of a file, got the directory {file}", field=name, given=file)
 
 
 def _write(report: Report, args: argparse.Namespace) -> None:
@@ -240,11 +244,20 @@ def _write(report: Report, args: argparse.Namespace) -> None:
 
 def _print_tables(report: Report) -> None:
     from mlx_serving.bench.report import warmth
-    from mlx_serving.bench.table import HEADER, comparison_header, comparison_rows, objectives_text, result_rows
+    from mlx_serving.bench.table import (
+        HEADER,
+        comparison_header,
+        comparison_rows,
+        draft_lines,
+        objectives_text,
+        result_rows,
+    )
     from mlx_serving.cli.tables import print_table
 
     print_table(HEADER, list(result_rows(report)))
     print(f"{warmth(report.plan)}; good: {objectives_text(report.plan.objectives)}")
+    for line in draft_lines(report):
+        print(line)
     if report.comparisons:
         first, second = (target.name for target in report.targets)
         print(f"\n{first} / {second}, medians of the rounds and their range")

@@ -63,6 +63,7 @@ def choices_of(args: argparse.Namespace) -> list[Choice]:
         _extra_body(args)
         if "engine" in (args.target, args.compare):
             raise InvalidRequest("--extra-body is for targets over HTTP, not for engine", field="extra_body")
+    _refuse_unused(args)
     if args.compare is None:
         return [first]
     both_ours = args.target in _OURS and args.compare in _OURS
@@ -110,6 +111,21 @@ def _serve_arguments(choice: Choice, args: argparse.Namespace) -> list[str]:
     arguments = [argument for flag, value in given.items() if value is not None for argument in (flag, str(value))]
     sets = cast("list[str] | None", args.sets) or []
     return [*arguments, *(argument for value in sets for argument in ("--set", value))]
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Flags that would change nothing."""
+    for flag, target in (
+        ("api-key-env", args.target),
+        ("compare-api-key-env", args.compare),
+        ("compare-model", args.compare),
+    ):
+        if getattr(args, flag.replace("-", "_")) is None:
+            continue
+        if target is None:
+            raise InvalidRequest(f"--{flag} is for the target of --compare, and there is none", field=flag)
+        if target in _OURS and flag != "compare-model":
+            raise InvalidRequest(f"--{flag} is for an address, not for {target}", field=flag, given=target)
 
 
 def _key(variable: str | None, flag: str) -> str | None:
