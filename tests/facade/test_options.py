@@ -58,6 +58,28 @@ def test_every_mistake_is_told_at_once_with_field_rule_and_what_was_given() -> N
     }
 
 
+def test_what_openais_clients_write_means_the_same_here() -> None:
+    params = parse(GeneratorParams, {**GOOD, "stop": "END", "logit_bias": {"5": 1.5, 6: -2}})
+    assert params.stop_sequences == ("END",)
+    assert params.logit_bias == {5: 1.5, 6: -2}
+    assert refused({**GOOD, "logit_bias": {"-1": 2.0}})["logit_bias"].endswith("token id of at least 0, got -1")
+    assert "should be a valid integer, got 'five'" in str(refused({**GOOD, "logit_bias": {"five": 1}}))
+    assert refused({**GOOD, "logit_bias": [5]})["logit_bias"].endswith("got [5]")
+
+
+def test_a_list_is_called_a_list() -> None:
+    assert refused({**GOOD, "stop_token_ids": 5}) == {
+        "stop_token_ids": "stop_token_ids is invalid: input should be a list, got 5"
+    }
+
+
+def test_token_ids_of_a_prompt_have_31_bits() -> None:
+    limit = "input should be less than or equal to 2147483647, got 2147483648"
+    assert refused({"model": "m", "prompt": {"tokens": [2**31]}}) == {
+        "prompt.tokens.0": f"prompt.tokens.0 is invalid: {limit}"
+    }
+
+
 @pytest.mark.parametrize(("name", "value"), [("multimodal", {"images": []})])
 def test_what_is_not_supported_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(UnsupportedParameter, match=f"{name} is not supported") as caught:

@@ -79,6 +79,8 @@ def _issue(model: type[BaseModel], problem: ErrorDetails) -> dict[str, object]:
             rule, given = "is required", None
         case "limit" | "unsupported" | "wrong_type":
             rule = problem["msg"]
+        case "tuple_type":  # it is called what people write
+            rule = f"is invalid: input should be a list, got {given}"
         case _:
             rule = f"is invalid: {problem['msg'][:1].lower()}{problem['msg'][1:]}, got {given}"
     message = f"{path}{rule}" if rule.startswith("[") else f"{path} {rule}"

@@ -34,7 +34,7 @@ class TemplatePrompt(Options):
 
 
 class TokensPrompt(Options):
-    tokens: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(min_length=1)
 
 
 def _prompt_kind(value: object) -> str | None:

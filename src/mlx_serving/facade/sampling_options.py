@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
@@ -16,13 +18,27 @@ from mlx_serving.facade.option_base import Options, either
 _NAMES = {each.name: each.name for each in dataclasses.fields(SamplingParams)}
 _NAMES["stop_sequences"] = _NAMES.pop("stop")
 """What `SamplingParams` calls each field."""
+_TOKEN_ID = re.compile(r"-?[0-9]{1,19}")
 
 
 def _as_tuple(value: object) -> object:
     return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
+def _as_strings(value: object) -> object:
+    return (value,) if isinstance(value, str) else _as_tuple(value)
+
+
+def _with_ids_as_keys(value: object) -> object:
+    """JSON writes token ids as text where they are keys."""
+    if not isinstance(value, Mapping):
+        return value
+    items = cast("Mapping[object, object]", value).items()
+    return {int(key) if isinstance(key, str) and _TOKEN_ID.fullmatch(key) else key: each for key, each in items}
+
+
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+StopStrings = Annotated[tuple[str, ...], BeforeValidator(_as_strings)]
 Ids = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 
 
@@ -39,13 +55,15 @@ class SamplingFields(Options):
     repetition_context_size: int | None = Field(default=None, validation_alias=either("repetition_context_size"))
     presence_penalty: float = Field(default=0.0, validation_alias=either("presence_penalty"))
     frequency_penalty: float = Field(default=0.0, validation_alias=either("frequency_penalty"))
-    logit_bias: dict[int, float] = Field(default_factory=dict, validation_alias=either("logit_bias"))
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_with_ids_as_keys)] = Field(
+        default_factory=dict, validation_alias=either("logit_bias")
+    )
     banned_token_ids: Ids = Field(default=(), validation_alias=either("banned_token_ids"))
     allowed_token_ids: Ids | None = Field(default=None, validation_alias=either("allowed_token_ids"))
     bad_words: Strings = Field(default=(), validation_alias=either("bad_words"))
     seed: int | None = None
     min_tokens: int = Field(default=0, validation_alias=either("min_tokens"))
-    stop_sequences: Strings = Field(default=(), validation_alias=either("stop_sequences", "stop"))
+    stop_sequences: StopStrings = Field(default=(), validation_alias=either("stop_sequences", "stop"))
     stop_token_ids: Ids = Field(default=(), validation_alias=either("stop_token_ids"))
     ignore_eos: bool = Field(default=False, validation_alias=either("ignore_eos"))
     logprobs: int | None = None
