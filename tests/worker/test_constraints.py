@@ -65,6 +65,32 @@ def test_a_bad_word_looks_at_the_answer_alone(spelling: Bench) -> None:
     assert text(spelling, "a", replace(FOUR, bad_words=("b",)))[0] != "b"
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"allowed_token_ids": tuple(token_ids("a")), "bad_words": ("aaa",)},
+        {"allowed_token_ids": (*token_ids("a"), EOS), "bad_words": ("aaa",), "min_tokens": 3},
+        {"banned_token_ids": tuple({*range(VOCABULARY)} - {*token_ids("a")}), "bad_words": ("aaa",)},
+        {"allowed_token_ids": (0, 1), "bad_words": ("!!!", '!!"', '"', '!!"')},
+    ],
+    ids=["allowed", "the end is too early", "banned", "token 0"],
+)
+def test_who_has_no_token_left_fails_alone(spelling: Bench, params: dict[str, object], temperature: float) -> None:
+    beside = spelling.start("beside", "a", FOUR)
+    asked = SamplingParams(max_tokens=4, temperature=temperature, **params)  # type: ignore[arg-type]
+    stream = spelling.start("bad", "x", asked)
+    spelling.finish()
+    assert len(stream.tokens) == 2
+    error = stream.failed.error
+    assert (error.data["type"], error.message) == (
+        "InvalidParams",
+        "bad_words and what else is banned leave no token to choose, after 2 tokens",
+    )
+    assert beside.text == "bcde"
+    spelling.streams.clear()
+
+
 def test_bad_words_beside_others_are_nobody_else_s(spelling: Bench) -> None:
     alone = {word: text(spelling, "a", replace(FOUR, bad_words=(word,))) for word in ("b", "cd", "cde")}
     streams = {word: spelling.start(word, "a", replace(FOUR, bad_words=(word,))) for word in alone}

@@ -199,6 +199,23 @@ def test_max_tokens_end_an_answer_where_they_do_anyway(
     assert [len(stream.tokens) for stream in streams] == [most, 14 - most]
 
 
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_scheduler_counts_what_was_drafted(monkeypatch: pytest.MonkeyPatch, model: LoadedModel, wrong: str) -> None:
+    """It plans the memory of rows by the tokens that they have."""
+    params = replace(GREEDY, max_tokens=40)
+    [expected], _ = answers(model, [("abcde", params)], None)
+    consult(monkeypatch, [("abcde", params)], [expected], WRONG[wrong])
+    bench = eager_bench(model)
+    stream = bench.start("s", "abcde", params, speculation=NGRAM)
+    while stream.end is None:
+        bench.step()
+        held = bench.scheduler.load().kv_held_bytes / model.kv_bytes_per_token
+        if stream.tokens and held:  # else it begins, or all that is left is to read its last token
+            assert abs(held - 5 - len(stream.tokens)) <= 1
+    assert bench.scheduler.load().done.decoded_tokens == len(stream.tokens) - 1
+    assert drafted([stream])[1] > 0
+
+
 @pytest.mark.parametrize("stop", ["jkl", "z", "é", "€🙈"])
 @pytest.mark.parametrize("min_tokens", [0, 14])
 def test_a_stop_string_ends_an_answer_within_a_draft(

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_serving.errors import GuidanceError
+from mlx_serving.errors import InvalidRequest
 from mlx_serving.worker.batch_slots import BatchSlots, Row
 from mlx_serving.worker.forced_runs import ForcedRuns
 from mlx_serving.worker.kv_cache import RowLengths
@@ -38,14 +38,14 @@ Place = Callable[[RowLengths], Mapping[str, Any]]
 
 class Token(NamedTuple):
     """The token that a sequence got, and its log-probabilities if it asked for them. `is_last`: its grammar is
-    complete. `error`: why its grammar does not allow the token, or cannot be followed further. `is_extra`: it was fed
-    in the same pass as the one before it."""
+    complete. `error`: why its grammar does not allow the token, or cannot be followed further, or that nothing was left
+    to choose. `is_extra`: it was fed in the same pass as the one before it."""
 
     stream_id: str
     token_id: int
     logprobs: RowLogprobs | None = None
     is_last: bool = False
-    error: GuidanceError | None = None
+    error: InvalidRequest | None = None
     is_extra: bool = False
 
 
@@ -244,9 +244,13 @@ class DecodeBatch:
 
 
 def _taken(row: Row, token: int, logprobs: RowLogprobs | None = None, *, is_extra: bool = False) -> Token:
+    if token == 0 and row.sampling.rules.banned and row.sampling.forbids(token):
+        count = len(row.sampling.drawn)
+        words = f"bad_words and what else is banned leave no token to choose, after {count} tokens"
+        return Token(row.stream_id, token, error=InvalidRequest(words, field="bad_words", given=count))
     row.sampling.drawn.append(token)
     matcher = row.sampling.matcher
     if matcher is None:
-        return Token(row.stream_id, token, logprobs)
+        return Token(row.stream_id, token, logprobs, is_extra=is_extra)
     matcher.advance(token)
     return Token(row.stream_id, token, logprobs, matcher.is_complete, matcher.error, is_extra)

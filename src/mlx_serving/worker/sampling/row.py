@@ -54,6 +54,18 @@ class SamplingRow:
     def is_sampled(self) -> bool:
         return self.sampling.temperature >= _MIN_TEMPERATURE
 
+    def forbids(self, token: int) -> bool:
+        """Whether bans make the token impossible behind what was `drawn`. Where they leave nothing, a sampler gives
+        token 0 all the same."""
+        asked, rules = self.sampling, self.rules
+        if token in asked.banned_token_ids or token not in (asked.allowed_token_ids or (token,)):
+            return True
+        if len(self.drawn) < asked.min_tokens and token in rules.ends:
+            return True
+        return any(
+            token == last and self.drawn[len(self.drawn) - len(before) :] == before for *before, last in rules.banned
+        )
+
     def answered(self) -> list[int]:
         """The answer before the token that is fed next."""
         return self.drawn[: max(self.position - 1, 0)]
