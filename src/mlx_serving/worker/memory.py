@@ -19,6 +19,7 @@ from mlx_serving.core.buffer_squeeze import Lent, SqueezeState
 from mlx_serving.core.memory_budget import Bound, MemoryPlan, MemoryPolicy, capacity, plan, require_room, undisturbed
 from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.schedule.scheduler_memory import SchedulerMemory
+from mlx_serving.worker.heap import Heap
 from mlx_serving.worker.memory_bounds import working_set_bytes
 from mlx_serving.worker.prefix.cache import PrefixCache
 from mlx_serving.worker.vision.features import FeatureCache
@@ -53,6 +54,7 @@ class MemoryGuard:
         self._parts: dict[str, dict[str, int]] = {}  # by model; what several have has one name
         self._squeeze: SqueezeState = buffer_squeeze.Apart()
         self._base = mx.get_active_memory()
+        self._heap = Heap()
         self._due = 0.0
         self.plan = self._replan()
         room = self.plan.capacity.size
@@ -114,6 +116,7 @@ class MemoryGuard:
         if now >= self._due:
             self._due = now + self._interval_s
             self._bounds = self._read_bounds()
+            self._heap.look(capacity(self._bounds, self._policy).size)
         taken = mx.get_active_memory() - self._base
         # What is kept of sequences has its place beside those that run, and gives way to them.
         kept = self._prefixes.nbytes
