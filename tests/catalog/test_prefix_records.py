@@ -12,6 +12,7 @@ from mlx_serving.catalog.prefix_records import (
     Content,
     Tensor,
     UnusableRecord,
+    clear_outdated,
     files_of,
     make_private,
     models_of,
@@ -100,3 +101,43 @@ def test_a_header_may_not_be_larger_than_any_of_ours(tmp_path: Path, path: Path)
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(UnusableRecord, match="no file of ours"):
         read_header(path)
+
+
+def test_what_an_earlier_version_has_written_goes_and_nothing_else(tmp_path: Path, path: Path) -> None:
+    outdated = tmp_path / "v1" / "model"
+    make_private(outdated)
+    for name in ("one.safetensors", ".two.left"):
+        (outdated / name).touch()
+    (outdated.parent / "identities.json").touch()
+    later = tmp_path / f"v{prefix_records.FORMAT_VERSION + 1}" / "model"
+    make_private(later)
+    others = [later / "one.safetensors", tmp_path / "vacation.safetensors", path]
+    for other in others[:2]:
+        other.touch()
+    assert clear_outdated(tmp_path) == 1
+    assert not outdated.parent.exists()
+    assert all(other.exists() for other in others)
+
+
+def test_a_folder_that_holds_what_is_not_ours_is_left(tmp_path: Path) -> None:
+    outdated = tmp_path / "v1" / "model"
+    make_private(outdated)
+    (outdated / "one.safetensors").touch()
+    (outdated / "notes.txt").touch()
+    with pytest.raises(OSError, match="not empty"):
+        clear_outdated(tmp_path)
+    assert [path.name for path in outdated.iterdir()] == ["notes.txt"]
+
+
+def test_links_to_elsewhere_and_folders_of_others_are_not_looked_into(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    make_private(elsewhere)
+    (elsewhere / "one.safetensors").touch()
+    cache = tmp_path / "cache"
+    make_private(cache / "v0")
+    (cache / "v0").chmod(0o777)
+    (cache / "v0" / "one.safetensors").touch()
+    (cache / "v1").symlink_to(elsewhere)
+    assert clear_outdated(cache) == 0
+    assert (elsewhere / "one.safetensors").exists()
+    assert (cache / "v0" / "one.safetensors").exists()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlx_serving.core.prefix.disk import DiskIndex, DiskPolicy, default_bytes
-from mlx_serving.core.prefix.record import DiskRecord, Key, chain_key, pack, root_key
+from mlx_serving.core.prefix.record import DiskRecord, Key, chain_key, pack, root_key, shared_bytes
 
 ROOT = root_key("m", "", "blocks")
 GIB = 1024**3
@@ -58,7 +58,9 @@ def test_the_longest_of_several_beginnings_is_found() -> None:
     short, long, other = _record([1, 2]), _record([1, 2, 3, 4]), _record([1, 2, 3, 9, 9])
     index = _index(short, long, other)
     assert _match(index, [1, 2, 3, 4, 5]) == [(long.key, 4)]
-    assert _match(index, [1, 2, 3, 5]) == [(short.key, 2)]  # whole records go before larger parts: more may follow
+    assert _match(index, [1, 2, 3, 5]) == [(long.key, 3)]  # nothing goes on from the short one
+    index.add(_record([7], short))
+    assert _match(index, [1, 2, 3, 5]) == [(short.key, 2)]  # here something does, and might have fitted
     assert index.longest(ROOT, pack([1, 2, 3, 4, 5])) == long
     assert index.longest(ROOT, pack([1, 2, 3, 5])) == short
     assert index.longest(ROOT, pack([2])) is None
@@ -142,12 +144,17 @@ class Disk(RuleBasedStateMachine):
         self.now = 0.0
 
     def path(self, token_ids: list[int]) -> list[DiskRecord]:
-        """The known records on the way to these tokens, the longest whole one at each place."""
+        """The known records on the way to these tokens, the longest whole one at each place; but where nothing goes on
+        from it and a larger part of another one fits, the way ends."""
         path: list[DiskRecord] = []
         tokens, parent = pack(token_ids), ROOT
         while fitting := [one for one in self.known.values() if one.parent == parent and tokens.startswith(one.tokens)]:
-            path.append(max(fitting, key=lambda one: one.count))
-            tokens, parent = tokens[len(path[-1].tokens) :], path[-1].key
+            longest = max(fitting, key=lambda one: one.count)
+            parts = [shared_bytes(one.tokens, tokens) for one in self.known.values() if one.parent == parent]
+            if max(parts) > len(longest.tokens) and self.index.is_last(longest.key):
+                break
+            path.append(longest)
+            tokens, parent = tokens[len(longest.tokens) :], longest.key
         return path
 
     @rule(token_ids=st.lists(st.integers(0, 2), min_size=1, max_size=6), size=st.integers(1, 30))
@@ -166,6 +173,8 @@ class Disk(RuleBasedStateMachine):
         found = self.index.match(ROOT, pack(token_ids))
         path = self.path(token_ids)
         assert [one.record for one in found if one.count == one.record.count][: len(path)] == path
+        # What is found in part is the last one, and nothing that goes on from the ones before fits better.
+        assert all(one.count == one.record.count for one in found[:-1])
         for one in found:
             begin = one.record.start
             assert pack(token_ids[begin : begin + one.count]) == one.record.tokens[: 4 * one.count]
@@ -194,6 +203,12 @@ class Disk(RuleBasedStateMachine):
         assert {key for key in self.known if key in self.index} == set(self.known)
         assert len(self.index) == len(self.known) <= 12
         assert self.index.size == sum(record.size for record in self.known.values()) <= 100
+
+    @invariant()
+    def knows_what_nothing_goes_on_from(self) -> None:
+        parents = {record.parent for record in self.known.values()}
+        assert {key for key in self.known if self.index.is_last(key)} == set(self.known) - parents
+        assert not self.index.is_last(ROOT)
 
     @invariant()
     def nobody_is_older_than_those_that_go_on_from_it(self) -> None:

@@ -46,3 +46,16 @@ def _ends(index: PrefixIndex, chain: TokenChain, start: int, end: int) -> list[i
     found = index.blocks(chain, start, end)
     assert found is not None
     return [entry.end for entry in found]
+
+
+def test_what_goes_on_behind_blocks_is_added_only_where_these_are_kept() -> None:
+    index, chain = PrefixIndex(), _chain(*range(11))
+    lost = index.insert_blocks(chain, 11, tail=True, token_bytes=1, limit=1000, now=0, begin=4)
+    assert (lost.added, len(index)) == ([], 0)
+    _insert(index, chain, 4)
+    more = index.insert_blocks(chain, 11, tail=True, token_bytes=1, limit=1000, now=0, begin=4)
+    assert [(entry.end, entry.token_ids) for entry in more.added] == [(8, (4, 5, 6, 7)), (11, (8, 9, 10))]
+    found = index.blocks(chain, 0, 11)
+    assert found is not None
+    assert [entry.end for entry in found] == [4, 8, 11]
+    assert found[1].parent is found[0]

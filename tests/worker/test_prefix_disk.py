@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_serving.catalog.prefix_records import read_header
 from mlx_serving.core.generation import SamplingParams
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.prefix import disk as prefix_disk
@@ -87,6 +88,33 @@ def test_long_prompts_are_many_records(tmp_path: Path) -> None:
         assert bench.prefilled == 1
         bench.settle()
         assert bench.counts.written == 0, "all of it is there already"
+
+
+def test_what_a_turn_has_left_unfilled_is_replaced_by_the_next_one(tmp_path: Path) -> None:
+    model = load(make_llama(tmp_path / "model", context_length=2048))
+    history: list[int] = []
+    for turn in range(5):
+        history += token_ids(f"{turn}. {SYSTEM}{SYSTEM}")
+        with on_disk(model, tmp_path / "cache", block_tokens=64) as bench:
+            stream = bench.ask(history, ENDLESS)
+        assert stream.tokens == alone(model, history)
+        history += stream.tokens
+        files = [read_header(path) for path in records(tmp_path / "cache")]
+        assert sorted(file.start for file in files) == list(range(0, len(history) - 2, 256))
+        assert sum(file.count for file in files) >= len(history) - 2
+
+
+def test_blocks_of_another_size_are_cut_anew(tmp_path: Path) -> None:
+    model = load(make_llama(tmp_path / "model", context_length=2048))
+    prompt = token_ids(SYSTEM * 12)
+    sizes = [48, 64, 100, 16, 256]
+    for number, size in enumerate(sizes):
+        with on_disk(model, tmp_path / "cache", block_tokens=size) as bench:
+            said = prompt[: 200 + number * 80]
+            stream = bench.ask(said, ENDLESS)
+            assert stream.tokens == alone(model, said)
+            assert cached(stream) >= (200 + (number - 1) * 80 if number else 0)
+            assert bench.reports == []
 
 
 def test_nobody_finds_what_was_kept_under_another_salt(plain: LoadedModel, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Files of the prefix cache: what is in one, and how it gets there whole or not at all.
 
-    <folder>/v1/<fingerprint of a model>/<key>.safetensors     one record, as `core.prefix.record` has it
-    <folder>/v1/<fingerprint of a model>/.<key>.<random>       being written; renamed when it is whole
+    <folder>/v2/<fingerprint of a model>/<key>.safetensors     one record, as `core.prefix.record` has it
+    <folder>/v2/<fingerprint of a model>/.<key>.<random>       being written; renamed when it is whole
 
 A file is safetensors. Its metadata say what it is and hold two digests: one of all other metadata and the tensors'
 places, so that reading the beginning of a file is enough to believe it, and one of the tensors. The name is the key,
 which is a digest of the tokens before and in the record; so servers that share a folder write the same thing under the
 same name, whoever is last, and need no lock. What is in a file is believed as far as the digests hold.
+
+The digest of the tensors is XXH3 of 128 bits: it finds what a disk does to a file, as fast as memory can be read.
+Whoever may write to the folder could make any digest fit; that is what its mode is for.
 
 The files hold what users said. They belong to their owner alone: 0600, in folders of 0700.
 """
@@ -18,6 +21,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,14 +30,18 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import xxhash
 
 from mlx_serving.core.prefix.record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUFFIX = ".safetensors"
+IDENTITIES = "identities.json"
+"""In the folder of a version: what the files of models hold, so that they need not be read again to know that."""
 _FORMAT = "mlx-serving prefix"
 _MAX_HEADER_BYTES = 16 << 20
 _LENGTH_BYTES = 8
+_VERSION = re.compile(r"v([0-9]{1,9})")
 
 DTYPE_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
@@ -108,16 +116,36 @@ def models_of(folder: Path) -> list[str]:
         return []
 
 
+def clear_outdated(folder: Path) -> int:
+    """Delete the files of earlier versions, which nobody can read; returns how many there were. Raises OSError."""
+    count = 0
+    for version in folder.iterdir():
+        number = _VERSION.fullmatch(version.name)
+        if number is None or int(number[1]) >= FORMAT_VERSION or not _is_ours(version):
+            continue
+        for path in [*version.glob("*/*"), *version.glob("*")]:  # deepest first
+            if not path.is_symlink() and path.is_dir():
+                path.rmdir()
+            elif path.suffix == SUFFIX or path.name.startswith(".") or path.name == IDENTITIES:
+                path.unlink()
+                count += path.suffix == SUFFIX
+        version.rmdir()
+    return count
+
+
 def files_of(folder: Path, model: str) -> list[Path]:
     """All files that belong to a model; none where another user could have put them, because what they say would be
     used. Raises OSError, but not for a folder that is not there."""
     place = version_folder(folder) / model
     try:
-        status = place.lstat()
-        is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
-        return list(place.iterdir()) if is_ours else []
+        return list(place.iterdir()) if _is_ours(place) else []
     except FileNotFoundError:
         return []
+
+
+def _is_ours(place: Path) -> bool:
+    status = place.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def make_private(folder: Path) -> None:
@@ -171,7 +199,7 @@ def read_record(folder: Path, record: DiskRecord) -> Content:
             raise UnusableRecord("it holds other tokens")  # the key would have to be the same
         payload = memoryview(bytearray(found.size - begin))
         _read_into(file, payload)
-    if hashlib.sha256(payload).hexdigest() != metadata.payload:
+    if xxhash.xxh3_128(payload).hexdigest() != metadata.payload:
         raise UnusableRecord("its tensors were changed")
     tensors = [
         Tensor(place.dtype, tuple(place.shape), payload[place.data_offsets[0] : place.data_offsets[1]])
@@ -186,7 +214,7 @@ def _opened(path: Path) -> io.FileIO:
 
 
 def _encode_header(record: DiskRecord, content: Content) -> bytes:
-    payload = hashlib.sha256()
+    payload = xxhash.xxh3_128()
     places: dict[str, _Place] = {}
     end = 0
     for number, tensor in enumerate(content.tensors):

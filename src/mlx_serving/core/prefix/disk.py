@@ -153,8 +153,9 @@ class DiskIndex:
         key = root
         while tokens and (branch := self._branches.get(key)) is not None:
             longest = branch.longest_beginning(tokens)
-            if longest is None:
-                nearest, count = branch.nearest(tokens)
+            nearest, count = branch.nearest(tokens)
+            # More may follow behind a whole record; where nothing does, a larger part of another one is better.
+            if longest is None or (longest not in self._branches and self._records[longest].count < count):
                 if count:
                     path.append(Found(self._records[nearest], count))
                 return path
@@ -181,6 +182,10 @@ class DiskIndex:
             touched.append(record.key)
             record = self._records.get(record.parent) if record.start else None
         return touched
+
+    def is_last(self, key: Key) -> bool:
+        """Whether a record is known that no other goes on from."""
+        return key in self._records and key not in self._branches
 
     def forget(self, key: Key) -> list[DiskRecord]:
         """A record is not there any more, and what goes on from it is of no use. Returns them all, the last ones

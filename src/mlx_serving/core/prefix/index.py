@@ -82,14 +82,20 @@ class PrefixIndex:
             self._touch(entry, now)
 
     def insert_blocks(
-        self, chain: TokenChain, end: int, *, tail: bool, token_bytes: int, limit: float, now: float
+        self, chain: TokenChain, end: int, *, tail: bool, token_bytes: int, limit: float, now: float, begin: int = 0
     ) -> Insertion:
         """Keep the first `end` tokens of a sequence, `token_bytes` each, as far as `limit` bytes in all allow. With
-        `tail`, also those behind the last whole block."""
+        `tail`, also those behind the last whole block. The first `begin`, whole blocks, must be kept: without them
+        nothing is added."""
         insertion = Insertion()
         path: list[Entry] = []
         block = chain.block_tokens
-        for start in range(0, end, block):
+        if begin:
+            before = self._entries.get(chain.keys[begin // block])
+            if before is None:
+                return insertion
+            path.append(before)
+        for start in range(begin, end, block):
             stop = min(start + block, end)
             if stop - start < block and not tail:
                 break

@@ -26,7 +26,11 @@ _NAMES: Mapping[mx.Dtype, str] = {
     mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32", mx.uint64: "U64", mx.int64: "I64",
     mx.complex64: "C64",
 }  # fmt: skip
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_KINDS: Mapping[str, Any] = {
+    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "F16": np.float16,
+    "BF16": np.uint16, "U32": np.uint32, "I32": np.int32, "F32": np.float32, "U64": np.uint64, "I64": np.int64,
+    "C64": np.complex64,
+}  # fmt: skip
 _CLASSES: Mapping[str, type[Any]] = {
     name: found
     for name in ("ArraysCache", "CacheList", "ChunkedKVCache", "KVCache", "QuantizedKVCache", "RotatingKVCache")
@@ -101,11 +105,9 @@ def _to_tensor(array: mx.array) -> Tensor:
 
 
 def _from_tensor(tensor: Tensor) -> mx.array:
-    dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None:
+    kind = _KINDS.get(tensor.dtype)
+    if kind is None:
         raise UnusableRecord(f"it has a tensor of {tensor.dtype}")
-    if not tensor.size:
-        return mx.zeros(tensor.shape, dtype)
-    flat = mx.array(np.frombuffer(tensor.data, np.uint8))
-    typed = flat.astype(mx.bool_) if dtype == mx.bool_ else flat.view(dtype)
-    return cast(mx.array, cast(Any, typed).reshape(tensor.shape))
+    # Copied once, into an array that needs no computation; but for these, of which numpy has no name.
+    array = mx.array(np.frombuffer(tensor.data, kind, tensor.size // np.dtype(kind).itemsize).reshape(tensor.shape))
+    return array.view(mx.bfloat16) if tensor.dtype == "BF16" else array

@@ -234,14 +234,17 @@ class PrefixCache:
         """How many first tokens of a sequence are kept; not all."""
         return self._match(chain).tokens
 
-    def blocks(self, chain: TokenChain, start: int, end: int) -> KvBlock | None:
-        """What is kept of these tokens of a sequence; None if it is not all kept."""
+    def blocks(self, chain: TokenChain, start: int, end: int) -> list[KvBlock] | None:
+        """What is kept of these tokens of a sequence, block by block; None if it is not all kept."""
         entries = self._index.blocks(chain, start, end)
         if not entries:
             return None
-        kept = [self._kept[entry] for entry in entries]
-        begin = entries[0].end - len(entries[0].token_ids)
-        return prefix_kv.piece([one for one in kept if isinstance(one, KvBlock)], start - begin, end - begin)
+        found: list[KvBlock] = []
+        for entry in entries:
+            kept, begin = self._kept[entry], entry.end - len(entry.token_ids)
+            assert isinstance(kept, KvBlock), "only models whose caches are exact have states"
+            found.append(prefix_kv.within(kept, max(start, begin) - begin, min(end, entry.end) - begin))
+        return found
 
     def state(self, chain: TokenChain, end: int) -> CacheState | None:
         """The state that is kept after these tokens of a sequence."""
@@ -249,20 +252,24 @@ class PrefixCache:
         kept = None if entry is None else self._kept[entry]
         return kept if isinstance(kept, CacheState) else None
 
-    def restore_blocks(self, chain: TokenChain, start: int, end: int, block: KvBlock) -> bool:
-        """Keep what `block` holds of the tokens [start, end) of a sequence, where `start` is the beginning of a block
-        of the chain. False if what comes before is not kept any more, or there is no room."""
-        if start and self._index.blocks(chain, 0, start) is None:
-            return False
+    def restore_blocks(self, chain: TokenChain, start: int, end: int, blocks: Sequence[KvBlock]) -> bool:
+        """Keep what `blocks` hold, one behind the other, of the tokens [start, end) of a sequence. They are the cache's
+        from now on, where they are its blocks as they come. False if what comes before is not kept any more, or there
+        is no room."""
+        begin = start - start % chain.block_tokens
+        if begin < start:
+            before = self.blocks(chain, begin, start)
+            if before is None:
+                return False
+            blocks = [*before, *blocks]
+        token_bytes = sum(block.nbytes for block in blocks) // sum(block.tokens for block in blocks)
         insertion = self._index.insert_blocks(
-            chain, end, tail=True, token_bytes=block.nbytes // (end - start), limit=self._most, now=time.monotonic()
+            chain, end, tail=True, token_bytes=token_bytes, limit=self._most, now=time.monotonic(), begin=begin
         )
-        added = {
-            entry: prefix_kv.piece([block], entry.end - len(entry.token_ids) - start, entry.end - start)
-            for entry in insertion.added
-        }
+        cutter = prefix_kv.Cutter(blocks, begin)
+        added = {entry: cutter.cut(entry.end - len(entry.token_ids), entry.end) for entry in insertion.added}
         self._keep(added, insertion)
-        return self._index.blocks(chain, start, end) is not None
+        return self._index.blocks(chain, begin, end) is not None
 
     def restore_state(self, chain: TokenChain, end: int, caches: list[Any]) -> None:
         """Keep caches that hold the first `end` tokens of a sequence."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_serving.catalog.identity import IdentityIndex
-from mlx_serving.catalog.prefix_records import Content, UnusableRecord, version_folder
+from mlx_serving.catalog.prefix_records import IDENTITIES, Content, UnusableRecord, version_folder
 from mlx_serving.core.prefix.disk import RECORD_TOKENS, Found
 from mlx_serving.core.prefix.record import DiskRecord, Key, RecordKind, pack, root_key
 from mlx_serving.core.prefix.token_chain import TokenChain
@@ -28,8 +28,8 @@ from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.packed_kv import unpacked
 from mlx_serving.worker.prefix.arrays import caches_of, from_content, to_content, tree_of
 from mlx_serving.worker.prefix.cache import MIN_TOKENS, PrefixCache
-from mlx_serving.worker.prefix.files import PrefixFiles, Reading
-from mlx_serving.worker.prefix.kv import KvBlock, piece
+from mlx_serving.worker.prefix.files import Part, PrefixFiles, Reading
+from mlx_serving.worker.prefix.kv import KvBlock
 
 _PUMP_BYTES = 4 << 20
 """What is made of what waits to be written in one step, a record more or less."""
@@ -74,7 +74,7 @@ class PrefixDisk:
         deliver: Callable[[Callable[[], None]], None],
     ) -> None:
         self._files = files
-        self._identities = IdentityIndex(version_folder(folder) / "identities.json")
+        self._identities = IdentityIndex(version_folder(folder) / IDENTITIES)
         self._memory = memory
         self._prefill_s = prefill_s
         self._deliver = deliver
@@ -128,12 +128,14 @@ class PrefixDisk:
             return self._content(chain, record, kind)
 
         root = _root(model, chain, kind)
-        self._files.keep(model.fingerprint, root, tokens, kind, token_bytes, content, tail=whole)
+        # Of whole blocks, so that they are written and read as memory has them.
+        most = RECORD_TOKENS - RECORD_TOKENS % chain.block_tokens
+        self._files.keep(model.fingerprint, root, tokens, kind, token_bytes, content, most=most, tail=whole)
 
     def _content(self, chain: TokenChain, record: DiskRecord, kind: RecordKind) -> Content | None:
         if kind == "blocks":
-            block = self._memory.blocks(chain, record.start, record.end)
-            return None if block is None else to_content(kind, block.layers)
+            blocks = self._memory.blocks(chain, record.start, record.end)
+            return None if blocks is None else to_content(kind, [block.layers for block in blocks])
         state = self._memory.state(chain, record.end)
         tree = None if state is None else tree_of(state.caches)
         return None if tree is None else to_content(kind, tree)
@@ -206,18 +208,22 @@ class PrefixDisk:
             _useful(chain),
             kind,
             self._memory.tokens_of(chain),
-            on_part=lambda found, content: self._use(waiting, restored, found, content),
+            on_part=lambda part: self._use(waiting, restored, part),
             on_end=lambda: self._end(waiting),
         )
         waiting.reading = reading
         self._files.read(reading)
 
-    def _use(self, waiting: _Waiting, restored: _Restored, found: Found, content: Content) -> None:
-        try:
-            if not restored.add(found, content):
+    def _use(self, waiting: _Waiting, restored: _Restored, part: Part) -> None:
+        for found, content in part:
+            try:
+                restored.take(found, content)
+            except Exception as error:  # noqa: BLE001  whatever is wrong with a file, the prompt can be computed
+                self._files.forget(found.record, f"{type(error).__name__}: {error}")
+                restored.keep()
                 self._end(waiting)
-        except Exception as error:  # noqa: BLE001  whatever is wrong with a file, the prompt can be computed
-            self._files.forget(found.record, f"{type(error).__name__}: {error}")
+                return
+        if not restored.keep():
             self._end(waiting)
 
     def _end(self, waiting: _Waiting) -> None:
@@ -255,49 +261,46 @@ class _Restored:
         self._memory = memory
         self._chain = chain
         self._model = model
-        self._last: tuple[int, KvBlock] | None = None  # what was restored last, and how many tokens are before it
+        self._blocks: list[KvBlock] = []  # that were taken and are not kept yet
+        self._start = self._end = 0  # the tokens that they are of
 
-    def add(self, found: Found, content: Content) -> bool:
-        """Take what a record holds. False if the rest is of no use. Raises `UnusableRecord`."""
+    def take(self, found: Found, content: Content) -> None:
+        """Take what a record holds. Raises `UnusableRecord`."""
         tree = from_content(content)
         if content.kind == "state":
             caches = caches_of(tree)
             if [type(cache) for cache in caches] != self._model.classes:
                 raise UnusableRecord("its caches are of other kinds than the model's")
             self._memory.restore_state(self._chain, found.record.end, caches)
-            return False
-        record, start = found.record, found.record.start
-        end = start + found.count
-        block = self._checked(tree, record)
-        first = start - start % self._chain.block_tokens
-        pieces = [block]
-        if first < start:
-            before = self._before(first, start)
-            if before is None:
-                return False
-            pieces.insert(0, before)
-        whole = piece(pieces, 0, end - first)
-        self._last = first, whole
-        return self._memory.restore_blocks(self._chain, first, end, whole) and found.count == record.count
+            return
+        blocks = self._checked(tree, found.record)
+        if not self._blocks:
+            self._start = found.record.start
+        self._blocks += blocks
+        self._end = found.record.start + found.count
 
-    def _before(self, start: int, end: int) -> KvBlock | None:
-        if self._last is not None:
-            begin, block = self._last
-            return piece([block], start - begin, end - begin)
-        return self._memory.blocks(self._chain, start, end)
+    def keep(self) -> bool:
+        """Put what was taken into memory. False if what may follow is of no use."""
+        blocks, self._blocks = self._blocks, []
+        return not blocks or self._memory.restore_blocks(self._chain, self._start, self._end, blocks)
 
-    def _checked(self, tree: Any, record: DiskRecord) -> KvBlock:
-        """Keys and values of all layers, as the model would have made them."""
+    def _checked(self, tree: Any, record: DiskRecord) -> list[KvBlock]:
+        """Keys and values of all layers, block by block, as the model would have made them."""
         try:
-            layers = [(keys, values) for keys, values in tree]
-            sizes = {(array.ndim, array.shape[0], array.shape[2]) for layer in layers for array in layer}
-            block = KvBlock(layers)
-            fits = len(layers) == self._model.pairs and block.nbytes == self._model.token_bytes * record.count
+            blocks = [KvBlock([(keys, values) for keys, values in layers]) for layers in tree]
+            fits = all(
+                len(block.layers) == self._model.pairs
+                and block.nbytes == self._model.token_bytes * block.tokens
+                and all((array.ndim, array.shape[0]) == (4, 1) for layer in block.layers for array in layer)
+                and all(array.shape[2] == block.tokens for layer in block.layers for array in layer)
+                for block in blocks
+            )
+            fits = fits and sum(block.tokens for block in blocks) == record.count
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise UnusableRecord(f"it holds no keys and values: {error}") from error
-        if sizes != {(4, 1, record.count)} or not fits:
+        if not fits:
             raise UnusableRecord("its keys and values are not of the model's shape")
-        return block
+        return blocks
 
 
 def _useful(chain: TokenChain) -> bytes:

@@ -17,15 +17,16 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from mlx_serving.catalog.prefix_records import (
     SUFFIX,
     Content,
     UnusableRecord,
+    clear_outdated,
     files_of,
     make_private,
     models_of,
@@ -42,11 +43,15 @@ from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
 from mlx_serving.worker.prefix.ledger import PrefixLedger, Source
 
 _STAGED_BYTES = 64 << 20  # bytes that wait for the thread; what comes after them waits without any
-_HANDED_OVER = 2  # records that were read and not used yet
+_PART_BYTES = 4 << 20  # what is read is handed over in parts that are a little larger
+_HANDED_OVER = 2  # parts that were read and not used yet
 _GLANCE_S = 1.0  # how soon it shows that others have written or deleted something
 _LOOK_S = 60.0
 _REST_S = 30.0  # nothing is written for so long after the disk refused
 _LEFTOVER_S = 3600.0
+
+
+Part: TypeAlias = Sequence[tuple[Found, Content]]
 
 
 class Report(Protocol):
@@ -55,16 +60,16 @@ class Report(Protocol):
 
 @dataclass(slots=True)
 class Reading:
-    """Records read for one sequence. `on_part` gets those that end behind the first `have` tokens, in their order, and
-    `on_end` says that no more come; both are called on the thread that owns MLX. Who does not want it any more sets
-    `abandoned`."""
+    """Records read for one sequence. `on_part` gets those that end behind the first `have` tokens, some at a time, in
+    their order, and `on_end` says that no more come; both are called on the thread that owns MLX. Who does not want it
+    any more sets `abandoned`."""
 
     model: str
     root: Key
     tokens: bytes
     kind: RecordKind
     have: int
-    on_part: Callable[[Found, Content], None]
+    on_part: Callable[[Part], None]
     on_end: Callable[[], None]
     abandoned: bool = False
 
@@ -142,13 +147,16 @@ class PrefixFiles:
         token_bytes: float,
         source: Source,
         *,
+        most: int,
         tail: bool,
     ) -> None:
         """Write what is not on disk yet of a sequence that begins with these tokens, later, as long as `source` can
-        make it. A token takes about `token_bytes`. With `tail`, also what does not fill a record."""
+        make it. A token takes about `token_bytes`, a record of blocks has `most` tokens. With `tail`, also what does
+        not fill one."""
         if time.monotonic() < self._rests_until:
             return
-        last = self._ledger.promise(model, root, tokens, kind, token_bytes, source, time.time(), tail=tail)
+        now = time.time()
+        last = self._ledger.promise(model, root, tokens, kind, token_bytes, source, now, most=most, tail=tail)
         if last is not None:
             self._used(last)
 
@@ -247,6 +255,8 @@ class PrefixFiles:
 
     def _open(self) -> None:
         make_private(version_folder(self._folder))
+        with contextlib.suppress(OSError):
+            clear_outdated(self._folder)
 
     def _look(self) -> None:
         """See what others have done, and hold the limits."""
@@ -314,7 +324,7 @@ class PrefixFiles:
             self._unlink(self._ledger.surplus(time.time()))
             if self._ledger.is_promised(record.key) and (size := self._written(record, content)):
                 self._seen[record.model] = _changed_at(self._folder, record.model)
-                self._ledger.wrote(record.key, size)
+                self._unlink(self._ledger.wrote(record.key, size))
         except OSError as error:
             self._ledger.give_up(record.key)
             self._rest(error)
@@ -350,32 +360,34 @@ class PrefixFiles:
         if not self._ledger.knows_model(reading.model):
             self._look_into(reading.model)
         path = self._ledger.find(reading.model, reading.root, reading.tokens, reading.kind) or []
+        part: list[tuple[Found, Content]] = []
         for found in path:
             if found.record.start + found.count <= reading.have:
                 continue
-            if not self._hand_over(reading, found):
+            if reading.abandoned or self._is_closed or (content := self._content(found)) is None:
                 break
+            part.append((found, content))
+            if sum(content.size for _, content in part) >= _PART_BYTES:
+                self._hand_over(reading, part)
+                part = []
+        if part:
+            self._hand_over(reading, part)
         self._deliver(reading.on_end)
         if path:
             self._used(path[-1].record.key)
 
-    def _hand_over(self, reading: Reading, found: Found) -> bool:
-        """Whether a record could be read and is still wanted."""
+    def _hand_over(self, reading: Reading, part: Part) -> None:
+        """As soon as not too much waits to be used, unless it is not wanted any more."""
         while not self._handed_over.acquire(timeout=1):
             if reading.abandoned or self._is_closed:
-                return False
-        content = None if reading.abandoned else self._content(found)
-        if content is None:
-            self._handed_over.release()
-            return False
+                return
 
         def hand_over() -> None:
             self._handed_over.release()
             if not reading.abandoned:
-                reading.on_part(found, content)
+                reading.on_part(part)
 
         self._deliver(hand_over)
-        return True
 
     def _content(self, found: Found) -> Content | None:
         record = found.record

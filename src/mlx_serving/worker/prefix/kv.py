@@ -7,6 +7,7 @@ ones as well, which are three plain ones a layer. Caches of other kinds are copi
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -28,6 +29,10 @@ class KvBlock:
     @property
     def nbytes(self) -> int:
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+    @property
+    def tokens(self) -> int:
+        return self.layers[0][0].shape[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,34 @@ def piece(blocks: Sequence[KvBlock], start: int, end: int) -> KvBlock:
             for pieces in layers
         ]
     )
+
+
+def within(block: KvBlock, start: int, end: int) -> KvBlock:
+    """The tokens [start, end) of a block: itself if that is all of it, or a copy."""
+    return block if (start, end) == (0, block.tokens) else piece([block], start, end)
+
+
+class Cutter:
+    """Cuts blocks anew that lie one behind the other, the first one behind `begin` tokens. What is to be cut as it is
+    is not copied. Each cut begins behind the one before."""
+
+    def __init__(self, blocks: Sequence[KvBlock], begin: int) -> None:
+        self._blocks = deque(blocks)
+        self._begin = begin
+
+    def cut(self, start: int, end: int) -> KvBlock:
+        while self._begin + self._blocks[0].tokens <= start:
+            self._begin += self._blocks.popleft().tokens
+        needed: list[KvBlock] = []
+        reached = self._begin
+        for block in self._blocks:
+            needed.append(block)
+            reached += block.tokens
+            if reached >= end:
+                break
+        if len(needed) == 1:
+            return within(needed[0], start - self._begin, end - self._begin)
+        return piece(needed, start - self._begin, end - self._begin)
 
 
 def _slice(pieces: Sequence[mx.array], start: int, end: int) -> mx.array:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from mlx_serving.catalog.prefix_records import SUFFIX, Content
-from mlx_serving.core.prefix.disk import RECORD_TOKENS, DiskIndex, Found
+from mlx_serving.core.prefix.disk import DiskIndex, Found
 from mlx_serving.core.prefix.record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
 from mlx_serving.core.prefix.traffic import PendingSaves
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
@@ -32,6 +32,7 @@ class PrefixLedger:
         self._unwritten: set[Key] = set()
         self._pending = PendingSaves()
         self._sources: dict[Key, Source] = {}
+        self._replaced: dict[Key, Key] = {}  # by what is yet to be written, which says the same and more
         self._counts: dict[Count, int] = dict.fromkeys(
             ("read", "read_tokens", "written", "given_up", "deleted", "damaged"), 0
         )
@@ -111,27 +112,35 @@ class PrefixLedger:
         source: Source,
         now: float,
         *,
+        most: int,
         tail: bool,
     ) -> Key | None:
         """Let records wait to be written, of what is not there of a sequence that begins with these tokens. A token
-        takes about `token_bytes`. With `tail`, also what does not fill a record. Returns the key of the last record
-        that was there before."""
+        takes about `token_bytes`. Blocks are written in records of `most` tokens; with `tail`, also what does not fill
+        one, until that is replaced by a record that goes on. Returns the key of the last record that was there
+        before."""
         with self._lock:
             if model not in self._models:
                 return None
             path = [found.record for found in self._path(root, tokens, kind) if found.count == found.record.count]
             total = len(tokens) // TOKEN_BYTES
-            start, parent, most = 0, root, RECORD_TOKENS if kind == "blocks" else total
-            if path and (kind == "blocks" or path[-1].end == total):
-                start, parent = path[-1].end, path[-1].key
+            last = path[-1] if path else None
+            start, parent, replaced = 0, root, None
+            if last is not None and (last.end == total or (kind == "blocks" and last.count >= most)):
+                start, parent = last.end, last.key
+            elif last is not None and kind == "blocks":
+                start, parent, replaced = last.start, last.parent, last.key
+            most = most if kind == "blocks" else total
             while start + (0 if tail else most - 1) < total:
                 own = tokens[start * TOKEN_BYTES : (start + most) * TOKEN_BYTES]
                 size = int(len(own) // TOKEN_BYTES * token_bytes) + _HEADER_BYTES
                 record = DiskRecord(chain_key(parent, own), parent, model, start, own, size, now)
                 if not self._index.fits(size) or not self._promise(record, source):
                     break
+                if replaced is not None:
+                    self._replaced[record.key], replaced = replaced, None
                 start, parent = record.end, record.key
-            return path[-1].key if path else None
+            return None if last is None else last.key
 
     @property
     def has_pending(self) -> bool:
@@ -153,12 +162,16 @@ class PrefixLedger:
         with self._lock:
             return key in self._unwritten
 
-    def wrote(self, key: Key, size: int) -> None:
-        """A promise was kept."""
+    def wrote(self, key: Key, size: int) -> list[DiskRecord]:
+        """A promise was kept. Returns the files that are to go, because this one says the same and more."""
         with self._lock:
             self._index.resize(key, size)
             self._unwritten.discard(key)
             self._counts["written"] += 1
+            replaced = self._replaced.pop(key, None)
+            if replaced is None or not self._index.is_last(replaced):
+                return []
+            return self._gone(self._index.forget(replaced))
 
     def give_up(self, key: Key) -> None:
         """A promise is not kept, nor those that go on from it."""
@@ -213,6 +226,7 @@ class PrefixLedger:
     def _drop(self, key: Key) -> None:
         self._unwritten.discard(key)
         self._sources.pop(key, None)
+        self._replaced.pop(key, None)
         self._counts["given_up"] += 1
 
     def _written(self, records: Iterable[DiskRecord | None]) -> list[DiskRecord]:
@@ -221,5 +235,7 @@ class PrefixLedger:
     def _gone(self, records: Sequence[DiskRecord]) -> list[DiskRecord]:
         """Those of them that have files. The others are not wanted any more."""
         written = self._written(records)
-        self._unwritten.difference_update(record.key for record in records)
+        for record in records:
+            self._unwritten.discard(record.key)
+            self._replaced.pop(record.key, None)
         return written
