@@ -36,10 +36,10 @@ def test_the_default_is_a_quarter_of_what_is_free_up_to_30_gib() -> None:
     assert default_bytes(1000 * GIB) == 30 * GIB
 
 
-@pytest.mark.parametrize("field", ["max_bytes", "max_age_s"])
-def test_a_limit_of_nothing_is_refused(field: str) -> None:
+@pytest.mark.parametrize(("field", "value"), [("max_bytes", 0), ("max_age_s", 0), ("preload_bytes", -1)])
+def test_a_limit_of_nothing_is_refused(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{field} must be"):
-        DiskPolicy(**{field: 0})
+        DiskPolicy(**{field: value})
 
 
 def test_a_path_of_records_is_found_and_the_last_one_may_be_found_in_part() -> None:
@@ -105,6 +105,24 @@ def test_who_is_used_last_goes_last_and_nobody_before_those_that_go_on_from_it()
     index.max_bytes = 35
     assert index.fits(35)
     assert not index.fits(36)
+
+
+def test_what_was_used_last_is_named_first_as_far_as_it_fits() -> None:
+    first = _record([1], at=1)
+    second, third = _record([2], first, at=2), _record([3], first, at=3)
+    fourth, other = _record([4], second, at=4), _record([5], at=5)
+    elsewhere = DiskRecord(chain_key("00" * 20, pack([6])), "00" * 20, "m", 0, pack([6]), 10, 6)
+    index = _index(first, second, third, fourth, other, elsewhere)
+
+    def latest(max_bytes: int) -> list[tuple[bytes, float]]:
+        return [(one.tokens, one.used_at) for one in index.latest(ROOT, max_bytes)]
+
+    assert latest(50) == [(pack([5]), 5), (pack([1, 2, 4]), 4), (pack([1, 3]), 3)]
+    assert latest(49) == [(pack([5]), 5), (pack([1, 2, 4]), 4)]
+    assert latest(30) == [(pack([5]), 5), (pack([1, 2]), 4)]
+    assert latest(9) == []
+    index.touch(third.key, 7)
+    assert latest(30) == [(pack([1, 3]), 7), (pack([5]), 5)]
 
 
 def test_what_was_not_used_for_too_long_goes() -> None:
@@ -203,6 +221,15 @@ class Disk(RuleBasedStateMachine):
         assert {key for key in self.known if key in self.index} == set(self.known)
         assert len(self.index) == len(self.known) <= 12
         assert self.index.size == sum(record.size for record in self.known.values()) <= 100
+
+    @invariant()
+    def names_each_sequence_once_the_latest_first(self) -> None:
+        every = self.index.latest(ROOT, 100)
+        parents = {record.parent for record in self.known.values()}
+        assert sum(key not in parents for key in self.known) == len(every)
+        assert [one.used_at for one in every] == sorted((one.used_at for one in every), reverse=True)
+        for one in self.index.latest(ROOT, 50):
+            assert any(whole.tokens.startswith(one.tokens) for whole in every)
 
     @invariant()
     def knows_what_nothing_goes_on_from(self) -> None:

@@ -19,21 +19,28 @@ from mlx_serving.worker.prefix.files import PrefixFiles
 from .bench import Bench, Stream
 
 _PATIENCE_S = 60.0
-POLICY = DiskPolicy(max_bytes=1 << 30)
+POLICY = DiskPolicy(max_bytes=1 << 30, preload_bytes=0)
 
 
 class DiskBench(Bench):
     """`reports` is what the operator was told. `prefill_s` can be set to something else than what was measured."""
 
     def __init__(
-        self, model: LoadedModel, folder: Path, disk_policy: DiskPolicy = POLICY, *, block_tokens: int = 16
+        self,
+        model: LoadedModel,
+        folder: Path,
+        disk_policy: DiskPolicy = POLICY,
+        *,
+        block_tokens: int = 16,
+        memory_bytes: int | None = None,
     ) -> None:
-        super().__init__(model, prefix_policy=PrefixCachePolicy(block_tokens=block_tokens))
+        super().__init__(model, prefix_policy=PrefixCachePolicy(memory_bytes=memory_bytes, block_tokens=block_tokens))
         self.inbox = Inbox()
         self.reports: list[tuple[str, str]] = []
         self.prefill_s: Callable[[str, int, int], float] = self.scheduler.prefill_s
         self.files = PrefixFiles(folder, disk_policy, self.inbox.put, self.inbox.wake, self._report)
-        self.disk = PrefixDisk(self.files, folder, self.prefixes, self._prefill_s, self.inbox.put)
+        preload = disk_policy.preload_bytes
+        self.disk = PrefixDisk(self.files, folder, self.prefixes, self._prefill_s, self.inbox.put, preload)
         self.disk.add_model(model)
         self.settle()
 
@@ -71,9 +78,14 @@ class DiskBench(Bench):
 
 @contextmanager
 def on_disk(
-    model: LoadedModel, folder: Path, disk_policy: DiskPolicy = POLICY, *, block_tokens: int = 16
+    model: LoadedModel,
+    folder: Path,
+    disk_policy: DiskPolicy = POLICY,
+    *,
+    block_tokens: int = 16,
+    memory_bytes: int | None = None,
 ) -> Generator[DiskBench]:
-    bench = DiskBench(model, folder, disk_policy, block_tokens=block_tokens)
+    bench = DiskBench(model, folder, disk_policy, block_tokens=block_tokens, memory_bytes=memory_bytes)
     try:
         yield bench
         bench.settle()

@@ -261,7 +261,7 @@ def test_what_another_server_has_deleted_is_computed(model: LoadedModel, folder:
 
 
 def test_no_more_is_kept_than_may_be(model: LoadedModel, tmp_path: Path) -> None:
-    policy = DiskPolicy(max_bytes=200_000)
+    policy = DiskPolicy(max_bytes=200_000, preload_bytes=0)
     prompts = [token_ids(f"{number}. A question of its own, that nobody has asked before?") for number in range(8)]
     for prompt in prompts:
         with on_disk(model, tmp_path, policy) as bench:
@@ -275,7 +275,7 @@ def test_no_more_is_kept_than_may_be(model: LoadedModel, tmp_path: Path) -> None
 def test_what_was_not_used_for_too_long_goes(model: LoadedModel, folder: Path, expected: list[int]) -> None:
     for path in records(folder):
         os.utime(path, (0, 0))
-    with on_disk(model, folder, DiskPolicy(max_bytes=1 << 30, max_age_s=3600)) as bench:
+    with on_disk(model, folder, DiskPolicy(max_bytes=1 << 30, max_age_s=3600, preload_bytes=0)) as bench:
         stream = bench.ask(PROMPT, ENDLESS)
         assert (stream.tokens, cached(stream)) == (expected, 0)
 

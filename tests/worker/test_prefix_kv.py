@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import mlx.core as mx
 import pytest
 
@@ -10,12 +12,12 @@ from mlx_serving.worker.prefix.kv import Cutter, KvBlock, within
 
 def _block(start: int, end: int) -> KvBlock:
     """Whose values say which token they are of."""
-    tokens = mx.arange(start, end).reshape(1, 1, -1, 1)
+    tokens = mx.arange(start, end)[None, None, :, None]
     return KvBlock([(tokens, tokens + 1000), (tokens + 2000, tokens + 3000)])
 
 
 def _tokens(block: KvBlock) -> list[list[int]]:
-    return [[int(value.item()) for value in array.reshape(-1)] for layer in block.layers for array in layer]
+    return [cast("list[int]", array[0, 0, :, 0].tolist()) for layer in block.layers for array in layer]
 
 
 def _expected(start: int, end: int) -> list[list[int]]:

@@ -111,6 +111,14 @@ class PrefixDiskConfig(DiskPolicy):
     max_age_s: Annotated[
         float, Field(gt=0, description="Files that were not used for so long are deleted, in seconds.")
     ] = _DISK.max_age_s
+    preload_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="What was used last of a model is read when it is loaded, before anybody asks: so many bytes "
+            "of files at most, and no more than half of the free memory for what is kept.",
+        ),
+    ] = _DISK.preload_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,4 +102,5 @@ def _disk(
 
     folder = Path(settings.prefix_folder)
     files = PrefixFiles(folder, settings.prefix_disk, inbox.put, inbox.wake, report)
-    return PrefixDisk(files, folder, prefixes, scheduler.prefill_s, inbox.put)
+    policy = settings.prefix_disk
+    return PrefixDisk(files, folder, prefixes, scheduler.prefill_s, inbox.put, policy.preload_bytes)

@@ -26,15 +26,17 @@ _DEFAULT_BYTES = 30 * 1024**3
 @dataclass(frozen=True, slots=True)
 class DiskPolicy:
     """At most `max_bytes` in all files together (None: see `default_bytes`), and nothing that was not used for
-    `max_age_s` seconds."""
+    `max_age_s` seconds. What was used last is read before anybody asks, up to `preload_bytes` of each model."""
 
     max_bytes: int | None = None
     max_age_s: float = 30 * 86_400.0
+    preload_bytes: int = 1024**3
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None:
             at_least("max_bytes", self.max_bytes, 1)
         greater_than("max_age_s", self.max_age_s, 0)
+        at_least("preload_bytes", self.preload_bytes, 0)
 
 
 def default_bytes(free: int) -> int:
@@ -48,6 +50,14 @@ class Found:
 
     record: DiskRecord
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSequence:
+    """The packed tokens of a path of records, the last of which was last used at `used_at`."""
+
+    tokens: bytes
+    used_at: float
 
 
 @dataclass(slots=True)
@@ -170,6 +180,26 @@ class DiskIndex:
         branch = self._branches.get(root)
         key = None if branch is None else branch.longest_beginning(tokens)
         return None if key is None else self._records[key]
+
+    def latest(self, root: Key, max_bytes: float) -> list[KnownSequence]:
+        """The sequences behind `root` that were used last, the latest one first; their records take no more than
+        `max_bytes` together, so of the last one perhaps not all is named."""
+        tokens: dict[Key, bytes] = {}
+        inner, size = set[Key](), 0
+        for key in reversed(self._used):  # those that others go on from come before these
+            record = self._records[key]
+            if record.start == 0 and record.parent == root:
+                before = b""
+            elif record.start and record.parent in tokens:
+                before = tokens[record.parent]
+            else:
+                continue
+            size += record.size
+            if size > max_bytes:
+                break
+            tokens[key] = before + record.tokens
+            inner.add(record.parent)
+        return [KnownSequence(own, self._used[key]) for key, own in tokens.items() if key not in inner]
 
     def touch(self, key: Key, now: float) -> list[Key]:
         """A record was used, and with it those that it goes on from. Returns the keys of them all, the last ones

@@ -252,10 +252,17 @@ class PrefixCache:
         kept = None if entry is None else self._kept[entry]
         return kept if isinstance(kept, CacheState) else None
 
-    def restore_blocks(self, chain: TokenChain, start: int, end: int, blocks: Sequence[KvBlock]) -> bool:
-        """Keep what `blocks` hold, one behind the other, of the tokens [start, end) of a sequence. They are the cache's
-        from now on, where they are its blocks as they come. False if what comes before is not kept any more, or there
-        is no room."""
+    @property
+    def room(self) -> float:
+        """Bytes that could be kept without letting go of any."""
+        return max(0.0, self._most - self._index.size)
+
+    def restore_blocks(
+        self, chain: TokenChain, start: int, end: int, blocks: Sequence[KvBlock], age_s: float = 0.0
+    ) -> bool:
+        """Keep what `blocks` hold, one behind the other, of the tokens [start, end) of a sequence, which was last used
+        `age_s` seconds ago. They are the cache's from now on, where they are its blocks as they come. False if what
+        comes before is not kept any more, or there is no room."""
         begin = start - start % chain.block_tokens
         if begin < start:
             before = self.blocks(chain, begin, start)
@@ -263,18 +270,19 @@ class PrefixCache:
                 return False
             blocks = [*before, *blocks]
         token_bytes = sum(block.nbytes for block in blocks) // sum(block.tokens for block in blocks)
+        used = time.monotonic() - age_s
         insertion = self._index.insert_blocks(
-            chain, end, tail=True, token_bytes=token_bytes, limit=self._most, now=time.monotonic(), begin=begin
+            chain, end, tail=True, token_bytes=token_bytes, limit=self._most, now=used, begin=begin
         )
         cutter = prefix_kv.Cutter(blocks, begin)
         added = {entry: cutter.cut(entry.end - len(entry.token_ids), entry.end) for entry in insertion.added}
         self._keep(added, insertion)
         return self._index.blocks(chain, begin, end) is not None
 
-    def restore_state(self, chain: TokenChain, end: int, caches: list[Any]) -> None:
-        """Keep caches that hold the first `end` tokens of a sequence."""
-        state = CacheState(caches)
-        insertion = self._index.insert_state(chain, end, size=state.nbytes, limit=self._most, now=time.monotonic())
+    def restore_state(self, chain: TokenChain, end: int, caches: list[Any], age_s: float = 0.0) -> None:
+        """Keep caches that hold the first `end` tokens of a sequence, which was last used `age_s` seconds ago."""
+        state, used = CacheState(caches), time.monotonic() - age_s
+        insertion = self._index.insert_state(chain, end, size=state.nbytes, limit=self._most, now=used)
         self._keep(dict.fromkeys(insertion.added, state), insertion)
 
     def _match(self, chain: TokenChain) -> Match:

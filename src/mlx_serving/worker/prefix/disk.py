@@ -2,6 +2,7 @@
 
     what memory keeps ──keep──▶ promised ──pump, a little a step──▶ bytes ──thread──▶ a file
     a prompt that comes ──read_ahead──▶ its records, if that is cheaper than computing ──▶ memory ──▶ the scheduler
+    a model that comes ──▶ the records that were used last, as far as there is room ──▶ memory
 
 This is the part that belongs to the thread that owns MLX; `prefix_files` is the other one.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +21,8 @@ from typing import Any
 
 from mlx_serving.catalog.identity import IdentityIndex
 from mlx_serving.catalog.prefix_records import IDENTITIES, Content, UnusableRecord, version_folder
-from mlx_serving.core.prefix.disk import RECORD_TOKENS, Found
-from mlx_serving.core.prefix.record import DiskRecord, Key, RecordKind, pack, root_key
+from mlx_serving.core.prefix.disk import RECORD_TOKENS, Found, KnownSequence
+from mlx_serving.core.prefix.record import DiskRecord, Key, RecordKind, pack, root_key, unpack
 from mlx_serving.core.prefix.token_chain import TokenChain
 from mlx_serving.core.prefix.traffic import patience_s
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
@@ -72,8 +74,10 @@ class PrefixDisk:
         memory: PrefixCache,
         prefill_s: Callable[[str, int, int], float],
         deliver: Callable[[Callable[[], None]], None],
+        preload_bytes: int = 0,
     ) -> None:
         self._files = files
+        self._preload_bytes = preload_bytes
         self._identities = IdentityIndex(version_folder(folder) / IDENTITIES)
         self._memory = memory
         self._prefill_s = prefill_s
@@ -98,6 +102,8 @@ class PrefixDisk:
             fingerprint = _fingerprint(facts, digests)
             self._models[model.model_id] = _Model(fingerprint, model.kv_bytes_per_token, classes, pairs)
             self._files.add_model(fingerprint)
+            # Behind the look at what there is.
+            self._files.do(lambda: self._deliver(lambda: self.preload(model.model_id, self._preload_bytes)))
 
         def identify() -> None:
             digests = [self._identities.digest(file.resolve()) for file in weights]
@@ -214,17 +220,54 @@ class PrefixDisk:
         waiting.reading = reading
         self._files.read(reading)
 
+    def preload(self, model_id: str, most: int) -> None:
+        """Read what is likely to be asked for, up to `most` bytes: of those who name no salt, what was used last. Half
+        of the room in memory is left to those who come meanwhile."""
+        model, chain = self._models.get(model_id), self._memory.chain_of(model_id, (), "", "")
+        if model is not None and chain is not None:
+            root = _root(model, chain, self._kind(model_id))
+            likely = self._files.latest(root, min(most, self._memory.room / 2))
+            self._preload_next(model_id, root, deque(likely))
+
+    def _preload_next(self, model_id: str, root: Key, sequences: deque[KnownSequence]) -> None:
+        model = self._models.get(model_id)
+        if model is None or not sequences:
+            return
+        sequence = sequences.popleft()
+        chain = self._memory.chain_of(model_id, unpack(sequence.tokens), "", "")
+        assert chain is not None, "there was one for the first of them"
+        restored = _Restored(self._memory, chain, model, max(0.0, time.time() - sequence.used_at))
+
+        def use(part: Part) -> None:
+            if not self._take(restored, part):
+                reading.abandoned = True
+
+        reading = Reading(
+            model.fingerprint,
+            root,
+            sequence.tokens,
+            self._kind(model_id),
+            self._memory.tokens_of(chain),
+            on_part=use,
+            on_end=lambda: self._preload_next(model_id, root, sequences),
+            can_wait=True,
+        )
+        self._files.read(reading)
+
     def _use(self, waiting: _Waiting, restored: _Restored, part: Part) -> None:
+        if not self._take(restored, part):
+            self._end(waiting)
+
+    def _take(self, restored: _Restored, part: Part) -> bool:
+        """Put what was read into memory. False if what may follow is of no use."""
         for found, content in part:
             try:
                 restored.take(found, content)
             except Exception as error:  # noqa: BLE001  whatever is wrong with a file, the prompt can be computed
                 self._files.forget(found.record, f"{type(error).__name__}: {error}")
                 restored.keep()
-                self._end(waiting)
-                return
-        if not restored.keep():
-            self._end(waiting)
+                return False
+        return restored.keep()
 
     def _end(self, waiting: _Waiting) -> None:
         if waiting.is_over:
@@ -255,10 +298,11 @@ class PrefixDisk:
 
 
 class _Restored:
-    """What was read for one sequence, on its way into memory."""
+    """What was read for one sequence, last used `age_s` seconds ago, on its way into memory."""
 
-    def __init__(self, memory: PrefixCache, chain: TokenChain, model: _Model) -> None:
+    def __init__(self, memory: PrefixCache, chain: TokenChain, model: _Model, age_s: float = 0.0) -> None:
         self._memory = memory
+        self._age_s = age_s
         self._chain = chain
         self._model = model
         self._blocks: list[KvBlock] = []  # that were taken and are not kept yet
@@ -271,7 +315,7 @@ class _Restored:
             caches = caches_of(tree)
             if [type(cache) for cache in caches] != self._model.classes:
                 raise UnusableRecord("its caches are of other kinds than the model's")
-            self._memory.restore_state(self._chain, found.record.end, caches)
+            self._memory.restore_state(self._chain, found.record.end, caches, self._age_s)
             return
         blocks = self._checked(tree, found.record)
         if not self._blocks:
@@ -282,7 +326,9 @@ class _Restored:
     def keep(self) -> bool:
         """Put what was taken into memory. False if what may follow is of no use."""
         blocks, self._blocks = self._blocks, []
-        return not blocks or self._memory.restore_blocks(self._chain, self._start, self._end, blocks)
+        if not blocks:
+            return True
+        return self._memory.restore_blocks(self._chain, self._start, self._end, blocks, self._age_s)
 
     def _checked(self, tree: Any, record: DiskRecord) -> list[KvBlock]:
         """Keys and values of all layers, block by block, as the model would have made them."""

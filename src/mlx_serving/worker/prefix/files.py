@@ -1,6 +1,7 @@
 """The prefix cache's folder: a thread that reads, deletes and writes, in this order of urgency.
 
-    reading, for somebody who waits ▸ looking at what is there ▸ deleting what is too much ▸ writing, behind everybody
+    reading, for somebody who waits ▸ looking at what is there ▸ deleting what is too much ▸ writing ▸ reading, for
+    somebody who may come
 
 What is on disk is known in memory (`core.prefix.disk`), so whoever asks does not wait for it. What is to be written
 waits as a promise; its bytes are made only when they are next, on the thread that owns MLX (`pump`). Whatever goes
@@ -36,7 +37,7 @@ from mlx_serving.catalog.prefix_records import (
     version_folder,
     write_record,
 )
-from mlx_serving.core.prefix.disk import DiskPolicy, Found, default_bytes
+from mlx_serving.core.prefix.disk import DiskPolicy, Found, KnownSequence, default_bytes
 from mlx_serving.core.prefix.record import DiskRecord, Key, RecordKind
 from mlx_serving.core.prefix.traffic import ReadingRate
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
@@ -62,7 +63,7 @@ class Report(Protocol):
 class Reading:
     """Records read for one sequence. `on_part` gets those that end behind the first `have` tokens, some at a time, in
     their order, and `on_end` says that no more come; both are called on the thread that owns MLX. Who does not want it
-    any more sets `abandoned`."""
+    any more sets `abandoned`. With `can_wait`, everything else is done first, also in the middle of it."""
 
     model: str
     root: Key
@@ -71,6 +72,7 @@ class Reading:
     have: int
     on_part: Callable[[Part], None]
     on_end: Callable[[], None]
+    can_wait: bool = False
     abandoned: bool = False
 
 
@@ -97,6 +99,7 @@ class PrefixFiles:
         self._staged: deque[tuple[DiskRecord, Content]] = deque()
         self._staged_bytes = 0
         self._readings: deque[Reading] = deque()
+        self._patient: deque[Reading] = deque()
         self._chores: deque[Callable[[], None]] = deque()
         self._rate = ReadingRate()
         self._rests_until = 0.0
@@ -135,8 +138,13 @@ class PrefixFiles:
 
     def read(self, reading: Reading) -> None:
         with self._changed:
-            self._readings.append(reading)
+            (self._patient if reading.can_wait else self._readings).append(reading)
             self._changed.notify_all()
+
+    def latest(self, root: Key, max_bytes: float) -> list[KnownSequence]:
+        """The sequences behind `root` that were used last, the latest one first, as far as they take no more than
+        `max_bytes`."""
+        return self._ledger.latest(root, max_bytes)
 
     def keep(
         self,
@@ -232,6 +240,9 @@ class PrefixFiles:
         if self._staged:
             record, content = self._staged.popleft()
             return lambda: self._write(record, content)
+        if self._patient:
+            patient = self._patient.popleft()
+            return lambda: self._read(patient)
         return None
 
     # -- in the thread
@@ -364,21 +375,30 @@ class PrefixFiles:
         for found in path:
             if found.record.start + found.count <= reading.have:
                 continue
+            if reading.can_wait and self._is_wanted_elsewhere:
+                reading.have = found.record.start
+                self._hand_over(reading, part)
+                self.read(reading)
+                return
             if reading.abandoned or self._is_closed or (content := self._content(found)) is None:
                 break
             part.append((found, content))
             if sum(content.size for _, content in part) >= _PART_BYTES:
                 self._hand_over(reading, part)
                 part = []
-        if part:
-            self._hand_over(reading, part)
+        self._hand_over(reading, part)
         self._deliver(reading.on_end)
-        if path:
+        if path and not reading.can_wait:  # else nobody has asked for it
             self._used(path[-1].record.key)
+
+    @property
+    def _is_wanted_elsewhere(self) -> bool:
+        with self._changed:
+            return bool(self._readings or self._chores or self._staged)
 
     def _hand_over(self, reading: Reading, part: Part) -> None:
         """As soon as not too much waits to be used, unless it is not wanted any more."""
-        while not self._handed_over.acquire(timeout=1):
+        while part and not self._handed_over.acquire(timeout=1):
             if reading.abandoned or self._is_closed:
                 return
 
@@ -387,7 +407,8 @@ class PrefixFiles:
             if not reading.abandoned:
                 reading.on_part(part)
 
-        self._deliver(hand_over)
+        if part:
+            self._deliver(hand_over)
 
     def _content(self, found: Found) -> Content | None:
         record = found.record

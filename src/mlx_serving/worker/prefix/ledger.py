@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from mlx_serving.catalog.prefix_records import SUFFIX, Content
-from mlx_serving.core.prefix.disk import DiskIndex, Found
+from mlx_serving.core.prefix.disk import DiskIndex, Found, KnownSequence
 from mlx_serving.core.prefix.record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
 from mlx_serving.core.prefix.traffic import PendingSaves
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
@@ -66,6 +66,11 @@ class PrefixLedger:
             path = self._path(root, tokens, kind)
             written = [found.record.key not in self._unwritten for found in path]
             return path[: written.index(False)] if False in written else path
+
+    def latest(self, root: Key, max_bytes: float) -> list[KnownSequence]:
+        """See `DiskIndex.latest`."""
+        with self._lock:
+            return self._index.latest(root, max_bytes)
 
     def compare(self, model: str, names: set[str] | None, records: Sequence[DiskRecord]) -> list[DiskRecord]:
         """Files with these names are there of a model, in them these records that were not known; None leaves that
