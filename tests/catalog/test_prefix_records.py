@@ -12,6 +12,7 @@ from mlx_serving.catalog.prefix_records import (
     Content,
     Tensor,
     UnusableRecord,
+    advise_record,
     clear_outdated,
     files_of,
     make_private,
@@ -141,3 +142,11 @@ def test_links_to_elsewhere_and_folders_of_others_are_not_looked_into(tmp_path: 
     assert clear_outdated(cache) == 0
     assert (elsewhere / "one.safetensors").exists()
     assert (cache / "v0" / "one.safetensors").exists()
+
+
+def test_advice_about_what_is_no_file_is_refused(tmp_path: Path, path: Path) -> None:
+    advise_record(tmp_path, _RECORD)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        advise_record(tmp_path, _RECORD)

@@ -11,8 +11,10 @@ import pytest
 
 from mlx_serving.catalog.prefix_records import read_header
 from mlx_serving.core.generation import SamplingParams
+from mlx_serving.core.prefix.record import DiskRecord
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.prefix import disk as prefix_disk
+from mlx_serving.worker.prefix import files as prefix_files
 
 from ..tiny_models import make_llama, token_ids
 from .bench import Bench, Stream, load
@@ -102,6 +104,24 @@ def test_what_a_turn_has_left_unfilled_is_replaced_by_the_next_one(tmp_path: Pat
         files = [read_header(path) for path in records(tmp_path / "cache")]
         assert sorted(file.start for file in files) == list(range(0, len(history) - 2, 256))
         assert sum(file.count for file in files) >= len(history) - 2
+
+
+def test_the_disk_is_told_of_each_record_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(make_llama(tmp_path / "model", context_length=2048))
+    prompt = token_ids(SYSTEM * 25)
+    with on_disk(model, tmp_path / "cache") as bench:
+        bench.ask(prompt, ENDLESS)
+    told: list[int] = []
+
+    def advise(folder: Path, record: DiskRecord) -> None:
+        told.append(record.start)
+        raise OSError("this file system takes no advice")
+
+    monkeypatch.setattr(prefix_files, "_WORTH_ADVICE_BYTES", 0)
+    monkeypatch.setattr(prefix_files, "advise_record", advise)
+    with on_disk(model, tmp_path / "cache") as bench:
+        assert cached(bench.ask(prompt, ENDLESS)) == len(prompt) - 1
+    assert told == list(range(256, len(prompt), 256))
 
 
 def test_blocks_of_another_size_are_cut_anew(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ import msgspec
 import xxhash
 
 from mlx_serving.core.prefix.record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
+from mlx_serving.machine.page_cache import advise_open
 
 FORMAT_VERSION = 2
 SUFFIX = ".safetensors"
@@ -121,15 +122,22 @@ def clear_outdated(folder: Path) -> int:
     count = 0
     for version in folder.iterdir():
         number = _VERSION.fullmatch(version.name)
-        if number is None or int(number[1]) >= FORMAT_VERSION or not _is_ours(version):
-            continue
-        for path in [*version.glob("*/*"), *version.glob("*")]:  # deepest first
-            if not path.is_symlink() and path.is_dir():
-                path.rmdir()
-            elif path.suffix == SUFFIX or path.name.startswith(".") or path.name == IDENTITIES:
-                path.unlink()
-                count += path.suffix == SUFFIX
-        version.rmdir()
+        if number is not None and int(number[1]) < FORMAT_VERSION and _is_ours(version):
+            for model in version.iterdir():
+                if _is_ours(model):
+                    count += _clear(model)
+            _clear(version)
+    return count
+
+
+def _clear(folder: Path) -> int:
+    """Delete a folder with the files that a server writes into such; returns how many of them are records."""
+    count = 0
+    for path in folder.iterdir():
+        if path.suffix == SUFFIX or path.name.startswith(".") or path.name == IDENTITIES:
+            path.unlink()
+            count += path.suffix == SUFFIX
+    folder.rmdir()
     return count
 
 
@@ -188,6 +196,13 @@ def read_header(path: Path) -> DiskRecord:
     """
     with _opened(path) as file:
         return _read_header(file, path)[0]
+
+
+def advise_record(folder: Path, record: DiskRecord) -> None:
+    """Have the system read a record's file, which `read_record` is going to be called for. Returns soon. Raises
+    OSError."""
+    with _opened(path_of(folder, record)) as file:
+        advise_open(file)
 
 
 def read_record(folder: Path, record: DiskRecord) -> Content:

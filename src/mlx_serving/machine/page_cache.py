@@ -6,6 +6,7 @@ The cache is the system's to give and to take: what is read ahead in vain is dro
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import sys
@@ -32,15 +33,20 @@ def read_into(path: Path, on_bytes: OnBytes) -> None:
 def advise(path: Path) -> None:
     """Have the system read a file when it has nothing better to do. Returns soon. Raises `OSError`."""
     with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if sys.platform == "linux":
-            os.posix_fadvise(file.fileno(), 0, size, os.POSIX_FADV_WILLNEED)
-        elif sys.platform == "darwin":
-            import fcntl
+        advise_open(file)
 
-            for start in range(0, size, _MAX_ADVICE_BYTES):
-                wanted = struct.pack("qi", start, min(_MAX_ADVICE_BYTES, size - start))
-                fcntl.fcntl(file.fileno(), _F_RDADVISE, wanted)
+
+def advise_open(file: io.FileIO) -> None:
+    """The same for a file that is open."""
+    size = os.fstat(file.fileno()).st_size
+    if sys.platform == "linux":
+        os.posix_fadvise(file.fileno(), 0, size, os.POSIX_FADV_WILLNEED)
+    elif sys.platform == "darwin":
+        import fcntl
+
+        for start in range(0, size, _MAX_ADVICE_BYTES):
+            wanted = struct.pack("qi", start, min(_MAX_ADVICE_BYTES, size - start))
+            fcntl.fcntl(file.fileno(), _F_RDADVISE, wanted)
 
 
 def drop(path: Path) -> bool:

@@ -241,6 +241,7 @@ class PrefixDisk:
         def use(part: Part) -> None:
             if not self._take(restored, part):
                 reading.abandoned = True
+                sequences.clear()
 
         reading = Reading(
             model.fingerprint,

@@ -27,6 +27,7 @@ from mlx_serving.catalog.prefix_records import (
     SUFFIX,
     Content,
     UnusableRecord,
+    advise_record,
     clear_outdated,
     files_of,
     make_private,
@@ -46,6 +47,8 @@ from mlx_serving.worker.prefix.ledger import PrefixLedger, Source
 _STAGED_BYTES = 64 << 20  # bytes that wait for the thread; what comes after them waits without any
 _PART_BYTES = 4 << 20  # what is read is handed over in parts that are a little larger
 _HANDED_OVER = 2  # parts that were read and not used yet
+_ADVISED = 2  # records that the disk is told of before they are read
+_WORTH_ADVICE_BYTES = 1 << 20  # less is read ahead by the system anyway
 _GLANCE_S = 1.0  # how soon it shows that others have written or deleted something
 _LOOK_S = 60.0
 _REST_S = 30.0  # nothing is written for so long after the disk refused
@@ -371,10 +374,10 @@ class PrefixFiles:
         if not self._ledger.knows_model(reading.model):
             self._look_into(reading.model)
         path = self._ledger.find(reading.model, reading.root, reading.tokens, reading.kind) or []
+        wanted = [found for found in path if found.record.start + found.count > reading.have]
         part: list[tuple[Found, Content]] = []
-        for found in path:
-            if found.record.start + found.count <= reading.have:
-                continue
+        for number, found in enumerate(wanted):
+            self._advise(wanted[1 if number == 0 else number + _ADVISED : number + _ADVISED + 1])
             if reading.can_wait and self._is_wanted_elsewhere:
                 reading.have = found.record.start
                 self._hand_over(reading, part)
@@ -390,6 +393,13 @@ class PrefixFiles:
         self._deliver(reading.on_end)
         if path and not reading.can_wait:  # else nobody has asked for it
             self._used(path[-1].record.key)
+
+    def _advise(self, soon: Sequence[Found]) -> None:
+        """Have the disk bring what is to be read next, while what it has brought is checked."""
+        for found in soon:
+            if found.record.size >= _WORTH_ADVICE_BYTES:
+                with contextlib.suppress(OSError):
+                    advise_record(self._folder, found.record)
 
     @property
     def _is_wanted_elsewhere(self) -> bool:
