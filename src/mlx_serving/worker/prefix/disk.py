@@ -20,32 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from mlx_serving.catalog.identity import IdentityIndex
-from mlx_serving.catalog.prefix_records import IDENTITIES, Content, UnusableRecord, version_folder
-from mlx_serving.core.prefix.disk import RECORD_TOKENS, Found, KnownSequence
+from mlx_serving.catalog.prefix_records import IDENTITIES, Content, version_folder
+from mlx_serving.core.prefix.disk import RECORD_TOKENS, KnownSequence
 from mlx_serving.core.prefix.record import DiskRecord, Key, RecordKind, pack, root_key, unpack
 from mlx_serving.core.prefix.token_chain import TokenChain
 from mlx_serving.core.prefix.traffic import patience_s
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.packed_kv import unpacked
-from mlx_serving.worker.prefix.arrays import caches_of, from_content, to_content, tree_of
+from mlx_serving.worker.prefix.arrays import to_content, tree_of
 from mlx_serving.worker.prefix.cache import MIN_TOKENS, PrefixCache
 from mlx_serving.worker.prefix.files import Part, PrefixFiles, Reading
-from mlx_serving.worker.prefix.kv import KvBlock
+from mlx_serving.worker.prefix.restored import KnownModel, Restored
 
 _PUMP_BYTES = 4 << 20
 """What is made of what waits to be written in one step, a record more or less."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """`fingerprint` tells the files of different models apart. `classes` are those of its caches, layer by layer, of
-    which a token takes `token_bytes` in all; of what can be cut there are `pairs` of keys and values."""
-
-    fingerprint: str
-    token_bytes: int
-    classes: list[type[Any]]
-    pairs: int
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +71,7 @@ class PrefixDisk:
         self._memory = memory
         self._prefill_s = prefill_s
         self._deliver = deliver
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, KnownModel] = {}
         # By root, one after the other: the next one may find in memory what was read for the last one.
         self._turns: dict[Key, deque[_Waiting]] = {}
         memory.store = self
@@ -100,7 +89,7 @@ class PrefixDisk:
 
         def identified(digests: Sequence[str]) -> None:
             fingerprint = _fingerprint(facts, digests)
-            self._models[model.model_id] = _Model(fingerprint, model.kv_bytes_per_token, classes, pairs)
+            self._models[model.model_id] = KnownModel(fingerprint, model.kv_bytes_per_token, classes, pairs)
             self._files.add_model(fingerprint)
             # Behind the look at what there is.
             self._files.do(lambda: self._deliver(lambda: self.preload(model.model_id, self._preload_bytes)))
@@ -191,7 +180,7 @@ class PrefixDisk:
     def _kind(self, model_id: str) -> RecordKind:
         return "state" if self._memory.is_exact(model_id) else "blocks"
 
-    def _worth_s(self, model: _Model, chain: TokenChain, root: Key) -> float | None:
+    def _worth_s(self, model: KnownModel, chain: TokenChain, root: Key) -> float | None:
         """How long to wait for what is on disk; None if that is not worth it."""
         path = self._files.find(model.fingerprint, root, _useful(chain), self._kind(chain.owner))
         if path is None:  # it is being found out
@@ -204,10 +193,10 @@ class PrefixDisk:
         reading_s = self._files.reading_s(sum(found.record.size for found in wanted))
         return patience_s(reading_s, self._prefill_s(chain.owner, have, gained))
 
-    def _read(self, model: _Model, waiting: _Waiting) -> None:
+    def _read(self, model: KnownModel, waiting: _Waiting) -> None:
         chain = waiting.chain
         kind = self._kind(chain.owner)
-        restored = _Restored(self._memory, chain, model)
+        restored = Restored(self._memory, chain, model)
         reading = Reading(
             model.fingerprint,
             waiting.root,
@@ -236,7 +225,7 @@ class PrefixDisk:
         sequence = sequences.popleft()
         chain = self._memory.chain_of(model_id, unpack(sequence.tokens), "", "")
         assert chain is not None, "there was one for the first of them"
-        restored = _Restored(self._memory, chain, model, max(0.0, time.time() - sequence.used_at))
+        restored = Restored(self._memory, chain, model, max(0.0, time.time() - sequence.used_at))
 
         def use(part: Part) -> None:
             if not self._take(restored, part):
@@ -255,11 +244,11 @@ class PrefixDisk:
         )
         self._files.read(reading)
 
-    def _use(self, waiting: _Waiting, restored: _Restored, part: Part) -> None:
+    def _use(self, waiting: _Waiting, restored: Restored, part: Part) -> None:
         if not self._take(restored, part):
             self._end(waiting)
 
-    def _take(self, restored: _Restored, part: Part) -> bool:
+    def _take(self, restored: Restored, part: Part) -> bool:
         """Put what was read into memory. False if what may follow is of no use."""
         for found, content in part:
             try:
@@ -298,64 +287,12 @@ class PrefixDisk:
         return self._files.telemetry()
 
 
-class _Restored:
-    """What was read for one sequence, last used `age_s` seconds ago, on its way into memory."""
-
-    def __init__(self, memory: PrefixCache, chain: TokenChain, model: _Model, age_s: float = 0.0) -> None:
-        self._memory = memory
-        self._age_s = age_s
-        self._chain = chain
-        self._model = model
-        self._blocks: list[KvBlock] = []  # that were taken and are not kept yet
-        self._start = self._end = 0  # the tokens that they are of
-
-    def take(self, found: Found, content: Content) -> None:
-        """Take what a record holds. Raises `UnusableRecord`."""
-        tree = from_content(content)
-        if content.kind == "state":
-            caches = caches_of(tree)
-            if [type(cache) for cache in caches] != self._model.classes:
-                raise UnusableRecord("its caches are of other kinds than the model's")
-            self._memory.restore_state(self._chain, found.record.end, caches, self._age_s)
-            return
-        blocks = self._checked(tree, found.record)
-        if not self._blocks:
-            self._start = found.record.start
-        self._blocks += blocks
-        self._end = found.record.start + found.count
-
-    def keep(self) -> bool:
-        """Put what was taken into memory. False if what may follow is of no use."""
-        blocks, self._blocks = self._blocks, []
-        if not blocks:
-            return True
-        return self._memory.restore_blocks(self._chain, self._start, self._end, blocks, self._age_s)
-
-    def _checked(self, tree: Any, record: DiskRecord) -> list[KvBlock]:
-        """Keys and values of all layers, block by block, as the model would have made them."""
-        try:
-            blocks = [KvBlock([(keys, values) for keys, values in layers]) for layers in tree]
-            fits = all(
-                len(block.layers) == self._model.pairs
-                and block.nbytes == self._model.token_bytes * block.tokens
-                and all((array.ndim, array.shape[0]) == (4, 1) for layer in block.layers for array in layer)
-                and all(array.shape[2] == block.tokens for layer in block.layers for array in layer)
-                for block in blocks
-            )
-            fits = fits and sum(block.tokens for block in blocks) == record.count
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise UnusableRecord(f"it holds no keys and values: {error}") from error
-        if not fits:
-            raise UnusableRecord("its keys and values are not of the model's shape")
-        return blocks
-
-
 def _useful(chain: TokenChain) -> bytes:
     """What of a sequence may be read: its last token is computed in any case."""
     return pack(chain.token_ids[:-1])
 
 
-def _root(model: _Model, chain: TokenChain, kind: RecordKind) -> Key:
+def _root(model: KnownModel, chain: TokenChain, kind: RecordKind) -> Key:
     # In memory a model is known by the times of its files: here that would not suffice, nor outlive a move of them.
     return root_key(model.fingerprint, chain.salt, kind)
 
