@@ -66,7 +66,7 @@ class Worker:
         prefixes = PrefixCache(PrefixCachePolicy(memory_bytes=1 << 30))
         scheduler = Scheduler(SchedulerPolicy(), prefixes)
         self._generation = Generation(scheduler, prefixes)
-        self._generation.add_model(self._model)
+        self._generation.models.add(self._model)
         self._sampling = resolve(SamplingParams(temperature=0.0), {}, SamplingDefaults())
         self._inbox = Inbox()
         self.disk = None
@@ -76,8 +76,7 @@ class Worker:
             self.disk.add_model(self._model)
 
     def run(self, streams: int, tokens: int, draw: random.Random) -> Mapping[str, float]:
-        from mlx_serving.worker.generation import Terms
-        from mlx_serving.worker.model_runner import Job
+        from mlx_serving.worker.job import Job, Terms
         from mlx_serving.worker.sequence import Ending, RunningSequence
 
         self._obey()
