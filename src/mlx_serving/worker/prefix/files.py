@@ -245,7 +245,7 @@ class PrefixFiles:
             return lambda: self._write(record, content)
         if self._patient:
             patient = self._patient.popleft()
-            return lambda: self._read(patient)
+            return lambda: self._read_patiently(patient)
         return None
 
     # -- in the thread
@@ -369,6 +369,12 @@ class PrefixFiles:
         self._ledger.give_up_all()
         if not was_resting:
             self._report("refused", path=str(self._folder), reason=str(error))
+
+    def _read_patiently(self, reading: Reading) -> None:
+        with self._changed:
+            self._is_busy = False  # a worker that ends does not wait for this
+            self._changed.notify_all()
+        self._read(reading)
 
     def _read(self, reading: Reading) -> None:
         if not self._ledger.knows_model(reading.model):
