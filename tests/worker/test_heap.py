@@ -33,6 +33,17 @@ def test_holes_in_the_heap_go_back_to_the_system() -> None:
     assert len(blocks[0]) == SIZE
 
 
+def test_large_pieces_go_back_as_they_are_freed() -> None:
+    process = psutil.Process()
+    Heap()
+    del (large := {0: bytearray(8 * MIB)})[0]  # with which glibc would move its bound
+    before = process.memory_info().rss
+    blocks = [bytearray(MIB) for _ in range(80)]
+    del blocks[:-1]
+    assert process.memory_info().rss - before < 20 * MIB
+    assert (large, len(blocks)) == ({}, 1)
+
+
 def test_what_is_in_use_or_small_beside_the_budget_is_left_alone() -> None:
     heap = Heap()
     array = mx.zeros((8 * MIB,))

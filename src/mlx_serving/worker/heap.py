@@ -4,12 +4,17 @@ after hours of that a process takes a third more than what is in it."""
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 
 import mlx.core as mx
 import psutil
 
 from mlx_serving.core.heap_use import gives_back
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_LARGE_BYTES = 128 << 10
+"""Where glibc begins."""
 
 
 class Heap:
@@ -39,9 +44,15 @@ class Heap:
 
 
 def _find_trim() -> Callable[[int], object] | None:
+    """What gives back. From now on, large pieces are no part of the heap: left alone, glibc moves that bound up to
+    32 MiB with the pieces that are freed, and arrays then leave holes."""
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        library = ctypes.CDLL(None)
+        trim, option = library.malloc_trim, library.mallopt
     except (AttributeError, OSError):
         return None
     trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+    option.argtypes, option.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        option(_M_MMAP_THRESHOLD, _LARGE_BYTES)
     return trim
