@@ -27,6 +27,8 @@ _FEWEST_SCORES = 1 << 14
 """Below, the number of operations costs more than what they compute."""
 _BLOCK_SCORES = 1 << 18
 """As many are computed at a time: they stay in the processor's caches, and the allocator keeps their memory."""
+_BLOCKS = 8
+"""A prompt is computed in so many at least, if they are not too small then."""
 _FEWEST_ROWS = 8
 
 _UNSEEN = -1e9
@@ -111,8 +113,11 @@ def attend(
     queries = mx.reshape(queries * (scale * _LOG2_E), (rows, groups, heads // groups, tokens, head_dim))
     # Query heads that share keys stand below each other in one matrix. A block is some kv heads, then some tokens.
     scores = rows * heads * tokens * context
-    groups_at_once = max(1, groups * _BLOCK_SCORES // scores)
-    pieces = max(1, min(tokens // _FEWEST_ROWS, math.ceil(scores * min(1, groups_at_once / groups) / _BLOCK_SCORES)))
+    # MLX orders operations ahead of those that run, so about ten arrays of a block's size are alive at once. As much as
+    # two of all scores is counted on (`core.schedule.prefill_memory`).
+    at_once = min(_BLOCK_SCORES, max(_FEWEST_SCORES, scores // _BLOCKS)) if tokens > 1 else _BLOCK_SCORES
+    groups_at_once = max(1, groups * at_once // scores)
+    pieces = max(1, min(tokens // _FEWEST_ROWS, math.ceil(scores * min(1, groups_at_once / groups) / at_once)))
     width = math.ceil(tokens / pieces)
     outputs: list[mx.array] = []
     last: list[mx.array] = []
