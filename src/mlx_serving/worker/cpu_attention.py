@@ -56,15 +56,9 @@ def speed_up(model: nn.Module) -> None:
     happens where MLX has a device with kernels of its own."""
     if mx.default_device() != mx.Device(mx.cpu):
         return
-    slower = [
-        (module, faster)
-        for module in cast("list[nn.Module]", model.modules())
-        if (faster := _class_for(type(module))) is not type(module)
-    ]
-    for module, faster in slower:
-        module.__class__ = faster
-    if slower:  # compiled now, not in the first long prompt
-        cast(Any, mx).eval(_powers(mx.zeros((2, _FEWEST_ROWS))))
+    for module in cast("list[nn.Module]", model.modules()):
+        if (faster := _class_for(type(module))) is not type(module):
+            module.__class__ = faster
 
 
 @functools.cache
