@@ -6,10 +6,10 @@
     python benchmarks/prefix_restart.py --json
 
 A server computes a conversation of so many turns, turn by turn, and ends. Others get the next turn as their first
-request (after one that warms the model up with other tokens): `restored` by one as it is, which has read what was used
-last before anybody asks, `read` by one that reads it when it is asked for. Then each gets, in turns, the same turn with
-other new tokens, whose history is in memory by now (`kept`), and fresh prompts of the new tokens only. `computed` is
-the same turn at a server that keeps nothing.
+request (after one that warms the model up with as many other tokens): `restored` by one as it is, which has read what
+was used last before anybody asks, `read` by one that reads it when it is asked for. Then each gets, in turns, the same
+turn with other new tokens, whose history is in memory by now (`kept`), and fresh prompts of the new tokens only.
+`computed` is the same turn at a server that keeps nothing.
 
 Figures are times to the first token as a client measures them, and ratios of those of one server; medians over rounds,
 each with a folder of its own. New tokens look at the whole history, which costs what it costs wherever the history
@@ -111,7 +111,7 @@ def one_round(
             for path in copy.rglob("*.safetensors") if cold else ():
                 drop(path)
             with serving(model, home, {"path": str(copy), **settings}) as url:
-                ask(url, words(new_tokens), 4)
+                ask(url, words(len(prompts[-1])), 4)
                 seconds, text, cached = ask(url, prompts[-1], reply)
                 kept: list[float] = []
                 fresh: list[float] = []
@@ -127,7 +127,7 @@ def one_round(
                 "kept_to_fresh": statistics.median(kept) / statistics.median(fresh),
             }
         with serving(model, home, None) as url:
-            ask(url, words(new_tokens), 4)
+            ask(url, words(len(prompts[-1])), 4)
             figures["computed_s"], text, _ = ask(url, prompts[-1], reply)
     texts.add(text)
     return {
