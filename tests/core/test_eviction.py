@@ -1,7 +1,7 @@
 from mlx_serving.core.eviction import least_worth, victims_for
 from mlx_serving.core.schedule.scheduled_sequence import Sequence, State
 
-from .sequences import sequence
+from .schedule.sequences import sequence
 
 NEWCOMER = sequence("new", priority="high")
 

@@ -3,7 +3,7 @@ import pytest
 from mlx_serving.core.request_queue import RequestQueue
 from mlx_serving.core.schedule.scheduled_sequence import Caller, Sequence
 
-from .sequences import lane, sequence
+from .schedule.sequences import lane, sequence
 
 
 def order(queue: RequestQueue, now: float = 0.0) -> list[str]:

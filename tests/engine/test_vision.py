@@ -17,7 +17,7 @@ from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.errors import InvalidRequest
 
 from .. import tiny_models, tiny_vision_models
-from ..worker.vision_bench import VisionBench, chat, picture
+from ..worker.vision.vision_bench import VisionBench, chat, picture
 from .harness import MODEL, complete, running, send, serving, worker_pid
 
 TOKENS = 200

@@ -26,7 +26,7 @@ from mlx_serving.worker.packed_kv import PackedSlotKVCache, make_caches, pack, p
 
 from ..tiny_models import make_llama, token_ids
 from .bench import POLICY, Bench, load
-from .disk_bench import on_disk
+from .prefix.disk_bench import on_disk
 from .test_kv_cache import EVENTS, Crowd, prompt_of
 
 FORMS = [KvForm(8, 32), KvForm(4, 32)]
