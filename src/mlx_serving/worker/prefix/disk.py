@@ -54,7 +54,7 @@ class PrefixDisk:
     `prefill_s(model_id, start, count)` says how long it takes to compute so many tokens of a prompt behind `start`
     others, in seconds, 0 while that is not known."""
 
-    running_tokens = RECORD_TOKENS // 4
+    running_tokens = RECORD_TOKENS
 
     def __init__(
         self,
