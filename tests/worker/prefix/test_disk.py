@@ -14,7 +14,7 @@ from mlx_serving.core.generation import SamplingParams
 from mlx_serving.core.prefix.record import DiskRecord
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.prefix import disk as prefix_disk
-from mlx_serving.worker.prefix import files as prefix_files
+from mlx_serving.worker.prefix import folder as prefix_folder
 
 from ...tiny_models import make_llama, token_ids
 from ..bench import Bench, Stream, load
@@ -117,8 +117,8 @@ def test_the_disk_is_told_of_each_record_before_it_is_read(tmp_path: Path, monke
         told.append(record.start)
         raise OSError("this file system takes no advice")
 
-    monkeypatch.setattr(prefix_files, "_WORTH_ADVICE_BYTES", 0)
-    monkeypatch.setattr(prefix_files, "advise_record", advise)
+    monkeypatch.setattr(prefix_folder, "_WORTH_ADVICE_BYTES", 0)
+    monkeypatch.setattr(prefix_folder, "advise_record", advise)
     with on_disk(model, tmp_path / "cache") as bench:
         assert cached(bench.ask(prompt, ENDLESS)) == len(prompt) - 1
     assert told == list(range(256, len(prompt), 256))

@@ -16,7 +16,7 @@ from mlx_serving.catalog import prefix_records
 from mlx_serving.catalog.prefix_records import SUFFIX, path_of, read_header, read_record, version_folder, write_record
 from mlx_serving.core.prefix.disk import DiskPolicy
 from mlx_serving.worker.loading.loaded_model import LoadedModel
-from mlx_serving.worker.prefix import files as prefix_files
+from mlx_serving.worker.prefix import folder as prefix_folder
 
 from ...tiny_models import make_llama, token_ids
 from ..bench import load
@@ -159,7 +159,7 @@ def test_a_disk_that_takes_nothing_is_left_alone_for_a_while(
     def refuse(*arguments: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(prefix_files, "write_record", refuse)
+    monkeypatch.setattr(prefix_folder, "write_record", refuse)
     with on_disk(model, tmp_path) as bench:
         assert bench.ask(PROMPT, ENDLESS).tokens == expected
         bench.settle()

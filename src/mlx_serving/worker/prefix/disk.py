@@ -4,7 +4,7 @@
     a prompt that comes ──read_ahead──▶ its records, if that is cheaper than computing ──▶ memory ──▶ the scheduler
     a model that comes ──▶ the records that were used last, as far as there is room ──▶ memory
 
-This is the part that belongs to the thread that owns MLX; `prefix_files` is the other one.
+This is the part that belongs to the thread that owns MLX; `files` is the other one.
 """
 
 from __future__ import annotations

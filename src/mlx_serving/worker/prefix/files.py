@@ -1,4 +1,4 @@
-"""The prefix cache's folder: a thread that reads, deletes and writes, in this order of urgency.
+"""A thread for the prefix cache's folder, that reads, deletes and writes, in this order of urgency.
 
     reading, for somebody who waits ▸ looking at what is there ▸ deleting what is too much ▸ writing ▸ reading, for
     somebody who may come
@@ -6,60 +6,36 @@
 What is on disk is known in memory (`core.prefix.disk`), so whoever asks does not wait for it. What is to be written
 waits as a promise; its bytes are made only when they are next, on the thread that owns MLX (`pump`). Whatever goes
 wrong here costs a computation and a word to `report`: the cache may lose anything at any time, but not tell a lie.
-
-Several processes may use one folder, see `catalog.prefix_records`. Each looks now and then at what the others do.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
-from mlx_serving.catalog.prefix_records import (
-    SUFFIX,
-    Content,
-    UnusableRecord,
-    advise_record,
-    clear_outdated,
-    files_of,
-    make_private,
-    models_of,
-    path_of,
-    read_header,
-    read_record,
-    version_folder,
-    write_record,
-)
-from mlx_serving.core.prefix.disk import DiskPolicy, Found, KnownSequence, default_bytes
+from mlx_serving.catalog.prefix_records import Content, UnusableRecord
+from mlx_serving.core.prefix.disk import DiskPolicy, Found, KnownSequence
 from mlx_serving.core.prefix.record import DiskRecord, Key, RecordKind
 from mlx_serving.core.prefix.traffic import ReadingRate
 from mlx_serving.core.runtime_telemetry import PrefixDiskTelemetry
+from mlx_serving.worker.prefix.folder import PrefixFolder, Report
 from mlx_serving.worker.prefix.ledger import PrefixLedger, Source
 
 _STAGED_BYTES = 64 << 20  # bytes that wait for the thread; what comes after them waits without any
 _PART_BYTES = 4 << 20  # what is read is handed over in parts that are a little larger
 _HANDED_OVER = 2  # parts that were read and not used yet
 _ADVISED = 2  # records that the disk is told of before they are read
-_WORTH_ADVICE_BYTES = 1 << 20  # less is read ahead by the system anyway
 _GLANCE_S = 1.0  # how soon it shows that others have written or deleted something
 _LOOK_S = 60.0
 _REST_S = 30.0  # nothing is written for so long after the disk refused
-_LEFTOVER_S = 3600.0
 
 
 Part: TypeAlias = Sequence[tuple[Found, Content]]
-
-
-class Report(Protocol):
-    def __call__(self, what: str, *, path: str, reason: str, count: int = 1) -> None: ...
 
 
 @dataclass(slots=True)
@@ -91,13 +67,12 @@ class PrefixFiles:
         wake: Callable[[], None],
         report: Report,
     ) -> None:
-        self._folder = folder
-        self._policy = policy
         self._deliver = deliver
         self._wake = wake
         self._report = report
         self._changed = threading.Condition()
         self._ledger = PrefixLedger(policy.max_bytes or 0, policy.max_age_s)
+        self._folder = PrefixFolder(folder, policy, self._ledger, report)
         # What follows belongs to whoever holds the condition.
         self._staged: deque[tuple[DiskRecord, Content]] = deque()
         self._staged_bytes = 0
@@ -107,7 +82,6 @@ class PrefixFiles:
         self._rate = ReadingRate()
         self._rests_until = 0.0
         self._next_look = self._next_glance = float("inf")  # until there is a model
-        self._seen: dict[str, int] = {}  # model -> when its folder was last changed, in nanoseconds
         self._is_busy = self._is_closed = False
         self._handed_over = threading.Semaphore(_HANDED_OVER)
         threading.Thread(target=self._run, name="prefix-files", daemon=True).start()
@@ -125,9 +99,9 @@ class PrefixFiles:
         with self._changed:
             if self._next_look == float("inf"):
                 self._next_look = self._next_glance = 0.0
-                self._chores.append(self._open)
+                self._chores.append(self._folder.open)
             if not self._ledger.knows_model(model):
-                self._chores.append(lambda: self._look_into(model))
+                self._chores.append(lambda: self._folder.look_into(model))
             self._changed.notify_all()
 
     def find(self, model: str, root: Key, tokens: bytes, kind: RecordKind) -> list[Found] | None:
@@ -198,7 +172,7 @@ class PrefixFiles:
         try:
             return source(record)
         except Exception as error:  # noqa: BLE001  whoever decodes meanwhile must not hear of it
-            self._report("failed", path=str(self._folder), reason=f"{type(error).__name__}: {error}")
+            self._report("failed", path=str(self._folder.path), reason=f"{type(error).__name__}: {error}")
             return None
 
     def flush(self, patience_s: float) -> None:
@@ -218,14 +192,14 @@ class PrefixFiles:
             self._changed.notify_all()
 
     def telemetry(self) -> PrefixDiskTelemetry:
-        return self._ledger.telemetry(str(self._folder))
+        return self._ledger.telemetry(str(self._folder.path))
 
     def _used(self, key: Key) -> None:
-        """Have the files of a record and those before it marked with this use: that is what the next start knows."""
+        """Have the files of a record and those before it marked with this use."""
         now = time.time()
         records = self._ledger.use(key, now)
         if records:
-            self.do(lambda: _mark([path_of(self._folder, record) for record in records], now))
+            self.do(lambda: self._folder.mark(records, now))
 
     # -- with the condition held
 
@@ -265,80 +239,22 @@ class PrefixFiles:
             except OSError as error:
                 self._rest(error)
             except Exception as error:  # noqa: BLE001  the thread must live on, whatever a file system comes up with
-                self._report("failed", path=str(self._folder), reason=f"{type(error).__name__}: {error}")
-
-    def _open(self) -> None:
-        make_private(version_folder(self._folder))
-        with contextlib.suppress(OSError):
-            clear_outdated(self._folder)
+                self._report("failed", path=str(self._folder.path), reason=f"{type(error).__name__}: {error}")
 
     def _look(self) -> None:
-        """See what others have done, and hold the limits."""
         with self._changed:
             self._next_look = time.monotonic() + _LOOK_S
-        for model in models_of(self._folder):
-            self._look_into(model)
-        self._find_limit()
-        self._unlink(self._ledger.surplus(time.time()))
+        self._folder.look()
 
     def glance(self) -> None:
         """See what others have done to the models that are asked for."""
         with self._changed:
             self._next_glance = time.monotonic() + _GLANCE_S
-        for model in tuple(self._seen):
-            if _changed_at(self._folder, model) != self._seen[model]:
-                self._look_into(model)
-
-    def _find_limit(self) -> None:
-        if self._policy.max_bytes is None:
-            self._ledger.limit(default_bytes(_free_bytes(self._folder) + self._ledger.size))
-
-    def _look_into(self, model: str) -> None:
-        """See what is there of a model."""
-        if not self._ledger.knows_model(model):
-            self._find_limit()
-        self._seen[model] = _changed_at(self._folder, model)
-        names, records = set[str](), dict[Key, DiskRecord]()
-        damaged: list[tuple[Path, str]] = []
-        try:
-            paths = files_of(self._folder, model)
-        except OSError as error:  # what is there may still be there
-            self._report("unreadable", path=str(self._folder), reason=str(error))
-            self._ledger.compare(model, None, [])
-            return
-        for path in paths:
-            names.add(path.name)
-            self._examine(path, records, damaged)
-        self._discard_damaged(damaged)
-        self._unlink(self._ledger.compare(model, names, list(records.values())))
-
-    def _examine(self, path: Path, records: dict[Key, DiskRecord], damaged: list[tuple[Path, str]]) -> None:
-        if path.name.startswith("."):  # being written, or left over by a process that has died meanwhile
-            with contextlib.suppress(OSError):
-                if time.time() - path.lstat().st_mtime > _LEFTOVER_S:
-                    path.unlink()
-        elif path.suffix == SUFFIX and not self._ledger.knows(path.stem):
-            try:
-                records[path.stem] = read_header(path)
-            except FileNotFoundError:
-                pass
-            except (OSError, UnusableRecord) as error:
-                damaged.append((path, str(error)))
-
-    def _discard_damaged(self, damaged: list[tuple[Path, str]]) -> None:
-        if damaged:
-            self._ledger.count(damaged=len(damaged))
-            path, reason = damaged[0]
-            self._report("damaged", path=str(path), reason=reason, count=len(damaged))
-            for path, _ in damaged:
-                _unlink(path)
+        self._folder.glance()
 
     def _write(self, record: DiskRecord, content: Content) -> None:
         try:
-            self._unlink(self._ledger.surplus(time.time()))
-            if self._ledger.is_promised(record.key) and (size := self._written(record, content)):
-                self._seen[record.model] = _changed_at(self._folder, record.model)
-                self._unlink(self._ledger.wrote(record.key, size))
+            self._folder.write(record, content)
         except OSError as error:
             self._ledger.give_up(record.key)
             self._rest(error)
@@ -349,16 +265,6 @@ class PrefixFiles:
             if self._ledger.has_pending:
                 self._wake()
 
-    def _written(self, record: DiskRecord, content: Content) -> int:
-        """How large the file is; 0 if there is none, because it would be of no use."""
-        try:
-            return write_record(self._folder, record, content)
-        except FileNotFoundError:  # the first one of its model, or somebody has deleted the folder
-            make_private(version_folder(self._folder))
-            make_private(path_of(self._folder, record).parent)
-            self._look_into(record.model)
-            return write_record(self._folder, record, content) if self._ledger.knows(record.key) else 0
-
     def _rest(self, error: OSError) -> None:
         """The disk does not take any more: leave it alone for a while."""
         with self._changed:
@@ -368,7 +274,7 @@ class PrefixFiles:
             self._staged.clear()
         self._ledger.give_up_all()
         if not was_resting:
-            self._report("refused", path=str(self._folder), reason=str(error))
+            self._report("refused", path=str(self._folder.path), reason=str(error))
 
     def _read_patiently(self, reading: Reading) -> None:
         with self._changed:
@@ -378,12 +284,12 @@ class PrefixFiles:
 
     def _read(self, reading: Reading) -> None:
         if not self._ledger.knows_model(reading.model):
-            self._look_into(reading.model)
+            self._folder.look_into(reading.model)
         path = self._ledger.find(reading.model, reading.root, reading.tokens, reading.kind) or []
         wanted = [found for found in path if found.record.start + found.count > reading.have]
         part: list[tuple[Found, Content]] = []
         for number, found in enumerate(wanted):
-            self._advise(wanted[1 if number == 0 else number + _ADVISED : number + _ADVISED + 1])
+            self._folder.advise(wanted[1 if number == 0 else number + _ADVISED : number + _ADVISED + 1])
             if reading.can_wait and self._is_wanted_elsewhere:
                 reading.have = found.record.start
                 self._hand_over(reading, part)
@@ -399,13 +305,6 @@ class PrefixFiles:
         self._deliver(reading.on_end)
         if path and not reading.can_wait:  # else nobody has asked for it
             self._used(path[-1].record.key)
-
-    def _advise(self, soon: Sequence[Found]) -> None:
-        """Have the disk bring what is to be read next, while what it has brought is checked."""
-        for found in soon:
-            if found.record.size >= _WORTH_ADVICE_BYTES:
-                with contextlib.suppress(OSError):
-                    advise_record(self._folder, found.record)
 
     @property
     def _is_wanted_elsewhere(self) -> bool:
@@ -427,55 +326,13 @@ class PrefixFiles:
             self._deliver(hand_over)
 
     def _content(self, found: Found) -> Content | None:
-        record = found.record
         began = time.monotonic()
-        try:
-            content = read_record(self._folder, record)
-        except (OSError, UnusableRecord) as error:
-            self._lose(record, error)
-            return None
-        with self._changed:
-            self._rate.learn(record.size, time.monotonic() - began)
-        self._ledger.count(read=1, read_tokens=found.count)
+        content = self._folder.read(found)
+        if content is not None:
+            with self._changed:
+                self._rate.learn(found.record.size, time.monotonic() - began)
         return content
-
-    def _lose(self, record: DiskRecord, error: OSError | UnusableRecord) -> None:
-        """A record is not what it should be: it goes, and what goes on from it."""
-        gone = self._ledger.lose(record.key)
-        if not isinstance(error, FileNotFoundError):  # else somebody else has deleted it, as may be
-            self._ledger.count(damaged=1)
-            self._report("damaged", path=str(path_of(self._folder, record)), reason=str(error))
-        self._unlink(gone)
 
     def forget(self, record: DiskRecord, reason: str) -> None:
         """A record cannot be used, as it turned out."""
-        self.do(lambda: self._lose(record, UnusableRecord(reason)))
-
-    def _unlink(self, records: Iterable[DiskRecord]) -> None:
-        for record in records:
-            _unlink(path_of(self._folder, record))
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
-
-
-def _mark(paths: Iterable[Path], now: float) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            os.utime(path, (now, now))
-
-
-def _changed_at(folder: Path, model: str) -> int:
-    with contextlib.suppress(OSError):
-        return (version_folder(folder) / model).stat().st_mtime_ns
-    return 0
-
-
-def _free_bytes(folder: Path) -> int:
-    """What is free where the folder is, or would be."""
-    for place in (folder, *folder.parents):
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(place).free
-    return 0
+        self.do(lambda: self._folder.lose(record, UnusableRecord(reason)))
