@@ -1,4 +1,4 @@
-"""A program that serves a scripted engine: `python scripted_server.py PORT DRAIN_TIMEOUT_S`, run by test_run.
+"""A program that serves a scripted engine: `python -m tests.server.scripted_server PORT DRAIN_TIMEOUT_S`, for test_run.
 
 Streams hang after their text until a line comes on stdin. Prints the port, then the exit code of `serve`.
 """

@@ -51,9 +51,12 @@ class _Program:
 
 @asynccontextmanager
 async def _program(drain_timeout_s: float = 10) -> AsyncGenerator[_Program]:
-    program = Path(__file__).with_name("scripted_server.py")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, program, "0", str(drain_timeout_s), stdin=PIPE, stdout=PIPE, stderr=asyncio.subprocess.STDOUT
+        *(sys.executable, "-m", "tests.server.scripted_server", "0", str(drain_timeout_s)),
+        cwd=Path(__file__).parents[2],
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     assert process.stdout is not None
     try:

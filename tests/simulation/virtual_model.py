@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from mlx_serving.core.generation import FinishReason
+from mlx_serving.core.schedule.encodings import ImageSpan
 from mlx_serving.core.schedule.scheduling import PrefillChunk
 from mlx_serving.wire.notifications import Completed
 from mlx_serving.worker.batch import Token
@@ -132,6 +133,11 @@ class VirtualRunner:
         row = self._rows[stream_id]
         assert row.cached is None, "admitted twice"
         row.cached = 0
+
+    def spans(self, job: Job) -> tuple[ImageSpan, ...]:
+        """Nobody shows an image here."""
+        assert not job.pictures
+        return ()
 
     def token_ids(self, stream_id: str) -> list[int]:
         row = self._rows[stream_id]
