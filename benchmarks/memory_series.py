@@ -161,7 +161,7 @@ def verdict(series: Sequence[Reading]) -> dict[str, object]:
 
 
 def _own(series: Sequence[Reading]) -> int:
-    """What the worker takes without models, as far as it can be told once they are loaded."""
+    """What the worker takes without models, as far as it can be told once they have generated a token."""
     return series[0].worker - series[0].active - series[0].buffers
 
 
@@ -193,7 +193,7 @@ async def measure(models: Sequence[str], arguments: argparse.Namespace) -> Run:
     config = {"memory": {"limit_bytes": arguments.limit_mib * MIB}, "generation": {"timeout_s": None}}
     async with Engine(config) as engine:
         for name in models:
-            await engine.load_model(name)
+            await engine.warmup_model(name)
         run = Run(engine, models, arguments.seconds, arguments.longest)
         await run.run(arguments.clients)
         return run
