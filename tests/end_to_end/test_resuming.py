@@ -219,7 +219,7 @@ async def test_choices_logprobs_usage_and_requests_without_a_seed_go_on(tmp_path
 
 async def test_an_answer_may_be_cut_off_again_and_again_and_be_had_whole(tmp_path: Path, random_llama: Path) -> None:
     config = at_once(config_of(random_llama))
-    length = {"max_tokens": 4000}
+    length = {"max_tokens": 2500}
     reader = Client(CHAT, asked(CHAT, 1, stream=True, **length, **SEEDED))
     late = Client(TEXT, asked(TEXT, 2, stream=True, **length, **SEEDED))
     async with serving(tmp_path, config=config) as served:

@@ -50,7 +50,10 @@ async def running(app: ServerApp) -> AsyncGenerator[ListenAddress]:
     server = HttpServer(app, on_started=started.set_result)
     task = asyncio.create_task(server.run("127.0.0.1", 0))
     try:
-        yield (await asyncio.wait_for(started, 10))[0]
+        await asyncio.wait((started, task), timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task  # it says why
+        yield (await asyncio.wait_for(started, 0))[0]
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

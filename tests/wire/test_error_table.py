@@ -4,7 +4,7 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_serving import errors
@@ -57,6 +57,7 @@ def _in_a_frame(error: EngineError) -> EngineError:
 
 
 @pytest.mark.parametrize("cls", CLASSES)
+@settings(max_examples=30)
 @given(message=st.text(), details=_details)
 def test_every_error_keeps_its_kind_message_and_details_on_its_way(
     cls: type[EngineError], message: str, details: dict[str, object]
