@@ -18,6 +18,7 @@ from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.requests import check_images
 from mlx_serving.worker.vision.architecture import VisionText
 from mlx_serving.worker.vision.features import FeatureCache
+from mlx_serving.worker.vision.processing import Processor
 
 from ... import tiny_vision_models
 from ...tiny_models import make_adapter
@@ -76,6 +77,12 @@ def test_a_conversion_for_text_is_loaded_as_text(tmp_path: Path) -> None:
     assert not model.facts.is_vision_model
     with pytest.raises(UnsupportedParameter, match=r"images are not supported by .*: it reads text only"):
         check_images(PLACE, given(), model)
+
+
+@pytest.mark.parametrize("kind", ["moondream1", "moondream2", "inkling_mm_model"])
+def test_a_processor_that_would_run_code_is_not_made(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ValueError, match=r"mlx-vlm's processor for (moondream2|inkling) runs code"):
+        Processor(tmp_path, {"model_type": kind})
 
 
 def test_an_architecture_that_mlx_vlm_does_not_have_is_left_to_mlx_lm(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ _LOW_PART = 4
 _MEDIA = ("image", "video", "vision", "audio", "boi", "eoi")
 # Where an image is not one token but a tag with its number.
 _TAGS = {"phi3_v": ("<|image_{}|>", r"<\|image_\d+\|>")}
+# Whatever they are told, mlx-vlm's processors for these have tokenizers run code that comes with them.
+_TRUSTING = frozenset({"inkling", "moondream2"})
 _TOLD_APART = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 
@@ -64,6 +66,11 @@ class Processor:
         import mlx_vlm.utils as library
         from transformers import AutoProcessor
 
+        kind = cast(Any, library).get_model_type(dict(config))
+        if kind in _TRUSTING:
+            raise ValueError(
+                f"mlx-vlm's processor for {kind} runs code that comes with tokenizers; that is not done here"
+            )
         # Importing the architecture is what makes its processor known.
         cast(Any, library).get_model_and_args({name: value for name, value in config.items() if name != "model_file"})
         # Said outright: mlx-vlm would allow it.
