@@ -101,6 +101,6 @@ def _disk(
         outbox.notify(Notice("prefix cache", what, {"path": path, "reason": reason, "count": count}))
 
     folder = Path(settings.prefix_folder)
-    files = PrefixFiles(folder, settings.prefix_disk, inbox.put, inbox.wake, report)
     policy = settings.prefix_disk
+    files = PrefixFiles(folder, policy, inbox.put, inbox.wake, report)
     return PrefixDisk(files, folder, prefixes, scheduler.prefill_s, inbox.put, policy.preload_bytes)

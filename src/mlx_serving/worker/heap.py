@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 
 import mlx.core as mx
 import psutil
@@ -23,18 +22,20 @@ class Heap:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._trim = _find_trim() if mx.default_device() == mx.Device(mx.cpu) else None
+        self._library = _heap_library() if mx.default_device() == mx.Device(mx.cpu) else None
+        if self._library is not None:
+            _keep_large_pieces_out(self._library)
         self._before = self._kept()
 
     def look(self, capacity: int) -> bool:
         """Give back what is kept if that is much beside a budget of `capacity` bytes; whether it was."""
-        if self._trim is None:
+        if self._library is None:
             return False
         kept = self._kept()
         if not gives_back(kept, self._before, capacity):
             self._before = min(self._before, kept)
             return False
-        self._trim(0)
+        self._library.malloc_trim(0)
         self._before = self._kept()
         return True
 
@@ -43,9 +44,8 @@ class Heap:
         return self._process.memory_info().rss - mx.get_active_memory() - mx.get_cache_memory()
 
 
-def _find_trim() -> Callable[[int], object] | None:
-    """What gives back. From now on, large pieces are no part of the heap: left alone, glibc moves that bound up to
-    32 MiB with the pieces that are freed, and arrays then leave holes."""
+def _heap_library() -> ctypes.CDLL | None:
+    """The C library, if it can give back what it keeps."""
     try:
         library = ctypes.CDLL(None)
         trim, option = library.malloc_trim, library.mallopt
@@ -53,6 +53,11 @@ def _find_trim() -> Callable[[int], object] | None:
         return None
     trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
     option.argtypes, option.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    return library
+
+
+def _keep_large_pieces_out(library: ctypes.CDLL) -> None:
+    """Keep large pieces out of the heap: left alone, glibc moves that bound up to 32 MiB with the pieces that are
+    freed, and arrays then leave holes."""
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        option(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-    return trim
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
