@@ -109,10 +109,10 @@ class PrefixFolder:
     def _discard_damaged(self, damaged: list[tuple[Path, str]]) -> None:
         if damaged:
             self._ledger.count(damaged=len(damaged))
-            path, reason = damaged[0]
-            self._report("damaged", path=str(path), reason=reason, count=len(damaged))
             for path, _ in damaged:
                 _unlink(path)
+            path, reason = damaged[0]
+            self._report("damaged", path=str(path), reason=reason, count=len(damaged))
 
     def write(self, record: DiskRecord, content: Content) -> None:
         """Make room for a record that is promised still, and write it. Raises OSError."""
@@ -150,11 +150,10 @@ class PrefixFolder:
 
     def lose(self, record: DiskRecord, error: OSError | UnusableRecord) -> None:
         """A record is not what it should be: it goes, and what goes on from it."""
-        gone = self._ledger.lose(record.key)
+        self._unlink(self._ledger.lose(record.key))
         if not isinstance(error, FileNotFoundError):  # else somebody else has deleted it, as may be
             self._ledger.count(damaged=1)
             self._report("damaged", path=str(path_of(self.path, record)), reason=str(error))
-        self._unlink(gone)
 
     def mark(self, records: Iterable[DiskRecord], now: float) -> None:
         """Note in the files that they were used: that is what the next start knows."""
