@@ -18,6 +18,7 @@ from mlx_serving.catalog.store import cache_directory
 from mlx_serving.errors import EngineError
 from mlx_serving.machine import blas
 from mlx_serving.wire import settings as wire_settings
+from mlx_serving.worker import exports
 
 _LAST_WORDS_S = 5.0
 _LAST_WRITES_S = 2.0
@@ -45,6 +46,7 @@ def main() -> int:
     claimed = _claim_stdout()
     read_fd, write_fd = (0, claimed) if by_hand else (arguments.fd, arguments.fd)
 
+    exports.remember(cache_directory() / "exports")
     # From here on MLX: on this thread, and on no other.
     from mlx_serving.worker import assemble, pipe
 
