@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import signal
 from pathlib import Path
 
@@ -14,6 +15,12 @@ settings.load_profile("any speed")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Whoever runs the tests in the background ignores Ctrl-C, and every process that a test starts would do so, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are looked through in vain whenever a test, or what it tests, collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
