@@ -19,7 +19,7 @@ from ..command_line import LIMIT_S, run
 from .served_process import ServedProcess, serving
 from .tiny_server import config_of
 
-LENGTH = 800
+LENGTH = 500
 KEYS = {"api_key": "key-of-the-clients", "admin_key": "key-of-the-operator"}
 GREEDY: dict[str, Any] = {"temperature": 0}
 SEEDED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "seed": 11}
@@ -194,7 +194,7 @@ async def test_greedy_and_seeded_streamed_and_whole_answers_go_on_to_the_same_by
 async def test_choices_logprobs_usage_and_requests_without_a_seed_go_on(tmp_path: Path, random_llama: Path) -> None:
     config = at_once(config_of(random_llama))
     several = Client(CHAT, asked(CHAT, 1, stream=True, n=2, stream_options={"include_usage": True}, **SEEDED))
-    told = Client(TEXT, asked(TEXT, 2, stream=True, logprobs=1, max_tokens=800, **GREEDY))
+    told = Client(TEXT, asked(TEXT, 2, stream=True, logprobs=1, **GREEDY))
     unseeded = Client(TEXT, asked(TEXT, 3, stream=True, temperature=1.0))
     clients = [several, told, unseeded]
     async with serving(tmp_path, config=config) as served:
@@ -219,7 +219,7 @@ async def test_choices_logprobs_usage_and_requests_without_a_seed_go_on(tmp_path
 
 async def test_an_answer_may_be_cut_off_again_and_again_and_be_had_whole(tmp_path: Path, random_llama: Path) -> None:
     config = at_once(config_of(random_llama))
-    length = {"max_tokens": 2500}
+    length = {"max_tokens": 1500}
     reader = Client(CHAT, asked(CHAT, 1, stream=True, **length, **SEEDED))
     late = Client(TEXT, asked(TEXT, 2, stream=True, **length, **SEEDED))
     async with serving(tmp_path, config=config) as served:

@@ -17,7 +17,7 @@ from mlx_serving.errors import Overloaded
 from .bench import POLICY, Bench, load
 
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
-REQUESTS = 200
+REQUESTS = 100
 KV_BUDGET_TOKENS = 400
 
 

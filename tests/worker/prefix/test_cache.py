@@ -184,7 +184,7 @@ def test_tenants_share_nothing(model: LoadedModel) -> None:
 
 
 def test_no_more_is_kept_than_is_allowed(model: LoadedModel) -> None:
-    texts = [f"{number} is where this prompt of some tokens begins, and others do not" for number in range(20)]
+    texts = [f"{number} is where this prompt of some tokens begins, and others do not" for number in range(12)]
     prompts = [token_ids(text) for text in texts]
     expected = [alone(model, prompt) for prompt in prompts]
     measured = keeping(model)
@@ -200,7 +200,7 @@ def test_no_more_is_kept_than_is_allowed(model: LoadedModel) -> None:
         assert 0 < telemetry.bytes <= limit
         excess.append(mx.get_active_memory() - base - telemetry.bytes)
     assert bench.generation.prefix_telemetry().evictions > 0
-    assert max(excess[10:]) <= max(excess[:10]) + limit // 10  # nothing is held that is not counted
+    assert max(excess[6:]) <= max(excess[:6]) + limit // 10  # nothing is held that is not counted
 
 
 def test_running_sequences_need_the_memory_first(llama: Path) -> None:

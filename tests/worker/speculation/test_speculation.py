@@ -529,27 +529,27 @@ def test_who_loses_its_draft_model_goes_on_without(
 def test_sampled_tokens_are_distributed_as_without_drafts(monkeypatch: pytest.MonkeyPatch, model: LoadedModel) -> None:
     """Of many seeds, the third token of the answer, drafted with the likeliest ones: chi-square against plain decoding
     with other seeds, at the 0.1 % level."""
-    asked = [("abc", SamplingParams(max_tokens=6, temperature=0.3, logit_bias=ENDLESS))]
+    asked = [("abc", SamplingParams(max_tokens=5, temperature=0.3, logit_bias=ENDLESS))]
     greedy, _ = answers(model, [("abc", replace(asked[0][1], temperature=0.0))], None)
 
     def thirds(seeds: range, speculation: Wanted | None) -> tuple[Counter[int], int]:
-        bench = eager_bench(model, replace(POLICY, max_num_seqs=16, max_queue=len(seeds)))
+        bench = eager_bench(model, replace(POLICY, max_num_seqs=32, max_queue=len(seeds)))
         streams = [
             bench.start(f"s{seed}", "abc", replace(asked[0][1], seed=seed), speculation=speculation) for seed in seeds
         ]
         bench.finish()
         return Counter(stream.tokens[2] for stream in streams), drafted(streams)[1]
 
-    plainly, _ = thirds(range(1500), None)
+    plainly, _ = thirds(range(600), None)
     monkeypatch.setattr(
         Drafting,
         "look_up",
         lambda drafting, prompt, answer, most: greedy[0].tokens[len(answer) : len(answer) + most],  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]
     )
-    same_seeds, right = thirds(range(1500), NGRAM)
+    same_seeds, right = thirds(range(600), NGRAM)
     assert same_seeds == plainly
-    assert right > 100
-    others, _ = thirds(range(10_000, 11_500), NGRAM)
+    assert right > 50
+    others, _ = thirds(range(10_000, 10_600), NGRAM)
     assert _chi_square(plainly, others) < 1.0
 
 
