@@ -111,6 +111,9 @@ class RuntimeStateResult(msgspec.Struct, frozen=True):
     paused_streams: int = 0
 
 
+ImageAttention = Literal["causal", "mutual"]
+
+
 class ModelCapabilities(msgspec.Struct, frozen=True):
     """What the architecture can do, found by trying it on the loaded model.
 
@@ -119,6 +122,8 @@ class ModelCapabilities(msgspec.Struct, frozen=True):
     trim:           its cache can be cut back to any earlier length.
     quantise_cache: its cache can be packed, in 8 or in 4 bits.
     draft:          it can verify a draft and be one: both cut rejected tokens off.
+    images:         how the tokens of an image see each other: each those before it, or all of them; None: it takes no
+                    images.
     """
 
     batch: bool
@@ -126,6 +131,7 @@ class ModelCapabilities(msgspec.Struct, frozen=True):
     trim: bool
     quantise_cache: bool
     draft: bool
+    images: ImageAttention | None = None
 
 
 class KnownCapabilities(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import pytest
 
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import ModelLoadError, UnsupportedParameter
-from mlx_serving.wire.methods import ImageParam
+from mlx_serving.wire.methods import ImageParam, KnownCapabilities
 from mlx_serving.worker.assemble import make_runner
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.requests import check_images
@@ -108,6 +108,23 @@ def test_a_processor_that_does_not_fit_its_encoder_is_found_when_the_model_is_lo
     with pytest.raises(UnsupportedParameter, match="its images cannot be computed here"):
         check_images(PLACE, given(), model)
     assert Bench(model).run("Text goes on.").completed
+
+
+@pytest.mark.parametrize(("family", "attention"), [("qwen2_vl", "causal"), ("gemma4_unified", "mutual")])
+def test_what_was_found_out_about_images_is_told_and_need_not_be_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Family, attention: str
+) -> None:
+    directory = made(tmp_path, family)
+    facts = loaded(directory).facts
+    assert facts.capabilities.images == attention
+    monkeypatch.delattr(VisionText, "compute_whole")
+    again = loaded(directory, known=KnownCapabilities(facts.config_digest, facts.capabilities))
+    assert again.facts == facts
+    assert isinstance(again.model, VisionText)
+    assert again.model.attention.name == attention
+    unknown = loaded(directory)
+    assert unknown.blind is not None
+    assert unknown.facts.capabilities.images is None
 
 
 def test_a_prompt_that_must_be_computed_as_a_whole_is_found_when_the_model_is_loaded(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 import mlx.core as mx
+import msgspec
 from mlx_lm.utils import get_total_parameters
 
 from mlx_serving.core import kv_form
@@ -37,7 +38,8 @@ from mlx_serving.worker.output_style import find_style, knows_tools
 from mlx_serving.worker.packed_kv import make_caches
 from mlx_serving.worker.prefix.kv import is_plain
 from mlx_serving.worker.vision.architecture import VisionText, open_model
-from mlx_serving.worker.vision.trial import why_blind
+from mlx_serving.worker.vision.attention import ATTENTIONS
+from mlx_serving.worker.vision.trial import trying
 
 RequireMemory = Callable[[int], None]
 """Called with the bytes that a model's weights will take, in the form they are loaded in and beside those that are
@@ -129,7 +131,12 @@ def loading(
             per_token = packed_kv_bytes(model, options.kv, capabilities, params.model_id)
         yield None
         if isinstance(model, VisionText):
-            blind = why_blind(model, words.prompts)
+            if capabilities.images is None:
+                blind = yield from trying(model, words.prompts)
+                images = None if blind else model.attention.name
+                capabilities = msgspec.structs.replace(capabilities, images=images)
+            else:
+                model.attention, blind = ATTENTIONS[capabilities.images], None
             yield None
     weights = parameters(model)
     dtype = _dtype(weights)

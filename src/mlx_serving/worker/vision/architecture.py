@@ -110,9 +110,10 @@ class VisionText(nn.Module):
         places, _ = self.inner.language_model.get_rope_index(ids, image_grid_thw=grids)
         return np.array(places)[:, 0].astype(np.int32)
 
-    def try_images(self, prompt: Prepared) -> None:
+    def try_images(self, prompt: Prepared) -> Features:
         """Compare a prompt with one image, put together piece by piece, with what the architecture itself makes of it.
-        Raises `UnknownFeatures`, or whatever the encoder raises, unless they are alike."""
+        Returns what was made of the image. Raises `UnknownFeatures`, or whatever the encoder raises, unless they are
+        alike."""
         [picture] = prompt.pictures
         whole = self._embed(mx.array([prompt.fed], dtype=mx.int32), _inputs([picture]))
         features = self.encode(picture)
@@ -126,6 +127,7 @@ class VisionText(nn.Module):
         places = self.positions(prompt)
         if places is not None and not np.array_equal(places, np.array(whole["position_ids"])[:, 0]):
             raise UnknownFeatures("where it puts the tokens of an image is not understood here")
+        return features
 
     def compute_whole(self, prompt: Prepared) -> list[Any]:
         """The caches of a prompt with images that is computed in one pass, as mlx-vlm does it."""

@@ -6,18 +6,20 @@ it gets caches that answer so: no model is changed for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_serving.wire.methods import ImageAttention
 from mlx_serving.worker.vision.pictures import Run
 
 
 class Attention(Protocol):
     """A way for the tokens of images to see each other."""
 
+    name: ImageAttention
     in_one_piece: bool
     """Whether all tokens of an image must be computed in one chunk."""
 
@@ -30,6 +32,7 @@ class Attention(Protocol):
 class Causal:
     """Each sees those before it, as tokens of text do."""
 
+    name: ImageAttention = "causal"
     in_one_piece = False
 
     def over(self, caches: Sequence[Any], runs: Sequence[Run], width: int) -> list[Any]:
@@ -39,6 +42,7 @@ class Causal:
 class Mutual:
     """All of an image see each other, and what is before it as text does."""
 
+    name: ImageAttention = "mutual"
     in_one_piece = True
 
     def over(self, caches: Sequence[Any], runs: Sequence[Run], width: int) -> list[Any]:
@@ -52,6 +56,7 @@ class Mutual:
 
 CAUSAL = Causal()
 MUTUAL = Mutual()
+ATTENTIONS: Mapping[ImageAttention, Attention] = {one.name: one for one in (CAUSAL, MUTUAL)}
 
 
 class _SeeingCache:

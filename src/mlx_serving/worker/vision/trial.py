@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,8 @@ from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.core.images.image import Image
 from mlx_serving.worker.tokenizing import PromptTokenizer
 from mlx_serving.worker.vision.architecture import UnknownFeatures, VisionText
-from mlx_serving.worker.vision.attention import CAUSAL, MUTUAL
+from mlx_serving.worker.vision.attention import ATTENTIONS
+from mlx_serving.worker.vision.features import Features
 from mlx_serving.worker.vision.pictures import Prepared
 from mlx_serving.worker.vision.runner import PicturedPrompt
 
@@ -29,33 +30,33 @@ _TEXT = "What is there to be seen, and what is beside it?"
 _TOLERANCE = 0.1
 
 
-def why_blind(model: VisionText, tokenizer: PromptTokenizer) -> str | None:
-    """Why a model takes no images; None if it does."""
+def trying(model: VisionText, tokenizer: PromptTokenizer) -> Generator[None, None, str | None]:
+    """Find out how tokens of images see each other: so that a prompt computed in pieces leaves in the caches what the
+    architecture itself leaves there, which computes it as a whole. After each pass others may have their turn.
+
+    Returns why the model takes no images, None if it does: then `model.attention` is what was found.
+    """
     messages = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _TEXT}]},)
     try:
         prompt = tokenizer.prepare(ChatPrompt(messages, images=(_image(),)))
-        model.try_images(prompt)
-        _try_pieces(model, prompt)
+        features = model.try_images(prompt)
+        yield
+        whole = model.compute_whole(prompt)
+        evaluate: Any = mx.eval  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  untyped stub
+        evaluate([cache.state for cache in whole])
+        yield
+        for model.attention in ATTENTIONS.values():
+            if _leaves(model, prompt, features, whole):
+                return None
+            yield
+        raise UnknownFeatures("its prompts in pieces are not the same as whole ones")
     except Exception as error:  # noqa: BLE001  whatever an architecture raises here, it says that it cannot
         return f"its images cannot be computed here: {error}"
-    return None
 
 
-def _try_pieces(model: VisionText, prompt: Prepared) -> None:
-    """Find out how tokens of images see each other: so that a prompt computed in pieces leaves in the caches what the
-    architecture itself leaves there, which computes it as a whole. Raises `UnknownFeatures` if there is no such way,
-    and whatever the architecture raises."""
-    whole = model.compute_whole(prompt)
-    for model.attention in (CAUSAL, MUTUAL):
-        if _leaves(model, prompt, whole):
-            return
-    raise UnknownFeatures("its prompts in pieces are not the same as whole ones")
-
-
-def _leaves(model: VisionText, prompt: Prepared, whole: Sequence[Any]) -> bool:
+def _leaves(model: VisionText, prompt: Prepared, features: Features, whole: Sequence[Any]) -> bool:
     """Whether a prompt in pieces leaves the same in the caches."""
     [picture] = prompt.pictures
-    features = model.encode(picture)
     pieces = PicturedPrompt(model, prompt, lambda index: features)
     start, end, last = picture.span.start, picture.span.end, len(prompt.token_ids) - 1
     within = [] if model.attention.in_one_piece else [(start + end) // 2]
