@@ -19,7 +19,7 @@ from .harness import complete, request, running, send, serving, worker_pid
 
 OFF: dict[str, Any] = {"prefix_cache": {"enabled": False}}
 SYSTEM = {"role": "system", "content": "You are a helpful assistant, and you answer briefly."}
-MAKERS = [tiny_models.make_llama, tiny_models.make_qwen3, tiny_models.make_gemma3, tiny_models.make_lfm2]
+MAKERS = [tiny_models.make_llama, tiny_models.make_gemma3, tiny_models.make_lfm2]
 
 
 @pytest.fixture(params=MAKERS, ids=lambda make: make.__name__.removeprefix("make_"))
