@@ -141,6 +141,7 @@ async def test_models_are_loaded_listed_and_unloaded(engine: Engine, tiny_model:
         "trim": True,
         "quantise_cache": False,
         "draft": True,
+        "images": None,
     }
     assert engine.get_model_info(str(tiny_model)) == handle
     assert {model.id for model in engine.list_models()} == {"tiny", str(tiny_model)}
