@@ -3,6 +3,8 @@
 set -eu
 cd "$(dirname "$0")"
 BIN="${BIN:-.venv/bin}"
+# The tests start hundreds of processes, and each would compile anew what it imports.
+unset PYTHONDONTWRITEBYTECODE
 step() { printf '\n== %s\n' "$1"; }
 
 step "format and lint"
