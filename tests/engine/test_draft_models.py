@@ -211,6 +211,7 @@ async def test_a_draft_model_that_only_the_profile_names_is_done_without(folder:
 
 async def test_a_pair_is_in_one_worker(folder: Path) -> None:
     async with running(serving_all(folder, workers=2)) as core:
+        await core.start_workers()  # one that is still starting would be passed over
         await complete(core, asked())  # the first worker has the model now
         await complete(core, request(model="small"))  # and the second one the draft
         assert [set(worker.models.loaded()) for worker in core.workers] == [{"large"}, {"small"}]
