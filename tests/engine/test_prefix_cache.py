@@ -15,6 +15,7 @@ from mlx_serving.core.generation import ChatPrompt, Delta, GenerationRequest, Ge
 from mlx_serving.engine.engine_core import EngineCore
 
 from .. import tiny_models
+from ..event_log import until
 from .harness import complete, request, running, send, serving, worker_pid
 
 OFF: dict[str, Any] = {"prefix_cache": {"enabled": False}}
@@ -67,14 +68,18 @@ async def test_the_text_is_that_of_a_worker_that_keeps_nothing(model: Path) -> N
 
 
 async def test_a_stream_that_outlives_its_worker_tells_what_was_kept_when_it_began(model: Path) -> None:
-    asked = [asking(f"r{number}", f"Tell me {number}", max_tokens=160) for number in range(3)]
+    asked = [asking(f"r{number}", f"Tell me {number}", max_tokens=300) for number in range(3)]
     async with running(serving(model, **OFF)) as core:
         expected = [text_of(await complete(core, one)) for one in asked]
     async with running(serving(model)) as core:
         await complete(core, asking("first", "Tell me nothing"))
         answers = await asyncio.gather(_killed_under(core, asked[0]), *(complete(core, one) for one in asked[1:]))
         assert [text_of(each) for each in answers] == expected
-        assert (await core.health()).worker.restarts == 1
+
+        async def replaced() -> bool:
+            return (await core.health()).worker.restarts == 1
+
+        await until(replaced)
         begun = stats_of(answers[0])
         system = len("^system\n") + len(SYSTEM["content"])  # markers are a token each
         assert system <= begun.cached_tokens < begun.prompt_tokens

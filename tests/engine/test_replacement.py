@@ -26,7 +26,7 @@ from ..event_log import LIMIT_S, EventLog, until
 from ..tiny_models import make_llama
 from .harness import MODEL, collect, complete, request, running, send, serving, worker_pid
 
-LENGTH = 300
+LENGTH = 900
 
 
 def text_of(deltas: list[Delta]) -> str:
