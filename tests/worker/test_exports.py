@@ -8,9 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mlx_serving.worker.exports import Exports, remembering
 
 EXPORTS: Exports = {frozenset(): {"a.b": {"One", "Two"}}, frozenset({"torch", "vision"}): {"c": {"Three"}}}
+STRANGE: list[Any] = [
+    {frozenset(): {"a": ["One"]}},
+    {frozenset(): {"a": {1: 2}}},
+    {frozenset(): ["a"]},
+    {(): {"a": {"One"}}},
+    ["a"],
+    None,
+]
 LOOK = """
 import sys
 from pathlib import Path
@@ -83,12 +93,32 @@ def test_what_is_not_what_was_written_is_learned_anew(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == [file]
 
 
+@pytest.mark.parametrize("strange", STRANGE)
+def test_what_would_not_be_read_as_the_same_is_not_kept(tmp_path: Path, strange: Any) -> None:
+    def learn(module_path: str | Path, prefix: str | None = None) -> Exports:
+        return strange
+
+    assert remembering(learn, tmp_path, "1")("/models") is strange
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_without_a_folder_it_is_learned_each_time(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     learner = Learner()
     nowhere = remembering(learner, tmp_path / "file" / "exports", "1")
     assert nowhere("/models") == nowhere("/models") == Learner()("/models")
     assert len(learner.calls) == 2
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    remembering(Learner(), tmp_path, "1")("/models")
+    [file] = tmp_path.iterdir()
+    file.unlink()
+    file.mkdir()
+    learner = Learner()
+    assert remembering(learner, tmp_path, "1")("/models") == Learner()("/models")
+    assert len(learner.calls) == 1
+    assert [*tmp_path.iterdir()] == [file]
 
 
 def look(*arguments: str) -> str:

@@ -8,10 +8,11 @@ To be called before the first import: nobody else can get between the package an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -93,25 +94,30 @@ def remembering(learn: Callable[..., Exports], directory: Path, version: str) ->
 def _read(file: Path, version: str) -> Exports | None:
     try:
         known = json.loads(file.read_bytes())
-        if known["version"] != version:
-            return None
-        return {
-            frozenset(needed): {module: set(names) for module, names in modules.items()}
-            for needed, modules in known["exports"]
-        }
+        return _exports(known["exports"]) if known["version"] == version else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # absent, or not what we have written
         return None
 
 
+def _exports(told: list[tuple[list[str], dict[str, list[str]]]]) -> Exports:
+    return {frozenset(needed): {module: set(names) for module, names in modules.items()} for needed, modules in told}
+
+
 def _write(file: Path, version: str, exports: Exports) -> None:
-    modules = [
-        (sorted(needed), {module: sorted(names) for module, names in modules.items()})
-        for needed, modules in exports.items()
-    ]
+    """Unless it would not be read as the same: another transformers may make something else of it."""
+    fresh = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f"{file.name}.", delete=False) as fresh:
-            json.dump({"version": version, "exports": modules}, fresh)
-        Path(fresh.name).replace(file)
-    except OSError:  # a folder that is full or not ours
+        told = [
+            (sorted(needed), {module: sorted(names) for module, names in modules.items()})
+            for needed, modules in exports.items()
+        ]
+        content = json.dumps({"version": version, "exports": told})
+        if _exports(json.loads(content)["exports"]) == exports:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(content)
+            fresh.replace(file)
+    except (TypeError, AttributeError):
         pass
+    except OSError:  # a folder that is full or not ours
+        with contextlib.suppress(OSError):
+            fresh.unlink()
