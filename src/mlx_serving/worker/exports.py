@@ -1,7 +1,7 @@
 """What transformers exports, remembered from one start of a worker to the next.
 
-`import transformers` reads its 1,600 source files, twice, to learn what they export. That is two fifths of the time in
-which a worker starts, and so of the pause after one has died. What is learned depends on nothing but those files.
+`import transformers` reads its 1,600 source files, twice, to learn what they export. That is a third of the time in
+which a worker starts, and a part of the pause after one has died. What is learned depends on nothing but those files.
 
 To be called before the first import: nobody else can get between the package and what it does when it is imported.
 """
