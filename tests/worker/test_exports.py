@@ -24,10 +24,8 @@ STRANGE: list[Any] = [
 LOOK = """
 import sys
 from pathlib import Path
-from typing import Any
 from mlx_serving.worker import exports
 if len(sys.argv) > 1:
-    exports.remember(Path(sys.argv[1]))
     exports.remember(Path(sys.argv[1]))
 import transformers, transformers.models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast

@@ -44,7 +44,7 @@ class Prompt:
         """Compute up to `end`."""
         if end > self.done:
             self._compute(model, end)
-            _evaluate(self.caches)
+            evaluate_caches(self.caches)
             self.done = end
 
     def _compute(self, model: nn.Module, end: int) -> None:
@@ -80,7 +80,7 @@ def begin_together(model: nn.Module, beginnings: Sequence[tuple[Prompt, int]]) -
     for index, (prompt, end) in enumerate(beginnings):
         prompt.caches = [rows[index] for rows in split]
         prompt.done = end
-    _evaluate([cache for prompt in prompts for cache in prompt.caches])
+    evaluate_caches([cache for prompt in prompts for cache in prompt.caches])
 
 
 class _Layer:
@@ -124,5 +124,5 @@ def _row(rows: Any, index: int, length: int) -> KVCache:
     return row
 
 
-def _evaluate(caches: Sequence[Any]) -> None:
+def evaluate_caches(caches: Sequence[Any]) -> None:
     cast(Any, mx).eval([cache.state for cache in caches])

@@ -15,6 +15,7 @@ from PIL import Image as PillowImage
 
 from mlx_serving.core.generation import ChatPrompt
 from mlx_serving.core.images.image import Image
+from mlx_serving.worker.prompts import evaluate_caches
 from mlx_serving.worker.tokenizing import PromptTokenizer
 from mlx_serving.worker.vision.architecture import UnknownFeatures, VisionText
 from mlx_serving.worker.vision.attention import ATTENTIONS
@@ -42,8 +43,7 @@ def trying(model: VisionText, tokenizer: PromptTokenizer) -> Generator[None, Non
         features = model.try_images(prompt)
         yield
         whole = model.compute_whole(prompt)
-        evaluate: Any = mx.eval  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  untyped stub
-        evaluate([cache.state for cache in whole])
+        evaluate_caches(whole)
         yield
         for model.attention in ATTENTIONS.values():
             if _leaves(model, prompt, features, whole):
