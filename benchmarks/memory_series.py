@@ -37,7 +37,7 @@ MIB = 1 << 20
 TOLERANCE = 1.05
 _MAKE = (
     "import sys, pathlib; from tests.tiny_models import make_llama as make; "
-    "make(pathlib.Path(sys.argv[1]), seed=int(sys.argv[2]), layers=24, context_length=8192)"
+    "make(pathlib.Path(sys.argv[1]), seed=int(sys.argv[2]), layers=24, head_dim=128, context_length=8192)"
 )
 
 
@@ -202,7 +202,7 @@ async def measure(models: Sequence[str], arguments: argparse.Namespace) -> Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", default=[], help="hub id, alias or directory; repeatable")
-    parser.add_argument("--limit-mib", type=int, default=96, help="memory for models at most, in MiB")
+    parser.add_argument("--limit-mib", type=int, default=1024, help="memory for models at most, in MiB")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--longest", type=int, default=1500, help="tokens of a long prompt at most")
