@@ -51,9 +51,9 @@ def test_at_best_others_take_nothing() -> None:
 
 
 def test_kv_caches_get_what_weights_and_steps_leave() -> None:
-    assert plan(ROOM, POLICY, weights=4 * GIB) == MemoryPlan(ROOM, 4 * GIB, GIB, GIB, 10 * GIB, GIB // 4)
+    assert plan(ROOM, POLICY, weights=4 * GIB) == MemoryPlan(ROOM, 4 * GIB, GIB, GIB, 10 * GIB, 10 * GIB, GIB // 4)
     large = Capacity(100 * GIB, "RAM")
-    assert plan(large, POLICY, weights=0) == MemoryPlan(large, 0, 2 * GIB, GIB, 97 * GIB, GIB // 4)
+    assert plan(large, POLICY, weights=0) == MemoryPlan(large, 0, 2 * GIB, GIB, 97 * GIB, 97 * GIB, GIB // 4)
 
 
 def test_what_caches_take_beyond_their_reservations_is_left_to_them() -> None:
@@ -62,7 +62,7 @@ def test_what_caches_take_beyond_their_reservations_is_left_to_them() -> None:
 
 def test_sizes_that_are_configured_hold() -> None:
     policy = MemoryPolicy(kv_cache_bytes=3 * GIB, buffer_cache_bytes=5 * GIB, prefill_bytes=2 * GIB)
-    assert plan(ROOM, policy, weights=0) == MemoryPlan(ROOM, 0, 5 * GIB, 2 * GIB, 3 * GIB, GIB // 4)
+    assert plan(ROOM, policy, weights=0) == MemoryPlan(ROOM, 0, 5 * GIB, 2 * GIB, 3 * GIB, 9 * GIB, GIB // 4)
     assert plan(ROOM, policy, weights=8 * GIB).kv_caches == GIB
 
 
@@ -89,6 +89,8 @@ def test_no_plan_exceeds_a_bound(
         total = weights + surplus + one.buffer_cache + one.prefill + one.kv_caches
         assert all(total + bound.others + bound.base <= bound.limit for bound in bounds)
         assert policy.limit_bytes is None or total <= policy.limit_bytes
+    assert one.caches >= one.kv_caches
+    assert weights + one.buffer_cache + one.prefill + one.caches <= room.size or one.caches == 0
     assert policy.kv_cache_bytes is None or one.kv_caches <= policy.kv_cache_bytes
     undisturbed_room = capacity(undisturbed(bounds), policy)
     assert undisturbed_room.size >= room.size

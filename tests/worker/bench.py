@@ -108,13 +108,16 @@ class Bench:
         scheduler: Scheduler | None = None,
         prefix_policy: PrefixCachePolicy | None = None,
         features: FeatureCache | None = None,
+        generation: Generation | None = None,
     ) -> None:
         """Beginnings of sequences are kept if there is a `prefix_policy`. `features` are those that the runner has."""
         self.model = model
         self.prefixes = PrefixCache(prefix_policy or PrefixCachePolicy(enabled=False))
         self.features = FeatureCache() if features is None else features
         self.scheduler = Scheduler(policy, self.prefixes, self.features) if scheduler is None else scheduler
-        self.generation = Generation(self.scheduler, self.prefixes, self.features)
+        if generation is None:
+            generation = Generation(self.scheduler, self.prefixes, self.features)
+        self.generation = generation
         self.generation.models.add(model)
         self.streams: dict[str, Stream] = {}
         self._checker = GrammarChecker()

@@ -294,9 +294,11 @@ def test_a_sequence_that_cannot_share_keeps_its_own_cache() -> None:
     assert layer.cache is layer.extract(0) is own
 
 
-def room(rows: RowLengths, spare_tokens: float, *lengths: int) -> tuple[int, int]:
-    """Slots and tokens of a cache that these rows have joined, one after the other."""
-    cache = SlotKVCache(rows, spare_tokens)
+def room(spare_tokens: float, *lengths: int) -> tuple[int, int]:
+    """Slots and tokens of a cache that rows of these lengths have joined, one after the other."""
+    rows = RowLengths()
+    rows.spare_tokens = spare_tokens
+    cache = SlotKVCache(rows)
     for index, length in enumerate(lengths):
         cache.put(index, key_values(length))
         rows.put(index, length)
@@ -306,16 +308,52 @@ def room(rows: RowLengths, spare_tokens: float, *lengths: int) -> tuple[int, int
 
 
 def test_slots_double_as_long_as_little_memory_is_spared_for_them() -> None:
-    assert room(RowLengths(), math.inf, 100, 100, 100) == (4, 256)
-    assert room(RowLengths(), 256, 100, 100, 100) == (3, 256)
-    assert room(RowLengths(), 0, *[100] * 5) == (5, 256)
+    assert room(math.inf, 100, 100, 100) == (4, 128)
+    assert room(128, 100, 100, 100) == (3, 128)
+    assert room(0, *[100] * 5) == (5, 104)
 
 
 def test_long_contexts_grow_by_larger_steps_as_long_as_memory_is_spared_for_them() -> None:
-    assert room(RowLengths(), math.inf, 4000, 4096) == (2, 4096)
-    assert room(RowLengths(), math.inf, 4000, 4097) == (2, 4096 + 512)
-    assert room(RowLengths(), 300, 4000, 4097) == (2, 4096 + 512)
-    assert room(RowLengths(), 0, 4000, 4097) == (2, 4096 + 256)
+    assert room(math.inf, 4090, 4096) == (2, 4096)
+    assert room(math.inf, 4090, 4097) == (2, 4096 + 512)
+    assert room(300, 4090, 4097) == (2, 4096 + 320)
+    assert room(0, 4090, 4097) == (2, 4096 + 8)
+
+
+def test_what_no_row_needs_can_be_given_back() -> None:
+    rows = RowLengths()
+    cache = SlotKVCache(rows)
+    for index, length in enumerate((200, 3, 5, 1000)):
+        cache.put(index, key_values(length, value=float(index)))
+        rows.put(index, length)
+    rows.arrange([2, 1])
+    cache.arrange([2, 1])
+    cache.shrink()
+    keys, values = cache.state
+    assert keys is not None
+    assert values is not None
+    assert keys.shape[::2] == values.shape[::2] == (2, 64)
+    assert [cache.extract(index).keys[0, 0, :, 0].tolist() for index in (0, 1)] == [[2.0] * 5, [1.0] * 3]
+    before = mx.get_active_memory()
+    cache.shrink()
+    assert mx.get_active_memory() == before
+
+
+@pytest.mark.parametrize("stays", [0, 1])
+def test_memory_that_is_given_back_is_free(stays: int) -> None:
+    rows = RowLengths()
+    cache = SlotKVCache(rows)
+    cache.put(0, key_values(100_000))
+    rows.put(0, 100_000)
+    cache.put(1, key_values(10))
+    rows.put(1, 10)
+    mx.eval(cache.state)  # pyright: ignore[reportUnknownMemberType]  untyped in MLX's stub
+    before, had = mx.get_active_memory(), cache.nbytes
+    rows.arrange([stays])
+    cache.arrange([stays])
+    cache.shrink()
+    assert cache.nbytes <= had / 2
+    assert before - mx.get_active_memory() >= (had - cache.nbytes) * 0.9
 
 
 def test_a_row_that_is_extracted_is_the_row_that_came() -> None:

@@ -14,12 +14,17 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_serving.core.generation import SamplingParams
 from mlx_serving.core.memory_budget import Bound, MemoryPolicy
+from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.errors import ContextLengthExceeded, InsufficientMemory, Overloaded
+from mlx_serving.worker.generation import Generation
 from mlx_serving.worker.loading.loaded_model import LoadedModel
 from mlx_serving.worker.memory import MemoryGuard
 from mlx_serving.worker.memory_bounds import MemoryBounds
+from mlx_serving.worker.prefix.cache import PrefixCache
+from mlx_serving.worker.vision.features import FeatureCache
 
+from ..tiny_models import make_llama
 from .bench import POLICY, Bench, load
 
 MIB = 1 << 20
@@ -63,8 +68,11 @@ class Guarded(Bench):
         gc.collect()
         self.base = mx.get_active_memory()
         scheduler = Scheduler(replace(POLICY, max_queue=100))
-        self.guard = MemoryGuard(policy, kv_share, scheduler.memory, machine.read, interval_s=interval_s)
-        super().__init__(load(directory), scheduler=scheduler)
+        generation = Generation(scheduler, PrefixCache(PrefixCachePolicy(enabled=False)), FeatureCache())
+        self.guard = MemoryGuard(
+            policy, kv_share, scheduler.memory, generation.models, machine.read, interval_s=interval_s
+        )
+        super().__init__(load(directory), scheduler=scheduler, generation=generation)
         self.guard.add_model(self.model.model_id, self.weights)
 
     @property
@@ -109,6 +117,25 @@ def test_an_overload_queues_and_stays_below_the_bound(llama: Path) -> None:
         most = max(most, bench.taken)
     assert most <= 4 * MIB
     assert {stream.text for stream in bench.streams.values()} == {alone}
+
+
+@pytest.mark.parametrize("long", [400, 40])
+def test_room_to_grow_and_padding_beside_longer_rows_stay_below_the_bound(tmp_path: Path, long: int) -> None:
+    """Heads are wide, so that a token of a cache takes much beside the weights."""
+    model = make_llama(tmp_path, head_dim=256)
+    prompts = ["x" * long, *"abcdefg"]
+    alone = [Bench(load(model)).run(prompt, LONG).text for prompt in prompts]
+    bound = Bench(load(model)).model.facts.memory_bytes + MIB + (long + 300) * 8 * 1024
+    bench = Guarded(model, Machine(bound))
+    assert bench.model.kv_bytes_per_token == 8 * 1024
+    for number, prompt in enumerate(prompts):
+        bench.start(str(number), prompt, LONG)
+    most = 0
+    while not bench.generation.is_idle:
+        bench.turn()
+        most = max(most, bench.taken)
+    assert most <= bound
+    assert [bench.streams[str(number)].text for number in range(len(prompts))] == alone
 
 
 def test_what_can_never_fit_is_refused_with_the_limit(llama: Path) -> None:

@@ -12,7 +12,7 @@ import mlx.nn as nn
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_serving.core.sampling_defaults import ResolvedSampling
 from mlx_serving.core.schedule.scheduling import PrefillChunk
@@ -378,6 +378,40 @@ def test_sequences_share_a_batch_while_padding_costs_less_than_another_pass(llam
             driver.runner.remove(name)
         driver.step("de")
     assert passes == [(2, 1), (3, 1), (2, 1), (2, 1), (2, 1)]
+
+
+def test_where_memory_has_no_place_for_padding_each_length_has_a_batch_of_its_own(llama_model: LoadedModel) -> None:
+    driver = Driver(ModelRunner(llama_model.model, llama_model.facts.capabilities))
+    driver.runner.spare(3)
+    for name, length in (("a", 10), ("b", 12), ("c", 20)):
+        driver.open(name, "x" * length)
+        driver.admit(name)
+    with passes_of(llama_model) as passes:
+        driver.step("abc")
+        assert passes == [(2, 1), (1, 1)]
+        driver.runner.spare(100)
+        driver.open("d", "x" * 20)
+        driver.admit("d")
+        driver.step("abcd")
+    assert sorted(passes[-2:]) == [(2, 1), (2, 1)]
+
+
+def test_batches_give_back_what_they_have_to_grow_into_and_go_on(driver: Driver, model: LoadedModel) -> None:
+    crowd = Driver(ModelRunner(model.model, model.facts.capabilities))
+    for one, names in ((driver, ("stays",)), (crowd, ("stays", "goes"))):
+        for name in names:
+            one.open(name, name * (3 if name == "stays" else 40), SEEDED, seed=3)
+            one.admit(name)
+    driver.decode("stays", 12)
+    crowd.step(["stays", "goes"])
+    crowd.runner.remove("goes")
+    before = crowd.runner.cache_bytes
+    crowd.runner.spare(0)
+    crowd.runner.shrink()
+    grows = all(type(cache) is KVCache for cache in model.make_caches())
+    assert crowd.runner.cache_bytes < before / 2 if grows else crowd.runner.cache_bytes <= before
+    crowd.decode("stays", 12)
+    assert crowd.tokens["stays"][:12] == driver.tokens["stays"][:12]
 
 
 @pytest.mark.parametrize("padding_tokens", [0, 6, 40])

@@ -4,7 +4,7 @@
       weights        of the models that are loaded
       buffer cache   buffers that MLX keeps for reuse
       prefill        what computing a chunk of a prompt takes until it is done
-      surplus        what the caches take beyond what is reserved for them: padding, room to grow
+      surplus        what is taken beyond that and what is reserved for the caches
       KV caches      what is left
 
 A bound is anything that ends a process or a machine that goes beyond it: the memory of the machine or of its device, a
@@ -71,14 +71,16 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes. `kv_caches` is 0 when nothing is left. `features` of images are kept for later at most: what they take is
-    part of the surplus."""
+    """Bytes. `kv_caches` is 0 when nothing is left; `caches` is what they may take as they lie in memory, with padding
+    and room to grow, whatever the surplus. `features` of images are kept for later at most: what they take is part of
+    the surplus."""
 
     capacity: Capacity
     weights: int
     buffer_cache: int
     prefill: int
     kv_caches: int
+    caches: int
     features: int = 0
 
 
@@ -121,11 +123,12 @@ def plan(
     if squeezed:
         buffer_cache //= _SQUEEZED
         features //= _SQUEEZED
-    rest = room.size - weights - surplus - buffer_cache - prefill
-    kv_caches = max(0, int(rest * kv_share))
+    rest = room.size - weights - buffer_cache - prefill
+    caches = max(0, int(rest * kv_share))
+    kv_caches = max(0, int((rest - surplus) * kv_share))
     if policy.kv_cache_bytes is not None:
         kv_caches = min(kv_caches, policy.kv_cache_bytes)
-    return MemoryPlan(room, weights, buffer_cache, prefill, kv_caches, features)
+    return MemoryPlan(room, weights, buffer_cache, prefill, kv_caches, caches, features)
 
 
 def require_room(room: Capacity, policy: MemoryPolicy, *, model: str, weights: int, loaded: int) -> None:

@@ -32,7 +32,7 @@ from collections.abc import Collection
 from mlx_serving.core.bounds import at_least, greater_than
 from mlx_serving.core.generation import Priority
 from mlx_serving.core.prefix.prefixes import NO_PREFIXES, Prefixes
-from mlx_serving.core.schedule.admission import ArrivalWindow, admit, make_room
+from mlx_serving.core.schedule.admission import ArrivalWindow, admit, make_room, relieve
 from mlx_serving.core.schedule.deadlines import Deadlines
 from mlx_serving.core.schedule.encodings import NO_ENCODINGS, Encodings, ImageSpan
 from mlx_serving.core.schedule.fair_turns import Callers
@@ -245,8 +245,10 @@ class Scheduler:
     def schedule(self, now: float) -> Step | None:
         """The next step. None when nobody can go on, or not before the steps under way were updated."""
         pool = self._pool
-        if pool.kv.overcommitted and not make_room(pool, self.policy):
-            return None
+        if pool.kv.overcommitted:
+            if not make_room(pool, self.policy):
+                return None
+            relieve(pool, self.policy)
         if pool.changed and pool.queue.depth and self._may_admit(now):
             admit(pool, self.policy, now)
             # Who has come back with its KV needs room to grow now.

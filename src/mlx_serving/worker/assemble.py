@@ -53,7 +53,9 @@ def assemble(settings: WorkerSettings, write_fd: int, blas: Blas, *, linger: boo
     scheduler = Scheduler(settings.scheduler, prefixes, features)
     generation = Generation(scheduler, prefixes, features)
     disk = _disk(settings, prefixes, scheduler, inbox, outbox)
-    memory = MemoryGuard(settings.memory, settings.kv_share, scheduler.memory, bounds.read, prefixes, features)
+    memory = MemoryGuard(
+        settings.memory, settings.kv_share, scheduler.memory, generation.models, bounds.read, prefixes, features
+    )
     embeddings = Embeddings(settings.scheduler, lambda: memory.plan.prefill)
     tokenizers = TokenizerThread(inbox.put)
     grammars = TokenizerThread(inbox.put, "grammar")

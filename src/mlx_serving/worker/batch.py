@@ -15,7 +15,6 @@ check reads first, and so does one where a draft is likely. All others are launc
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -60,10 +59,10 @@ class _Unread(NamedTuple):
 
 
 class DecodeBatch:
-    """`slots` hold its rows, which join and leave there (see `BatchSlots` for `shared` and `spare_tokens`); a row that
-    is to have nothing of what is under way either leaves here. `runs`: whether rows may be fed several tokens at once.
-    `place` is for a model that does not find out from its caches where the rows are. With a `speculator` tokens are
-    drafted for those who ask.
+    """`slots` hold its rows, which join and leave there (see `BatchSlots` for `shared`); a row that is to have nothing
+    of what is under way either leaves here. `runs`: whether rows may be fed several tokens at once. `place` is for a
+    model that does not find out from its caches where the rows are. With a `speculator` tokens are drafted for those
+    who ask.
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class DecodeBatch:
         *,
         shared: bool,
         runs: bool = False,
-        spare_tokens: float = math.inf,
         place: Place | None = None,
         speculator: Speculator | None = None,
     ) -> None:
@@ -80,7 +78,7 @@ class DecodeBatch:
         self._speculator = speculator
         self._model: Any = model
         self._place = place
-        self.slots = BatchSlots(shared=shared, spare_tokens=spare_tokens)
+        self.slots = BatchSlots(shared=shared)
         self._sampler: BatchSampler | None = None
         self._unread: _Unread | None = None
 

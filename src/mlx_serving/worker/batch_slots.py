@@ -26,12 +26,10 @@ class Row:
 
 
 class BatchSlots:
-    """`shared`: whether more than one row may join; without it the caches need not be mergeable. Memory for
-    `spare_tokens` may be held for rows and tokens to come."""
+    """`shared`: whether more than one row may join; without it the caches need not be mergeable."""
 
-    def __init__(self, *, shared: bool, spare_tokens: float = math.inf) -> None:
+    def __init__(self, *, shared: bool) -> None:
         self._shared = shared
-        self._spare_tokens = spare_tokens
         self._layers: list[DecodeLayer] = []
         self.rows: list[Row] = []
         """Those that have left, too, until `close_gaps`."""
@@ -134,6 +132,12 @@ class BatchSlots:
         tail = [index for index in present if index >= count]
         self._arrange([tail.pop() if self.rows[index].left else index for index in range(count)])
 
+    def shrink(self) -> None:
+        """Give back the memory that rows do not need for their next tokens."""
+        self.close_gaps()
+        for layer in self._layers:
+            layer.shrink()
+
     def _arrange(self, order: list[int]) -> None:
         """Keep the rows with these indices, in this order."""
         self.lengths.arrange(order)
@@ -148,7 +152,7 @@ class BatchSlots:
         self.changed = True
 
     def _layer(self, cache: Any) -> DecodeLayer:
-        return decode_layer(cache, self.lengths, self._spare_tokens) if self._shared else SoloCache()
+        return decode_layer(cache, self.lengths) if self._shared else SoloCache()
 
     def _present(self) -> list[int]:
         return [index for index, row in enumerate(self.rows) if not row.left]

@@ -3,7 +3,6 @@ mlx-lm's own batch classes, and those that cannot be merged stay as they are, an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -40,6 +39,9 @@ class MergedCache:
         self.cache.filter(list(order))
         self._count = len(order)
 
+    def shrink(self) -> None:
+        """It is as large as its rows."""
+
     @property
     def nbytes(self) -> int:
         return 0 if self.cache is None else self.cache.nbytes
@@ -65,6 +67,9 @@ class SoloCache:
     def arrange(self, order: Sequence[int]) -> None:
         assert list(order) == [0]
 
+    def shrink(self) -> None:
+        """It grows as a prompt's does."""
+
     @property
     def nbytes(self) -> int:
         return 0 if self.cache is None else self.cache.nbytes
@@ -73,10 +78,10 @@ class SoloCache:
 DecodeLayer: TypeAlias = SlotKVCache | PackedSlotKVCache | MergedCache | SoloCache
 
 
-def decode_layer(cache: Any, rows: RowLengths, spare_tokens: float = math.inf) -> DecodeLayer:
+def decode_layer(cache: Any, rows: RowLengths) -> DecodeLayer:
     """The layer of a shared batch for sequences whose own caches are like `cache`."""
     if type(cache) is KVCache:
-        return SlotKVCache(rows, spare_tokens)
+        return SlotKVCache(rows)
     if type(cache) is QuantizedKVCache:
-        return PackedSlotKVCache(rows, form_of(cache), spare_tokens)
+        return PackedSlotKVCache(rows, form_of(cache))
     return MergedCache()

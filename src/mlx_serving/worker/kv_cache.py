@@ -18,8 +18,14 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
-GROWTH_TOKENS = 256
+GROWTH_TOKENS = 64
+_TIGHT_GROWTH_TOKENS = 8
 _SPARE_PART = 8  # capacity grows by this part of itself at least: a long context is copied less often
+
+
+def growth(tokens: int) -> int:
+    """By how many tokens a cache grows that has room for so many, while there is memory."""
+    return max(1, -(-tokens // (_SPARE_PART * GROWTH_TOKENS))) * GROWTH_TOKENS
 
 
 class RowLengths:
@@ -32,6 +38,8 @@ class RowLengths:
         positions than they are many."""
         self.width = 1
         """Tokens that each row is fed in this step, with padding."""
+        self.spare_tokens = math.inf
+        """For how many tokens there may be room to grow, over all rows together."""
         self._offsets: mx.array | None = None
         self._places: mx.array | None = None
         self._mask: mx.array | None = None
@@ -108,12 +116,11 @@ class RowLengths:
 class SlotKVCache:
     """Keys and values [slots, heads, capacity, head_dim], rows 0 … n-1 in use.
 
-    Growing copies everything, so it grows by more than is asked for, but by no more than `spare_tokens` over all slots.
+    Growing copies everything, so it grows by more than is asked for, but by no more than the rows may spare.
     """
 
-    def __init__(self, rows: RowLengths, spare_tokens: float = math.inf) -> None:
+    def __init__(self, rows: RowLengths) -> None:
         self._rows = rows
-        self._spare_tokens = spare_tokens
         self._keys: mx.array | None = None
         self._values: mx.array | None = None
         self._touched = 0  # slots that have been used: beyond, there is nothing but zeros
@@ -177,22 +184,40 @@ class SlotKVCache:
         if self._keys is None or self._values is None:
             if like is None or like.offset == 0:
                 return
-            capacity = _in_steps(tokens + 1)
+            capacity = self._in_steps(slots, tokens + 1)
             self._keys = mx.zeros((slots, like.keys.shape[1], capacity, like.keys.shape[3]), like.keys.dtype)
             self._values = mx.zeros((slots, like.values.shape[1], capacity, like.values.shape[3]), like.values.dtype)
             return
         have_slots, _, have_tokens, _ = self._keys.shape
         more_tokens = max(0, tokens - have_tokens)
         if more_tokens:
-            spare = min(have_tokens // _SPARE_PART, self._spare_tokens / have_slots)
-            more_tokens = _in_steps(max(more_tokens, int(spare)))
+            spare = min(growth(have_tokens), self._rows.spare_tokens / have_slots)
+            more_tokens = self._in_steps(have_slots, max(more_tokens, int(spare)))
         more_slots = max(0, slots - have_slots)
         if more_slots:
-            spare_slots = min(have_slots, int(min(self._spare_tokens / (have_tokens + more_tokens), have_slots)))
-            more_slots = max(more_slots, spare_slots)
+            spare_slots = min(self._rows.spare_tokens / (have_tokens + more_tokens), have_slots)
+            more_slots = max(more_slots, int(spare_slots))
         if more_slots or more_tokens:
             padding = [(0, more_slots), (0, 0), (0, more_tokens), (0, 0)]
             self._keys, self._values = mx.pad(self._keys, padding), mx.pad(self._values, padding)
+
+    def _in_steps(self, slots: int, tokens: int) -> int:
+        step = GROWTH_TOKENS if slots * GROWTH_TOKENS <= self._rows.spare_tokens else _TIGHT_GROWTH_TOKENS
+        return -(-tokens // step) * step
+
+    def shrink(self) -> None:
+        """Give back what no row needs for its next token."""
+        if self._keys is None or self._values is None:
+            return
+        slots = len(self._rows.lengths)
+        tokens = self._in_steps(slots, self._rows.end)  # what was drafted, and not read yet, is behind the ends of rows
+        have_slots, _, have_tokens, _ = self._keys.shape
+        if slots < have_slots or tokens < have_tokens:
+            self._keys = mx.contiguous(self._keys[:slots, :, :tokens])
+            self._values = mx.contiguous(self._values[:slots, :, :tokens])
+            self._touched = min(self._touched, slots)
+            # Computed at once: so no more than one layer is in memory twice.
+            cast(Any, mx).eval(self._keys, self._values)
 
     # -- what a model's attention calls
 
@@ -206,7 +231,7 @@ class SlotKVCache:
         rows, heads, width, _ = keys.shape
         end = self._rows.end
         if self._keys is None or self._values is None:
-            capacity = _in_steps(end)
+            capacity = self._in_steps(rows, end)
             self._keys = mx.zeros((rows, heads, capacity, keys.shape[3]), keys.dtype)
             self._values = mx.zeros((rows, heads, capacity, values.shape[3]), values.dtype)
         self._reserve(rows, end, None)
@@ -242,7 +267,3 @@ class SlotKVCache:
     @property
     def nbytes(self) -> int:
         return 0 if self._keys is None or self._values is None else self._keys.nbytes + self._values.nbytes
-
-
-def _in_steps(tokens: int) -> int:
-    return -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS

@@ -1,9 +1,10 @@
 """Keeps the worker below what would end it: the shell around `core.memory_budget`.
 
 What can be given up goes in this order: beginnings of sequences that are kept for others, which give way to those that
-run at once (`PrefixCache.fit`); buffers kept for reuse; then sequences of the lowest priority (the scheduler
-preempts them, and they wait), then requests that wait for more than there is. Nothing here is exact: what others do on
-the machine is seen some time later, which is what the part that is not planned with is for.
+run at once (`PrefixCache.fit`); buffers kept for reuse; the room that batches have to grow into; then sequences of the
+lowest priority (the scheduler preempts them, and they wait), then requests that wait for more than there is. Nothing
+here is exact: what others do on the machine is seen some time later, which is what the part that is not planned with is
+for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -25,7 +27,21 @@ from mlx_serving.worker.prefix.cache import PrefixCache
 from mlx_serving.worker.vision.features import FeatureCache
 
 _INTERVAL_S = 0.5
+_TIGHT = 7 / 8  # of what caches may take: from there on, no step may pass unseen
 _HOLD_S = 10.0
+
+
+class SequenceCaches(Protocol):
+    """The caches of all sequences as they lie in memory."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def spare(self, free: int) -> None:
+        """They may take so many bytes more than they do."""
+
+    def shrink(self) -> None:
+        """Have them give back what they have to grow into."""
 
 
 class MemoryGuard:
@@ -37,6 +53,7 @@ class MemoryGuard:
         policy: MemoryPolicy,
         kv_share: float,
         scheduler: SchedulerMemory,
+        caches: SequenceCaches,
         bounds: Callable[[], Sequence[Bound]],
         prefixes: PrefixCache | None = None,
         features: FeatureCache | None = None,
@@ -46,6 +63,9 @@ class MemoryGuard:
         self._policy = policy
         self._kv_share = kv_share
         self._scheduler = scheduler
+        self._caches = caches
+        self._is_tight = False
+        self._set_aside = 0  # for computing prompts
         self._read_bounds = bounds
         self._prefixes = prefixes or PrefixCache(PrefixCachePolicy(enabled=False))
         self._features = FeatureCache() if features is None else features
@@ -108,7 +128,7 @@ class MemoryGuard:
 
     def refresh(self) -> None:
         """Follow what has changed. To be called before every step: while there is enough, most calls do nothing."""
-        if self._scheduler.is_short or time.monotonic() >= self._due:
+        if self._is_tight or self._scheduler.is_short or time.monotonic() >= self._due:
             self.plan = self._replan()
 
     def _replan(self) -> MemoryPlan:
@@ -117,10 +137,7 @@ class MemoryGuard:
             self._due = now + self._interval_s
             self._bounds = self._read_bounds()
             self._heap.look(capacity(self._bounds, self._policy).size)
-        taken = mx.get_active_memory() - self._base
-        # What is kept of sequences has its place beside those that run, and gives way to them.
-        kept = self._prefixes.nbytes
-        surplus = max(0, taken - self._weights - self._scheduler.reserved - kept)
+        surplus = max(0, self._taken() - max(self._scheduler.reserved, self._caches.nbytes))
         own = self._plan(self._bounds, surplus=surplus, squeezed=False)
         was_lent = isinstance(self._squeeze, Lent)
         self._squeeze = buffer_squeeze.step(
@@ -131,18 +148,37 @@ class MemoryGuard:
         mx.set_cache_limit(chosen.buffer_cache)
         if is_lent and not was_lent:
             _drop_buffers()
+        free = self._free(chosen)
         at_best = self._plan(undisturbed(self._bounds), surplus=0, squeezed=True)
         most = self._policy.kv_cache_bytes
         self._scheduler.allow(
             kv_caches=chosen.kv_caches,
             ceiling=max(chosen.kv_caches, at_best.kv_caches),
+            free=free,
             prefill=max(1, chosen.prefill),  # others may take all there is: then prompts go on token by token
             relief=self._kv_share if len(self._parts) > 1 else 0.0,
             most=math.inf if most is None else most,
         )
+        self._caches.spare(max(0, free))
         self._prefixes.allow(chosen.kv_caches)
         self._features.allow(chosen.features)
         return chosen
+
+    def _taken(self) -> int:
+        """Bytes that the caches of sequences take, and whatever else nothing was set aside for."""
+        # What is kept of sequences has its place beside those that run, and gives way to them.
+        besides = self._base + self._weights + self._prefixes.nbytes + self._set_aside
+        return max(self._caches.nbytes, mx.get_active_memory() - besides)
+
+    def _free(self, chosen: MemoryPlan) -> int:
+        """Bytes that the caches of sequences may take more than they do; negative if they take too much."""
+        self._set_aside = chosen.prefill
+        taken = self._taken()
+        if taken > chosen.caches:
+            self._caches.shrink()
+            taken = self._taken()
+        self._is_tight = taken + self._prefixes.nbytes > _TIGHT * chosen.caches
+        return chosen.caches - taken
 
     def _plan(self, bounds: Sequence[Bound], *, surplus: int, squeezed: bool) -> MemoryPlan:
         return plan(

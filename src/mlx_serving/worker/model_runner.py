@@ -64,6 +64,7 @@ class ModelRunner:
         self._kv = kv
         self._capabilities = capabilities
         self._padding_tokens = padding_tokens
+        self._spare_tokens = padding_tokens
         self._rows: dict[str, SamplingRow] = {}
         self._prompts: dict[str, Prompt] = {}
         self._parked: dict[str, list[Any]] = {}  # stream id -> the caches of a sequence that left the batch with them
@@ -200,6 +201,18 @@ class ModelRunner:
         self._rows.pop(stream_id, None)
         self._offered.pop(stream_id, None)
 
+    def spare(self, tokens: float) -> None:
+        """From now on, take no memory for more than so many tokens in a batch that are not there: padding, or room to
+        grow."""
+        self._spare_tokens = min(self._padding_tokens, tokens)
+        for batch in self._batches:
+            batch.slots.lengths.spare_tokens = self._spare_tokens
+
+    def shrink(self) -> None:
+        """Give back the room to grow that batches have."""
+        for batch in self._batches:
+            batch.slots.shrink()
+
     @property
     def cache_bytes(self) -> int:
         """What the caches of all its sequences take, what is kept for forks, and the caches of draft models."""
@@ -241,15 +254,15 @@ class ModelRunner:
             key=lambda choice: choice[0],
             default=(math.inf, None),
         )
-        if batch is None or padding > self._padding_tokens or math.isinf(padding):
+        if batch is None or padding > self._spare_tokens or math.isinf(padding):
             batch = DecodeBatch(
                 self._model,
                 shared=self._capabilities.batch,
                 runs=_takes_runs(caches, self._capabilities),
-                spare_tokens=self._padding_tokens,
                 place=self._place,
                 speculator=self.speculator if self.speculator.able else None,
             )
+            batch.slots.lengths.spare_tokens = self._spare_tokens
             self._batches.append(batch)
         shift = self._shift(stream_id)
         batch.slots.join(stream_id, caches, count, token_ids[-1], self._rows[stream_id], shift=shift)

@@ -7,7 +7,6 @@ three, and only what the model itself gets and gives is a triple.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -74,9 +73,9 @@ def repacked(caches: Sequence[KVCache], form: KvForm | None) -> list[Any]:
 class PackedSlotKVCache:
     """A layer of a decode batch whose sequences have packed caches. See `SlotKVCache`."""
 
-    def __init__(self, rows: RowLengths, form: KvForm, spare_tokens: float = math.inf) -> None:
+    def __init__(self, rows: RowLengths, form: KvForm) -> None:
         self._form = form
-        self._parts = [SlotKVCache(rows, spare_tokens) for _ in range(PARTS)]
+        self._parts = [SlotKVCache(rows) for _ in range(PARTS)]
 
     @property
     def cache(self) -> PackedSlotKVCache:
@@ -100,6 +99,11 @@ class PackedSlotKVCache:
     def peek(self, index: int) -> QuantizedKVCache:
         """A view of one row."""
         return pack([part.peek(index) for part in self._parts], self._form)
+
+    def shrink(self) -> None:
+        """Give back what no row needs for its next token."""
+        for part in self._parts:
+            part.shrink()
 
     # -- what a model's attention calls
 

@@ -16,6 +16,7 @@ from mlx_lm.models.cache import ConcatenateKVCache, KVCache, QuantizedKVCache
 
 from mlx_serving.core.kv_form import KvForm
 from mlx_serving.core.schedule.prefill_passes import passes
+from mlx_serving.worker.kv_cache import growth
 from mlx_serving.worker.packed_kv import form_of, make_caches, pack, parts_of
 
 PASS_TOKENS = 24
@@ -43,9 +44,15 @@ class Prompt:
     def advance(self, model: nn.Module, end: int) -> None:
         """Compute up to `end`."""
         if end > self.done:
+            self._let_grow()
             self._compute(model, end)
             evaluate_caches(self.caches)
             self.done = end
+
+    def _let_grow(self) -> None:
+        for cache in self.caches:
+            if type(cache) in (KVCache, QuantizedKVCache):
+                cache.step = growth(cache.offset)
 
     def _compute(self, model: nn.Module, end: int) -> None:
         tokens = mx.array([self.token_ids[self.done : end]], dtype=mx.uint32)

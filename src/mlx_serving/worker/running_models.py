@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mlx_serving.core.scheduler import Scheduler
 from mlx_serving.core.speculation.policy import SpeculationCounts
 from mlx_serving.worker.loading.loaded_model import LoadedModel
@@ -54,6 +56,23 @@ class RunningModels:
     def cache_bytes(self) -> dict[str, int]:
         """What the caches of each model's sequences take, their room to grow included."""
         return {model_id: model.runner.cache_bytes for model_id, model in self.by_id.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """The same of all together."""
+        return sum(self.cache_bytes().values())
+
+    def spare(self, free: int) -> None:
+        """Caches may take `free` bytes more than they do. No batch is to take more than a quarter of that for padding,
+        and for room to grow: others need some, and what is kept of sequences gives way only after that."""
+        for model in self.by_id.values():
+            size = model.kv_bytes_per_token
+            model.runner.spare(free / 4 / size if size else math.inf)
+
+    def shrink(self) -> None:
+        """Have the caches give back the room to grow that they have."""
+        for model in self.by_id.values():
+            model.runner.shrink()
 
     def speculation(self) -> SpeculationCounts:
         """What was drafted, over all models since the start."""

@@ -8,6 +8,7 @@ budget.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -333,8 +334,8 @@ class Simulation:
         self.scheduler.resume(request_id)
         self.referee.paused.discard(request_id)
 
-    def set_kv_budget(self, limit: int) -> None:
-        self.scheduler.memory.allow(kv_caches=limit, ceiling=max(limit, 1000), prefill=1)
+    def set_kv_budget(self, limit: int, free: float = math.inf) -> None:
+        self.scheduler.memory.allow(kv_caches=limit, ceiling=max(limit, 1000), prefill=1, free=free)
         self.referee.kv_limit = limit
 
     def run(self, until: float = float("inf")) -> None:

@@ -149,6 +149,9 @@ def test_the_first_who_waits_for_memory_wants_it_of_models_that_could_go() -> No
     assert bench.scheduler.memory.wanted(bench.now) == ("m", 2 * lacking)
     allow(100, relief=0.5, most=120)
     assert bench.scheduler.memory.wanted(bench.now) is None
+    allow(200, relief=0.5, free=100 - bench.scheduler.memory.held)
+    bench.step()
+    assert bench.scheduler.memory.wanted(bench.now) == ("m", 2 * lacking)
     allow(200, relief=0.5)
     bench.step()
     bench.add("has no slot", prompt=10, max_tokens=150)
@@ -263,3 +266,56 @@ def test_prompts_are_computed_in_chunks_that_memory_allows() -> None:
     assert sum(chunk.count for chunk in chunks) == 200
     assert max(chunk.count for chunk in chunks) > 8
     assert all(chunk.count <= 4 or per_pair.size(chunk.start, chunk.count) <= 1000 for chunk in chunks)
+
+
+def test_caches_that_take_more_than_their_tokens_cost_one_sequence_a_look_but_never_the_last() -> None:
+    bench = only(kv_budget_bytes=1000)
+    for name in "abc":
+        bench.add(name, prompt=10, max_tokens=100)
+    bench.steps(20)
+
+    def look(free: int) -> tuple[str, ...]:
+        bench.scheduler.memory.allow(kv_caches=1000, ceiling=1000, prefill=1, free=free)
+        return bench.step().preempted
+
+    assert look(3) == ()
+    assert look(-500) == ("c",)
+    assert look(1) == ("b",)
+    assert look(-500) == ()
+    assert bench.scheduler.memory.held > 20
+    assert bench.scheduler.load().running == 1
+
+
+def test_who_comes_waits_while_caches_take_more_than_their_tokens() -> None:
+    bench = only(kv_budget_bytes=1000)
+    bench.add("runs", prompt=10, max_tokens=30)
+    bench.step()
+    memory = bench.scheduler.memory
+    unfilled = memory.reserved - memory.held
+    memory.allow(kv_caches=1000, ceiling=1000, prefill=1, free=unfilled + 38)
+    bench.add("comes", prompt=10, max_tokens=30)
+    assert all(step.admitted == () for step in bench.steps(5))
+    assert memory.spare == 38
+    memory.allow(kv_caches=1000, ceiling=1000, prefill=1, free=unfilled - 5 + 39)
+    assert bench.step().admitted == (Admission("comes"),)
+
+
+def test_who_comes_while_nobody_runs_does_not_wait_for_memory_that_nobody_gives_back() -> None:
+    bench = only(kv_budget_bytes=1000)
+    bench.scheduler.memory.allow(kv_caches=1000, ceiling=1000, prefill=1, free=-1)
+    bench.add("alone", prompt=100, max_tokens=3)
+    assert bench.step().admitted == (Admission("alone"),)
+    while len(bench.scheduler):
+        bench.step()
+    assert bench.scheduler.load().preemptions == 0
+
+
+def test_pieces_of_prompts_are_no_larger_than_what_memory_has_left() -> None:
+    bench = only(kv_budget_bytes=10_000, min_prefill_chunk=10, max_prefill_chunk=100)
+    bench.add("long", prompt=1000)
+    bench.step()
+    bench.scheduler.memory.allow(kv_caches=10_000, ceiling=10_000, prefill=10**6, free=25)
+    [piece] = bench.step().prefill
+    assert piece.count == 20
+    [piece] = bench.step().prefill
+    assert piece.count == 10

@@ -1,5 +1,6 @@
 """Whatever comes, in whatever order: every accepted sequence ends once, and no budget is exceeded at any step."""
 
+import math
 from functools import partial
 from typing import get_args
 
@@ -55,7 +56,7 @@ class Story:
             parent = accepted[who % len(accepted)] if kind == "fork" and accepted else None
             self.submit(parent, prompt, reply, who)
         elif kind == "memory":
-            self.simulation.set_kv_budget(who % 500)
+            self.simulation.set_kv_budget(who % 500, free=prompt - 20 if who % 2 else math.inf)
         elif kind == "forget":
             self.simulation.prefixes.forget()
             self.simulation.encodings.forget()

@@ -371,7 +371,21 @@ def test_a_stream_that_is_aborted_while_its_draft_is_checked_leaves_nothing(
         same([late], expected[:1])
 
 
-KINDS = ("start", "step", "step", "step", "pause", "resume", "abort")
+def test_batches_that_give_back_memory_while_a_draft_is_checked_keep_it(
+    monkeypatch: pytest.MonkeyPatch, model: LoadedModel
+) -> None:
+    expected, _ = answers(model, CROWD, None)
+    consult(monkeypatch, CROWD, expected, WRONG["now and then"])
+    bench = eager_bench(model)
+    model.runner.spare(0)
+    streams = [bench.start(f"s{n}", *one, speculation=NGRAM) for n, one in enumerate(CROWD)]
+    while not bench.generation.is_idle:
+        model.runner.shrink()
+        bench.step()
+    same(streams, expected)
+
+
+KINDS = ("start", "step", "step", "step", "pause", "resume", "abort", "shrink")
 EVENTS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 3)), min_size=4, max_size=40)
 
 
@@ -399,6 +413,9 @@ def test_whatever_happens_in_between_answers_are_the_same(
                 bench.pause(f"s{number}")
             elif kind == "resume":
                 bench.generation.resume(f"s{number}")
+            elif kind == "shrink":
+                model.runner.spare(number)
+                model.runner.shrink()
             elif kind == "abort" and bench.generation.abort(f"s{number}") is not None:
                 aborted.add(number)
         bench.generation.resume_all()

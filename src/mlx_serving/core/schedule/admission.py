@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlx_serving.core.eviction import least_worth, victims_for
-from mlx_serving.core.schedule.scheduled_sequence import Sequence
+from mlx_serving.core.schedule.scheduled_sequence import Lane, Sequence
 from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.core.schedule.sequence_pool import SequencePool
 
@@ -78,14 +78,25 @@ def make_room(pool: SequencePool, policy: SchedulerPolicy) -> bool:
     return True
 
 
+def relieve(pool: SequencePool, policy: SchedulerPolicy) -> None:
+    """Preempt one if caches take so much, beside their tokens, that memory has no place for the next step.
+
+    What its caches give back is seen when memory is looked at again. The last sequence stays: it is in nobody's way.
+    """
+    if len(pool.residents) > 1 and not pool.ending and _growth(pool, policy) > pool.kv.free:
+        pool.preempt(least_worth(reversed(pool.residents.values())))
+
+
 def _make_place(pool: SequencePool, policy: SchedulerPolicy, newcomer: Sequence) -> bool:
-    needed = pool.reservation(newcomer) * newcomer.lane.kv_bytes_per_token
+    kv, needed = pool.kv, pool.reservation(newcomer) * newcomer.lane.kv_bytes_per_token
+    # Whoever is alone has what memory has left: there will be no more.
+    limit = min(kv.limit, kv.most_held) if pool.residents else kv.limit
     victims = victims_for(
         newcomer,
         reversed(pool.residents.values()),  # of equals, who got its place last goes first
         slots_short=pool.slots + 1 - policy.max_num_seqs,
         # Who has its KV still takes no more than it has, however much more is reserved than there is.
-        bytes_short=0 if newcomer.resident else pool.kv.reserved + needed - pool.kv.limit,
+        bytes_short=0 if newcomer.resident else kv.reserved + needed - limit,
         pinned={admission.fork_of for admission in pool.admitted.values() if admission.fork_of is not None},
     )
     if victims is None:
@@ -97,20 +108,11 @@ def _make_place(pool: SequencePool, policy: SchedulerPolicy, newcomer: Sequence)
 
 def _growth(pool: SequencePool, policy: SchedulerPolicy) -> int:
     """Bytes that the next step needs at least, whichever model's it is."""
-    return max(
-        (
-            lane.kv_bytes_per_token
-            * (
-                len(lane.running)
-                + max(
-                    (
-                        one.piece(min(policy.min_prefill_chunk, one.target - one.computed))
-                        for one in lane.prefilling.values()
-                    ),
-                    default=0,
-                )
-            )
-            for lane in pool.turns.busy
-        ),
-        default=0,
-    )
+    return max((least_growth(lane, policy) for lane in pool.turns.busy), default=0)
+
+
+def least_growth(lane: Lane, policy: SchedulerPolicy) -> int:
+    """Bytes that a step of this model needs at least."""
+    chunk = policy.min_prefill_chunk
+    pieces = (one.piece(min(chunk, one.target - one.computed)) for one in lane.prefilling.values())
+    return lane.kv_bytes_per_token * (len(lane.running) + max(pieces, default=0))

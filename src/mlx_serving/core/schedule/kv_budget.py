@@ -9,6 +9,10 @@ into the budget is a sequence preempted. That one reserves its max_tokens when i
 
 A budget that is lowered below what is held makes room by preempting, too. Who is preempted and needs more than there
 is any more waits aside; who has not begun cannot be told when, and is refused.
+
+Caches take more than their tokens: room to grow, and padding beside longer rows. How much is known only when it is
+there. So besides the budget there is what memory has left for all caches as they lie there: where that is used up, one
+sequence after another is preempted, but for the last, until it is not.
 """
 
 from __future__ import annotations
@@ -44,11 +48,13 @@ def extension(generated: int) -> int:
 
 class KvBudget:
     """Bytes of KV caches: `held` by computed tokens, `reserved` for what is expected. `limit` may change at any time;
-    `ceiling` is what it can come to at best. `largest` is the most that any sequence was accepted with. When a model
-    goes, `limit` rises by `relief` bytes for each of its bytes, but to no more than `most`."""
+    `ceiling` is what it can come to at best. `most_held` is how far `held` may rise, as caches lie in memory now.
+    `largest` is the most that any sequence was accepted with. When a model goes, `limit` rises by `relief` bytes for
+    each of its bytes, but to no more than `most`."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = self.ceiling = inf if limit is None else limit
+        self.most_held = inf
         self.held = 0
         self.reserved = 0
         self.largest = 0
@@ -97,6 +103,16 @@ class KvBudget:
         return self.limit - self.held
 
     @property
+    def free(self) -> float:
+        """What memory has left besides, as far as the budget allows; negative where caches take too much already."""
+        return min(self.limit, self.most_held) - self.held
+
+    @property
+    def padding(self) -> float:
+        """What of the budget is not in memory, because caches take more than their tokens."""
+        return self.limit - self.most_held if self.most_held < self.limit else 0
+
+    @property
     def overcommitted(self) -> bool:
         """Whether more is reserved than there is. If not, no step can run into the budget."""
-        return self.reserved > self.limit
+        return self.reserved > self.limit or self.reserved > self.most_held

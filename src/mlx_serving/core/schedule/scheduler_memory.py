@@ -30,8 +30,9 @@ class SchedulerMemory:
 
     @property
     def spare(self) -> float:
-        """What of the budget nobody has reserved."""
-        return max(0, self._pool.kv.limit - self._pool.kv.reserved)
+        """What of the budget nobody has reserved, as far as it is in memory."""
+        kv = self._pool.kv
+        return max(0, min(kv.limit, kv.most_held) - kv.reserved)
 
     @property
     def demand(self) -> int:
@@ -63,25 +64,36 @@ class SchedulerMemory:
             if claim is None or claim[0].resident or pool.slots >= self._max_num_seqs:
                 return None
             waiting = claim[0]
-            lacking = pool.kv.weights_for(
-                pool.kv.reserved + pool.reservation(waiting) * waiting.lane.kv_bytes_per_token
-            )
+            needed = pool.reservation(waiting) * waiting.lane.kv_bytes_per_token
+            lacking = pool.kv.weights_for(pool.kv.reserved + pool.kv.padding + needed)
         return (waiting.lane.model, lacking) if lacking else None
 
-    def allow(self, *, kv_caches: int, ceiling: int, prefill: int, relief: float = 0.0, most: float = math.inf) -> None:
+    def allow(
+        self,
+        *,
+        kv_caches: int,
+        ceiling: int,
+        prefill: int,
+        free: float = math.inf,
+        relief: float = 0.0,
+        most: float = math.inf,
+    ) -> None:
         """What all KV caches may hold from now on, and what computing prompts may take besides in one step.
 
         Less than is held preempts with the next steps. `ceiling` is what KV caches can get at best: a request that
-        needs more is wrong, one that needs more than they have is only too much for now. For each byte of a model that
-        goes they get `relief` more, but no more than `most` in all.
+        needs more is wrong, one that needs more than they have is only too much for now. `free` is what memory has left
+        for them besides what they take of it now: while that is less than a step needs, each step preempts one, but for
+        the last. For each byte of a model that goes they get `relief` more, but no more than `most` in all.
         """
         at_least("kv_caches", kv_caches, 0)
         at_least("ceiling", ceiling, kv_caches)
         at_least("prefill", prefill, 1)
         pool = self._pool
-        pool.changed = pool.changed or kv_caches > pool.kv.limit
+        most_held = pool.kv.held + free
+        pool.changed = pool.changed or kv_caches > pool.kv.limit or most_held > pool.kv.most_held
         pool.kv.limit, pool.kv.ceiling, pool.prefill_bytes = kv_caches, ceiling, prefill
         pool.kv.relief, pool.kv.most = relief, most
+        pool.kv.most_held = most_held
         pool.unshelve()
 
     def sort_out(self) -> list[Sequence]:
