@@ -108,11 +108,10 @@ class BatchSlots:
             return None
         return [layer.peek(index) for layer in self._layers]
 
-    def length(self, stream_id: str) -> int:
-        """Tokens in the caches of a sequence that is here."""
+    def length(self, stream_id: str) -> int | None:
+        """Tokens in the caches of a sequence; None when it is not here."""
         index = self._index(stream_id)
-        assert index is not None
-        return self.lengths.lengths[index]
+        return None if index is None else self.lengths.lengths[index]
 
     def leave(self, stream_id: str) -> None:
         """Drop a sequence; unknown ids are ignored."""

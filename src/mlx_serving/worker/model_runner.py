@@ -287,8 +287,17 @@ class ModelRunner:
     def _offer_row(self, stream_id: str, *, whole: bool = True) -> None:
         """Offer what one that decodes has computed."""
         for batch in self._batches:
-            if (caches := batch.slots.peek(stream_id)) is not None:
-                self.offer(stream_id, self.token_ids(stream_id)[: batch.slots.length(stream_id)], caches, whole=whole)
+            token_ids = self._held(stream_id, batch)
+            if token_ids and (caches := batch.slots.peek(stream_id)) is not None:
+                self.offer(stream_id, token_ids, caches, whole=whole)
+
+    def _held(self, stream_id: str, batch: DecodeBatch) -> Sequence[int] | None:
+        """The tokens that the caches of a row hold; None when it is not in that batch, or what it was fed last is no
+        token of its answer: what could not be chosen has no name."""
+        if (length := batch.slots.length(stream_id)) is None:
+            return None
+        token_ids = self.token_ids(stream_id)
+        return token_ids[:length] if length <= len(token_ids) else None
 
     def _snapshot(self, stream_id: str, *, peek: bool = False) -> _Snapshot | None:
         """What the caches of a sequence hold now, wherever it is. With `peek`, until the next step only."""
@@ -296,12 +305,13 @@ class ModelRunner:
             return _Snapshot(prompt.token_ids[: prompt.done], prompt.caches)
         if stream_id not in self._rows:
             return None
-        token_ids = self.token_ids(stream_id)
         if (parked := self._parked.get(stream_id)) is not None:
-            return _Snapshot(token_ids[:-1], parked)
+            return _Snapshot(self.token_ids(stream_id)[:-1], parked)
         for batch in self._batches:
-            if (caches := (batch.slots.peek if peek else batch.slots.extract)(stream_id)) is not None:
-                return _Snapshot(token_ids[: batch.slots.length(stream_id)], caches)
+            held = self._held(stream_id, batch)
+            caches = None if held is None else (batch.slots.peek if peek else batch.slots.extract)(stream_id)
+            if held is not None and caches is not None:
+                return _Snapshot(held, caches)
         return None
 
 

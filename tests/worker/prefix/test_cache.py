@@ -161,6 +161,16 @@ def test_an_aborted_sequence_leaves_what_it_has_computed(model: LoadedModel) -> 
     assert bench.streams["b"].tokens == alone(model, again)
 
 
+def test_a_sequence_with_nothing_left_to_choose_leaves_what_its_tokens_have_made(model: LoadedModel) -> None:
+    bench = keeping(model)
+    prompt = token_ids(f"{SYSTEM}Tell me a story")
+    only = token_ids("z")
+    stuck = replace(ENDLESS, allowed_token_ids=tuple(only), bad_words=("zzz",))
+    assert "no token to choose" in bench.run(prompt, stuck).failed.error.message
+    again = [*prompt, *only * 2, *token_ids("and a song")]
+    assert bench.run(again, ENDLESS).tokens == alone(model, again)
+
+
 def test_a_preempted_sequence_does_not_compute_its_tokens_again(model: LoadedModel) -> None:
     bench = Bench(model, replace(POLICY, max_num_seqs=1), prefix_policy=KEEP)
     prompt = token_ids(f"{SYSTEM}Tell me a story")
