@@ -135,8 +135,8 @@ class ModelCapabilities(msgspec.Struct, frozen=True):
 
 
 class KnownCapabilities(msgspec.Struct, frozen=True):
-    """What was found of a model whose config.json has this SHA-256 digest, in hexadecimal. For another one it is
-    found out anew."""
+    """What was found of a model with this `config_digest` (see `LoadModelResult`). For another one it is found out
+    anew."""
 
     config_digest: str
     capabilities: ModelCapabilities
@@ -184,10 +184,10 @@ class LoadModelParams(Params):
 
 class LoadModelResult(msgspec.Struct, frozen=True):
     """`parameter_count` counts weights, `memory_bytes` what they take, also where other models share them.
-    `config_digest` is the SHA-256 of its config.json, or of a model that is packed or adapted as it is loaded, one of
-    that as well. `kv_bits` and `kv_group_size` say how its KV caches are packed, None that they are not;
-    `kv_bytes_per_token` is what a token takes in them. Of `memory_bytes`, `own_bytes` are its own, the rest is shared
-    by all who have the same `base`; None where it shares nothing."""
+    `config_digest` is the SHA-256 of its config.json; of a model that sees, or that is packed or adapted as it is
+    loaded, one of what says how as well. `kv_bits` and `kv_group_size` say how its KV caches are packed, None that they
+    are not; `kv_bytes_per_token` is what a token takes in them. Of `memory_bytes`, `own_bytes` are its own, the rest is
+    shared by all who have the same `base`; None where it shares nothing."""
 
     model_id: str
     state: Literal["ready"]

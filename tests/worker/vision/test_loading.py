@@ -10,22 +10,27 @@ from typing import Any, cast
 import mlx.core as mx
 import pytest
 
+from mlx_serving.core.generation import SamplingParams
 from mlx_serving.core.weight_options import WeightOptions
 from mlx_serving.errors import ModelLoadError, UnsupportedParameter
 from mlx_serving.wire.methods import ImageParam, KnownCapabilities
 from mlx_serving.worker.assemble import make_runner
 from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.prefix import disk
 from mlx_serving.worker.requests import check_images
 from mlx_serving.worker.vision.architecture import VisionText
 from mlx_serving.worker.vision.features import FeatureCache
 from mlx_serving.worker.vision.processing import Processor
 
 from ... import tiny_vision_models
-from ...tiny_models import make_adapter
+from ...tiny_models import make_adapter, token_ids
 from ...tiny_vision_models import Family
 from ..bench import Bench, load
+from ..prefix.disk_bench import on_disk
 from .vision_bench import chat, picture, prepared
 
+SHORT = SamplingParams(max_tokens=4)
+PROMPT = token_ids("A prompt of more than sixteen tokens, which are kept.")
 PLACE = [{"role": "user", "content": [{"type": "image"}]}]
 
 
@@ -165,3 +170,33 @@ def test_low_detail_takes_fewer_tokens(tmp_path: Path) -> None:
         for detail in ("low", "auto", "high")
     }
     assert counts["low"] < counts["auto"] == counts["high"]
+
+
+def test_models_that_make_something_else_of_an_image_are_others(tmp_path: Path) -> None:
+    directory = made(tmp_path)
+    before = loaded(directory)
+    edit(directory / "preprocessor_config.json", image_mean=[0.1, 0.2, 0.3])
+    after = loaded(directory)
+    assert after.fingerprint != before.fingerprint
+    assert after.facts.config_digest != before.facts.config_digest
+
+
+def test_what_another_mlx_vlm_has_computed_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(made(tmp_path))
+    installed = disk.version
+
+    def asked() -> tuple[list[int], int]:
+        """The tokens, and how many of the prompt's were kept."""
+        with on_disk(model, tmp_path / "prefixes") as bench:
+            bench.prefill_s = lambda model, start, count: 3600.0
+            stream = bench.ask(PROMPT, SHORT)
+            return stream.tokens, stream.completed.stats.cached_tokens
+
+    def other(name: str) -> str:
+        return "0.0.1" if name == "mlx-vlm" else installed(name)
+
+    monkeypatch.setattr(disk, "version", other)
+    tokens, _ = asked()
+    monkeypatch.undo()
+    assert asked() == (tokens, 0)
+    assert asked() == (tokens, len(PROMPT) - 1)

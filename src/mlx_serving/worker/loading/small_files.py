@@ -21,6 +21,9 @@ from mlx_serving.worker.vision.architecture import is_known
 from mlx_serving.worker.vision.processing import Processor
 from mlx_serving.worker.vision.tokenizer import VisionTokenizer, with_template
 
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""They say what becomes of the pixels of an image, and so what a model makes of it."""
+
 
 class SmallFiles:
     """What a thread without arrays finds out: `find` first, then `read`."""
@@ -40,12 +43,12 @@ class SmallFiles:
         directory = self.directory = find_directory(self._params, self._on_progress)
         with blaming("its config.json", self._params.model_id, directory):
             self.config = read_object(directory / "config.json")
-            self.digest = hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()
         refuse_own_code(self.config, self._params.model_id, directory)
         with blaming("its weights", self._params.model_id, directory):
             names = tensor_names(directory)
         with blaming("its config.json", self._params.model_id, directory):
             self.sees = sees(self.config, names) and is_known(self.config)
+            self.digest = _digest(directory, sees=self.sees)
 
     def read(self) -> None:
         directory, model_id = self.directory, self._params.model_id
@@ -79,3 +82,17 @@ class Words:
         processor = Processor(directory, config)
         vocabulary = vocabulary_of(config, self.tokenizer)
         self.prompts = VisionTokenizer(with_template(self.tokenizer, processor), processor, vocabulary)
+
+
+def _digest(directory: Path, *, sees: bool) -> str:
+    """Of config.json, and of a model that sees, of what its processor is made from as well."""
+    config = _file_digest(directory / "config.json")
+    if not sees:
+        return config
+    files = [directory / name for name in _PROCESSOR_FILES]
+    told = [f"{file.name} {_file_digest(file)}" for file in files if file.is_file()]
+    return hashlib.sha256(" ".join((config, *told)).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -32,6 +32,7 @@ from mlx_serving.worker.prefix.arrays import to_content, tree_of
 from mlx_serving.worker.prefix.cache import MIN_TOKENS, PrefixCache
 from mlx_serving.worker.prefix.files import Part, PrefixFiles, Reading
 from mlx_serving.worker.prefix.restored import KnownModel, Restored
+from mlx_serving.worker.vision.architecture import VisionText
 
 _PUMP_BYTES = 4 << 20
 """What is made of what waits to be written in one step, a record more or less."""
@@ -86,9 +87,12 @@ class PrefixDisk:
         facts = f"{model.facts.config_digest} {model.facts.dtype} {model.kv_bytes_per_token}"
         if model.options.kv is not None:
             facts += f" {model.options.kv}"
+        libraries = ["mlx", "mlx-lm"]
+        if isinstance(model.model, VisionText):
+            libraries.append("mlx-vlm")
 
         def identified(digests: Sequence[str]) -> None:
-            fingerprint = _fingerprint(facts, digests)
+            fingerprint = _fingerprint(facts, libraries, digests)
             self._models[model.model_id] = KnownModel(fingerprint, model.kv_bytes_per_token, classes, pairs)
             self._files.add_model(fingerprint)
             # Behind the look at what there is.
@@ -297,8 +301,8 @@ def _root(model: KnownModel, chain: TokenChain, kind: RecordKind) -> Key:
     return root_key(model.fingerprint, chain.salt, kind)
 
 
-def _fingerprint(facts: str, digests: Sequence[str]) -> str:
+def _fingerprint(facts: str, libraries: Sequence[str], digests: Sequence[str]) -> str:
     """Models of one fingerprint compute the same from the same tokens: they have the same weights and configuration,
-    and are computed by the same software."""
-    software = " ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
+    and are computed by the same versions of the same libraries."""
+    software = " ".join(f"{name} {version(name)}" for name in libraries)
     return hashlib.sha256(repr((facts, software, *digests)).encode()).hexdigest()[:40]
