@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -91,3 +92,17 @@ def test_files_that_are_gone_are_forgotten(tmp_path: Path, index: IdentityIndex,
 def test_nothing_but_the_index_is_left_behind(tmp_path: Path, index: IdentityIndex, file: Path) -> None:
     index.digest(file)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["identities.json"]
+
+
+def test_a_disk_that_is_full_costs_nothing_but_time(
+    tmp_path: Path, index: IdentityIndex, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fresh: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert index.digest(file) == hashlib.sha256(b"content").hexdigest()
+    assert list((tmp_path / "models").iterdir()) == []
+    monkeypatch.undo()
+    assert _again(index, file)
+    assert not _again(index, file)

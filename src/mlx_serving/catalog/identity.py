@@ -7,6 +7,7 @@ second, so the result is kept beside the models, under the file's path, for as l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Callable
@@ -32,13 +33,15 @@ class IdentityIndex:
         return entry[1] if entry is not None and entry[0] == _stamp(file) else None
 
     def digest(self, file: Path, on_bytes: Callable[[int, int], None] | None = None) -> str:
-        """The SHA-256 of `file` in hexadecimal. `on_bytes(done, total)` is called while it is computed."""
+        """The SHA-256 of `file` in hexadecimal. `on_bytes(done, total)` is called while it is computed. Where it cannot
+        be written down it is computed again the next time."""
         known = self.known(file)
         if known is not None:
             return known
         stamp = _stamp(file)
         digest = _sha256(file, stamp[0], on_bytes)
-        self._remember(file, stamp, digest)
+        with contextlib.suppress(OSError):
+            self._remember(file, stamp, digest)
         return digest
 
     def _remember(self, file: Path, stamp: _Stamp, digest: str) -> None:
@@ -46,9 +49,15 @@ class IdentityIndex:
         entries[str(file)] = (stamp, digest)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Two processes may write at once; the file of one replaces that of the other whole.
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".identities.", delete=False) as fresh:
-            fresh.write(msgspec.json.encode(entries))
-        Path(fresh.name).replace(self._path)
+        fresh = tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".identities.", delete=False)  # noqa: SIM115
+        try:
+            with fresh:
+                fresh.write(msgspec.json.encode(entries))
+            Path(fresh.name).replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                Path(fresh.name).unlink()
+            raise
 
     def _read(self) -> dict[str, tuple[_Stamp, str]]:
         try:

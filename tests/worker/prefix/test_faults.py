@@ -20,7 +20,7 @@ from mlx_serving.worker.prefix import folder as prefix_folder
 
 from ...tiny_models import make_llama, token_ids
 from ..bench import load
-from .disk_bench import on_disk, records
+from .disk_bench import DiskBench, on_disk, records
 from .test_disk import ENDLESS, alone, cached
 
 PROMPT = token_ids("You are a helpful assistant. Who are you, and what is it that you are for?")
@@ -193,6 +193,21 @@ def test_a_folder_that_cannot_be_is_told_of_and_done_without(
         bench.settle()
         assert bench.ask(PROMPT, ENDLESS).tokens == expected
     assert "refused" in [what for what, _ in bench.reports]
+
+
+def test_a_disk_that_was_full_when_the_model_came_is_used_when_it_is_not_any_more(
+    model: LoadedModel, tmp_path: Path, expected: list[int]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        bench = DiskBench(model, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert bench.ask(PROMPT, ENDLESS).tokens == expected
+    bench.settle()
+    bench.disk.close()
+    assert bench.counts.written > 0
 
 
 def test_a_folder_that_others_can_write_to_is_not_believed(
