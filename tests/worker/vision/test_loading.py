@@ -188,7 +188,6 @@ def test_what_another_mlx_vlm_has_computed_is_not_read(tmp_path: Path, monkeypat
     def asked() -> tuple[list[int], int]:
         """The tokens, and how many of the prompt's were kept."""
         with on_disk(model, tmp_path / "prefixes") as bench:
-            bench.prefill_s = lambda model, start, count: 3600.0
             stream = bench.ask(PROMPT, SHORT)
             return stream.tokens, stream.completed.stats.cached_tokens
 
