@@ -140,11 +140,15 @@ def test_a_store_can_ask_for_what_is_kept() -> None:
 # -- why no more
 
 
+def why(index: PrefixIndex, text: str, *, states: bool = False) -> str | None:
+    return index.reason(chain(text), found(index, text, states=states), states=states)
+
+
 def test_it_is_told_why_no_more_is_found() -> None:
     index = PrefixIndex()
 
     def reason(text: str, *, states: bool = False) -> str | None:
-        return index.match(chain(text), states=states).reason
+        return why(index, text, states=states)
 
     assert reason(A) == "absent"
     keep(index, A + B)
@@ -167,8 +171,43 @@ def test_of_what_had_to_go_the_latest_is_remembered() -> None:
     for text in texts:
         keep(index, text)
     index.evict(0)
-    reasons = [index.match(chain(text + "!"), states=False).reason for text in (texts[0], texts[-1])]
-    assert reasons == ["absent", "evicted"]
+    assert [why(index, text + "!") for text in (texts[0], texts[-1])] == ["absent", "evicted"]
+
+
+def test_a_block_that_had_to_go_is_remembered_if_all_of_it_or_of_the_rest_was_the_same() -> None:
+    index = PrefixIndex()
+    keep(index, A + "bbbb its answer")
+    index.evict(16 * SIZE)
+    assert why(index, A + "bbbb its") == "evicted"
+    assert why(index, A + "bbbb its answer, and more") == "evicted"
+    assert why(index, A + "bbbb its own") == "absent"
+    assert why(index, A + "xxxx") == "absent"
+    keep(index, A + "bbbb another")
+    assert why(index, A + "bbbb a") is None
+    assert why(index, A + "bbbb its") == "evicted"
+    assert why(index, A + "bbbb its own") == "differs"
+    keep(index, A + "bbbb its answer")
+    assert why(index, A + "bbbb its answer, and more") == "absent"
+
+
+def test_a_state_that_had_to_go_is_remembered_by_those_who_begin_with_all_of_it() -> None:
+    index = PrefixIndex()
+
+    def state(text: str, end: int) -> None:
+        index.insert_state(chain(text), end, size=1, limit=1000, now=0.0)
+
+    state(A + B + C, 40)
+    state(A + B + C, 20)
+    index.evict(0)
+    assert why(index, A + B + C, states=True) == "evicted"
+    assert why(index, A + B, states=True) == "evicted"
+    assert why(index, A + "bbbb", states=True) == "absent"  # the last token is computed in any case
+    assert why(index, A + "bbbx" + B, states=True) == "absent"
+    state(A + B + C, 20)
+    assert why(index, A + B, states=True) == "absent"
+    assert why(index, A + B + C, states=True) == "evicted"
+    state(A + B + C, 40)
+    assert why(index, A + B + C, states=True) == "absent"
 
 
 def test_uses_are_counted() -> None:

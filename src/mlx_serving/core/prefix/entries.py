@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -70,14 +73,39 @@ def _may_go(entry: Entry, ticket: int) -> bool:
     return entry.kept and entry.ticket == ticket and not entry.children
 
 
+class Departed:
+    """The entries that had to go for want of room, to tell why something is not found: the latest `most` of them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._places: OrderedDict[bytes, bytes] = OrderedDict()  # by the keys of entries
+        self._at: dict[bytes, dict[bytes, array[int]]] = {}
+
+    def add(self, entry: Entry) -> None:
+        self._places[entry.key] = entry.place
+        self._at.setdefault(entry.place, {})[entry.key] = array("q", entry.token_ids)
+        if len(self._places) > self._most:
+            self.discard(next(iter(self._places)))
+
+    def discard(self, key: bytes) -> None:
+        """What had this key is there again."""
+        place = self._places.pop(key, None)
+        if place is not None:
+            del self._at[place][key]
+            if not self._at[place]:
+                del self._at[place]
+
+    def at(self, place: bytes) -> Iterable[Sequence[int]]:
+        """The own tokens of those that stood behind this key."""
+        return self._at.get(place, {}).values()
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What is kept of a sequence: `tokens` of it, in `entries`, of the last of which perhaps not all are used.
-    `reason` is why it is not more, None if more cannot be used."""
+    """What is kept of a sequence: `tokens` of it, in `entries`, of the last of which perhaps not all are used."""
 
     tokens: int
     entries: tuple[Entry, ...] = ()
-    reason: MissReason | None = None
 
 
 @dataclass(frozen=True, slots=True)

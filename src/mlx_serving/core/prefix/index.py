@@ -17,15 +17,14 @@ Sizes are bytes, times monotonic seconds. No I/O, no clock: what entries stand f
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlx_serving.core.bounds import at_least, between
-from mlx_serving.core.prefix.entries import Entry, Insertion, LeavingOrder, Match, MissReason, PrefixCounts
+from mlx_serving.core.prefix.entries import Departed, Entry, Insertion, LeavingOrder, Match, MissReason, PrefixCounts
 from mlx_serving.core.prefix.token_chain import TokenChain, common
 
-_REMEMBERED = 4096  # keys of entries that went, to tell why something is not found
+_REMEMBERED = 4096  # entries that went
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class PrefixIndex:
         self._blocks_at: dict[bytes, list[Entry]] = {}
         self._states_at: dict[bytes, list[Entry]] = {}
         self._leaving = LeavingOrder()
-        self._evicted: OrderedDict[bytes, None] = OrderedDict()
+        self._evicted = Departed(_REMEMBERED)
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._states)
@@ -68,6 +67,18 @@ class PrefixIndex:
         `states`: its model's caches cannot be cut.
         """
         return self._match_state(chain) if states else self._match_blocks(chain)
+
+    def reason(self, chain: TokenChain, matched: int, *, states: bool) -> MissReason | None:
+        """Why no more than `matched` tokens of a sequence were found; None if more cannot be used."""
+        most = len(chain) - 1
+        if matched >= most:
+            return None
+        if (self._had_state if states else self._had_block)(chain, matched, most):
+            return "evicted"
+        blocks, count = divmod(matched, chain.block_tokens)
+        place = chain.keys[blocks]
+        known = [*self._blocks_at.get(place, ()), *self._states_at.get(place, ())]
+        return "differs" if any(len(entry.token_ids) > count for entry in known) else "absent"
 
     def use(self, match: Match, prompt_tokens: int, now: float) -> None:
         """A sequence of `prompt_tokens` begins with what was found."""
@@ -194,8 +205,7 @@ class PrefixIndex:
                 best, count = entry, same
         if best is not None:
             path.append(best)
-        matched = done + count
-        return Match(matched, tuple(path), self._reason(chain, matched, most, len(path) - (best is not None)))
+        return Match(done + count, tuple(path))
 
     def _match_state(self, chain: TokenChain) -> Match:
         most = len(chain) - 1
@@ -208,21 +218,26 @@ class PrefixIndex:
             ]
             if found:
                 best = max(found, key=lambda entry: entry.end)
-                return Match(best.end, (best,), self._reason(chain, best.end, most, blocks))
-        return Match(0, (), self._reason(chain, 0, most, 0))
+                return Match(best.end, (best,))
+        return Match(0)
 
-    def _reason(self, chain: TokenChain, matched: int, most: int, blocks: int) -> MissReason | None:
-        if matched >= most:
-            return None
-        following = chain.keys[blocks + 1] if blocks + 1 < len(chain.keys) else None
-        if following in self._evicted:
-            return "evicted"
-        place = chain.keys[blocks]
-        start = blocks * chain.block_tokens
-        known = [*self._blocks_at.get(place, ()), *self._states_at.get(place, ())]
-        if any(len(entry.token_ids) > matched - start for entry in known):
-            return "differs"
-        return "absent"
+    def _had_block(self, chain: TokenChain, matched: int, most: int) -> bool:
+        """Whether a block had to go with which more than `matched` tokens would have been found, all of it or all that
+        is left of the sequence."""
+        blocks, count = divmod(matched, chain.block_tokens)
+        rest = chain.token_ids[matched - count : most][: chain.block_tokens]
+        wanted = ((min(len(one), len(rest)), common(one, rest)) for one in self._evicted.at(chain.keys[blocks]))
+        return any(least == same > count for least, same in wanted)
+
+    def _had_state(self, chain: TokenChain, matched: int, most: int) -> bool:
+        """Whether a state had to go with which more than `matched` tokens would have been found."""
+        for blocks in range(matched // chain.block_tokens, most // chain.block_tokens + 1):
+            start = blocks * chain.block_tokens
+            for token_ids in self._evicted.at(chain.keys[blocks]):
+                end = start + len(token_ids)
+                if matched < end <= most and common(chain.token_ids, token_ids, start) == len(token_ids):
+                    return True
+        return False
 
     def _is_covered(self, place: bytes, token_ids: Sequence[int]) -> bool:
         return any(entry.token_ids[: len(token_ids)] == token_ids for entry in self._blocks_at.get(place, ()))
@@ -247,7 +262,7 @@ class PrefixIndex:
         kept[entry.key] = entry
         at.setdefault(entry.place, []).append(entry)
         self.size += entry.size
-        self._evicted.pop(entry.key, None)
+        self._evicted.discard(entry.key)
         if entry.parent is not None:
             entry.parent.children += 1
         self._file(entry)
@@ -287,9 +302,7 @@ class PrefixIndex:
                 continue
             self._remove(entry)
             self.counts.evictions += 1
-            self._evicted[entry.key] = None
-            while len(self._evicted) > _REMEMBERED:
-                self._evicted.popitem(last=False)
+            self._evicted.add(entry)
             gone.append(entry)
         if spared is not None and was_spared:
             self._file(spared)

@@ -167,8 +167,9 @@ class PrefixCache:
             return 0
         match = self._match(chain)
         self._index.use(match, len(chain), time.monotonic())
-        if match.reason is not None:
-            self._misses[match.reason] = self._misses.get(match.reason, 0) + 1
+        reason = self._index.reason(chain, match.tokens, states=chain.owner in self._exact)
+        if reason is not None:
+            self._misses[reason] = self._misses.get(reason, 0) + 1
         self._claims[id] = _Claim(match, tuple(self._kept[entry] for entry in match.entries))
         return match.tokens
 
@@ -287,7 +288,7 @@ class PrefixCache:
 
     def _match(self, chain: TokenChain) -> Match:
         match = self._index.match(chain, states=chain.owner in self._exact)
-        return match if match.tokens >= MIN_TOKENS else Match(0, (), match.reason)
+        return match if match.tokens >= MIN_TOKENS else Match(0)
 
     def _forget(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
