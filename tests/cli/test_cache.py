@@ -44,6 +44,20 @@ def test_what_is_kept_is_told_and_deleted(tmp_path: Path) -> None:
     assert json.loads(run(tmp_path, "cache", "info", "--json").stdout)["models"] == []
 
 
+def test_what_is_not_ours_stays_where_it_is(tmp_path: Path) -> None:
+    path = _write(tmp_path, "0123456789abcdef", 1, 2, 3)
+    others = [path.with_name("model.safetensors"), path.with_name(".hidden"), path.parent / "folder" / "file"]
+    others[-1].parent.mkdir()
+    for other in others:
+        other.touch()
+    [told] = json.loads(run(tmp_path, "cache", "info", "--json", "--path", str(tmp_path)).stdout)["models"]
+    assert (told["records"], told["damaged"]) == (1, 0)
+    cleared = run(tmp_path, "cache", "clear", "--path", str(tmp_path))
+    assert cleared.stdout.startswith("deleted 1 records")
+    assert all(other.exists() for other in others)
+    assert not path.exists()
+
+
 def test_a_folder_must_be_named_and_one_that_is_not_there_is_empty(tmp_path: Path) -> None:
     refused = run(tmp_path, "cache", "info")
     assert refused.returncode == 2

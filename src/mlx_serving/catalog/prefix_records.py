@@ -32,7 +32,7 @@ from typing import Literal
 import msgspec
 import xxhash
 
-from mlx_serving.core.prefix.record import TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
+from mlx_serving.core.prefix.record import KEY_DIGITS, TOKEN_BYTES, DiskRecord, Key, RecordKind, chain_key
 from mlx_serving.machine.page_cache import advise_open
 
 FORMAT_VERSION = 2
@@ -43,6 +43,7 @@ _FORMAT = "mlx-serving prefix"
 _MAX_HEADER_BYTES = 16 << 20
 _LENGTH_BYTES = 8
 _VERSION = re.compile(r"v([0-9]{1,9})")
+_OWN = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}{re.escape(SUFFIX)}|\.[0-9a-f]{{{KEY_DIGITS}}}\..+")
 
 DTYPE_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
@@ -143,10 +144,11 @@ def _clear(folder: Path) -> int:
 
 def files_of(folder: Path, model: str) -> list[Path]:
     """All files that belong to a model; none where another user could have put them, because what they say would be
-    used. Raises OSError, but not for a folder that is not there."""
+    used. What has another name than we give is somebody's who took the folder for his own. Raises OSError, but not for
+    a folder that is not there."""
     place = version_folder(folder) / model
     try:
-        return list(place.iterdir()) if _is_ours(place) else []
+        return [path for path in place.iterdir() if _OWN.fullmatch(path.name)] if _is_ours(place) else []
     except FileNotFoundError:
         return []
 

@@ -296,14 +296,22 @@ def test_what_was_not_used_for_too_long_goes(model: LoadedModel, folder: Path, e
 
 
 def test_what_a_dead_process_left_half_written_goes(model: LoadedModel, folder: Path) -> None:
-    place = records(folder)[0].parent
-    old, fresh = place / ".abc.left", place / ".abc.busy"
+    record = records(folder)[0]
+    old, fresh = (record.with_name(f".{record.stem}.{end}") for end in ("left", "busy"))
     for path in (old, fresh):
         path.touch()
     os.utime(old, (0, 0))
     with on_disk(model, folder):
         pass
     assert (old.exists(), fresh.exists()) == (False, True)
+
+
+def test_files_with_other_names_are_left(model: LoadedModel, folder: Path) -> None:
+    other = records(folder)[0].with_name("model.safetensors")
+    other.touch()
+    with on_disk(model, folder) as bench:
+        assert bench.counts.damaged == 0
+    assert other.exists()
 
 
 def test_a_prompt_that_is_cheaper_to_compute_does_not_wait(
