@@ -76,6 +76,7 @@ class Stream:
 def load(
     directory: Path,
     *,
+    model_id: str | None = None,
     context_length: int | None = None,
     known: KnownCapabilities | None = None,
     require_memory: loader.RequireMemory = lambda weights: None,
@@ -85,7 +86,8 @@ def load(
 ) -> LoadedModel:
     form = options or WeightOptions()
     params = LoadModelParams(
-        model_id=str(directory),
+        model_id=model_id or str(directory),
+        local_path=str(directory),
         context_length=context_length,
         known=known,
         quantization=form.quantization,

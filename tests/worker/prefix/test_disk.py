@@ -177,6 +177,23 @@ def test_a_model_that_goes_leaves_nobody_waiting(plain: LoadedModel, tmp_path: P
         assert not bench.disk.read_ahead(plain.model_id, PROMPT, "", "", lambda: None)
 
 
+def test_a_model_that_goes_while_its_files_are_read_is_not_taken_for_the_next_one_of_its_name(
+    plain: LoadedModel, tmp_path: Path
+) -> None:
+    slow = load(make_llama(tmp_path / "slow", seed=1), model_id=plain.model_id)
+    folder = tmp_path / "cache"
+    with on_disk(plain, folder) as bench:
+        answer = bench.ask(PROMPT, ENDLESS).tokens
+    with on_disk(plain, folder) as bench:
+        bench.disk.remove_model(plain.model_id)
+        bench.disk.add_model(slow)  # its digest is found out on the other thread, and told when the bench settles
+        bench.disk.remove_model(plain.model_id)
+        bench.disk.add_model(plain)
+        bench.settle()
+        stream = bench.ask(PROMPT, ENDLESS)
+        assert (stream.tokens, cached(stream)) == (answer, len(PROMPT) - 1)
+
+
 def test_what_cannot_be_made_is_not_written(
     plain: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from mlx_serving.core.prefix.disk import DiskPolicy
 from mlx_serving.worker.loading.loaded_model import LoadedModel
+from mlx_serving.worker.prefix.files import Reading
 
 from ...tiny_models import make_llama, token_ids
 from ..bench import load
@@ -18,6 +19,7 @@ from .disk_bench import DiskBench, on_disk, records
 from .test_disk import ENDLESS, PROMPT, SYSTEM, alone, cached
 
 PRELOADING = DiskPolicy(max_bytes=1 << 30, preload_bytes=1 << 30)
+SYSTEM_TOKENS = token_ids(SYSTEM)
 OTHER = token_ids("Another prompt altogether, which begins with other tokens and is a little long.")
 
 
@@ -43,6 +45,15 @@ def preloaded(bench: DiskBench, prompt: list[int], least: int) -> int:
     while (count := kept(bench, prompt)) < least:
         bench.settle()
     return count
+
+
+def wait_behind(bench: DiskBench) -> None:
+    """Until all was read that nobody has asked for and that waits now."""
+    over: list[bool] = []
+    nothing = Reading("0" * 40, "0" * 40, b"", "blocks", 0, lambda part: None, lambda: over.append(True), can_wait=True)
+    bench.files.read(nothing)
+    while not over:
+        bench.settle()
 
 
 def test_the_first_request_finds_in_memory_what_the_last_server_computed(model: LoadedModel, tmp_path: Path) -> None:
@@ -152,3 +163,25 @@ def test_a_model_that_goes_is_read_no_further(plain: LoadedModel, tmp_path: Path
         for _ in range(3):
             bench.settle()
         assert bench.counts.read <= 1
+
+
+def test_what_one_model_has_computed_is_not_read_for_another_that_takes_its_name(
+    plain: LoadedModel, tmp_path: Path
+) -> None:
+    heir = load(make_llama(tmp_path / "heir", context_length=2048, seed=1), model_id=plain.model_id)
+    folder = tmp_path / "cache"
+    with on_disk(heir, folder) as bench:
+        bench.ask(SYSTEM_TOKENS, ENDLESS)
+    with on_disk(plain, folder) as bench:
+        bench.ask(PROMPT, ENDLESS)
+        bench.ask(OTHER, ENDLESS)
+    with on_disk(plain, folder) as bench:
+        bench.disk.preload(plain.model_id, 1 << 30)
+        # Before it is told that the first of the two was read, the other model is there.
+        bench.disk.remove_model(plain.model_id)
+        bench.prefixes.remove_model(plain.model_id)
+        bench.prefixes.add_model(plain.model_id, heir.fingerprint, exact=False)
+        bench.disk.add_model(heir)
+        for _ in range(3):
+            wait_behind(bench)
+        assert [kept(bench, prompt) for prompt in (PROMPT, OTHER)] == [0, 0]

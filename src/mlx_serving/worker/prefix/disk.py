@@ -72,13 +72,15 @@ class PrefixDisk:
         self._memory = memory
         self._prefill_s = prefill_s
         self._deliver = deliver
-        self._models: dict[str, KnownModel] = {}
+        self._present: dict[str, LoadedModel] = {}
+        self._models: dict[str, KnownModel] = {}  # those of them that are known by what they hold
         # By root, one after the other: the next one may find in memory what was read for the last one.
         self._turns: dict[Key, deque[_Waiting]] = {}
         memory.store = self
 
     def add_model(self, model: LoadedModel) -> None:
         """Find what is on disk of it. Its files are read once, in the background, to know them by what they hold."""
+        self._present[model.model_id] = model
         caches = model.make_caches()
         classes: list[type[Any]] = [type(cache) for cache in caches]
         pairs = len(unpacked(caches))
@@ -92,6 +94,8 @@ class PrefixDisk:
             libraries.append("mlx-vlm")
 
         def identified(digests: Sequence[str]) -> None:
+            if self._present.get(model.model_id) is not model:
+                return  # its files were read for so long that it is gone, and another one may have its name
             fingerprint = _fingerprint(facts, libraries, digests)
             self._models[model.model_id] = KnownModel(fingerprint, model.kv_bytes_per_token, classes, pairs)
             self._files.add_model(fingerprint)
@@ -109,6 +113,7 @@ class PrefixDisk:
             identified([digest for digest in known if digest is not None])
 
     def remove_model(self, model_id: str) -> None:
+        self._present.pop(model_id, None)
         self._models.pop(model_id, None)
 
     # -- to disk
@@ -220,11 +225,10 @@ class PrefixDisk:
         if model is not None and chain is not None:
             root = _root(model, chain, self._kind(model_id))
             likely = self._files.latest(root, min(most, self._memory.room / 2))
-            self._preload_next(model_id, root, deque(likely))
+            self._preload_next(model_id, model, root, deque(likely))
 
-    def _preload_next(self, model_id: str, root: Key, sequences: deque[KnownSequence]) -> None:
-        model = self._models.get(model_id)
-        if model is None or not sequences:
+    def _preload_next(self, model_id: str, model: KnownModel, root: Key, sequences: deque[KnownSequence]) -> None:
+        if self._models.get(model_id) is not model or not sequences:  # another one may have its name meanwhile
             return
         sequence = sequences.popleft()
         chain = self._memory.chain_of(model_id, unpack(sequence.tokens), "", "")
@@ -243,7 +247,7 @@ class PrefixDisk:
             self._kind(model_id),
             self._memory.tokens_of(chain),
             on_part=use,
-            on_end=lambda: self._preload_next(model_id, root, sequences),
+            on_end=lambda: self._preload_next(model_id, model, root, sequences),
             can_wait=True,
         )
         self._files.read(reading)
