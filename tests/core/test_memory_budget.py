@@ -66,6 +66,11 @@ def test_sizes_that_are_configured_hold() -> None:
     assert plan(ROOM, policy, weights=8 * GIB).kv_caches == GIB
 
 
+def test_sizes_that_exceed_all_there_is_are_all_there_is() -> None:
+    one = plan(ROOM, MemoryPolicy(buffer_cache_bytes=10**30, prefill_bytes=10**30, kv_cache_bytes=10**30), weights=0)
+    assert (one.buffer_cache, one.prefill, one.kv_caches) == (16 * GIB, 16 * GIB, 0)
+
+
 def test_a_worker_after_one_that_died_for_memory_gets_a_share_for_kv_caches_only() -> None:
     whole, less = plan(ROOM, POLICY, weights=4 * GIB), plan(ROOM, POLICY, weights=4 * GIB, kv_share=0.75)
     assert less.kv_caches == 0.75 * whole.kv_caches
@@ -109,6 +114,26 @@ def test_a_model_is_refused_exactly_if_it_would_leave_nothing_for_kv_caches(
         assert not fits
     else:
         assert fits
+
+
+@pytest.mark.parametrize(
+    ("policy", "loaded", "told"),
+    [
+        (MemoryPolicy(prefill_bytes=20 * GIB), 0, ", of which memory.prefill_bytes may take 20.0 GiB"),
+        (
+            MemoryPolicy(buffer_cache_bytes=15 * GIB, prefill_bytes=14 * GIB),
+            GIB,
+            (
+                ", of which other models take 1.0 GiB and memory.buffer_cache_bytes may take 15.0 GiB "
+                "and memory.prefill_bytes may take 14.0 GiB"
+            ),
+        ),
+    ],
+)
+def test_the_refusal_names_the_settings_that_leave_too_little(policy: MemoryPolicy, loaded: int, told: str) -> None:
+    with pytest.raises(InsufficientMemory) as refusal:
+        require_room(ROOM, policy, model="m", weights=GIB, loaded=loaded)
+    assert refusal.value.message.endswith(f"RAM allows 16.0 GiB for models{told}")
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def plan(
         buffer_cache = min(_MAX_BUFFER_CACHE, room.size // _PART)
     if prefill is None:
         prefill = min(_MAX_PREFILL, room.size // _PART)
+    # More than there is means no more than that, and is no number that MLX would take.
+    buffer_cache, prefill = min(buffer_cache, room.size), min(prefill, room.size)
     features = min(_MAX_FEATURES, room.size // _PART)
     if squeezed:
         buffer_cache //= _SQUEEZED
@@ -139,6 +141,10 @@ def require_room(room: Capacity, policy: MemoryPolicy, *, model: str, weights: i
         return
     available = max(0, room.size - loaded - after.buffer_cache - after.prefill)
     others = f", of which other models take {_readable(loaded)}" if loaded else ""
+    settings = {"memory.buffer_cache_bytes": policy.buffer_cache_bytes, "memory.prefill_bytes": policy.prefill_bytes}
+    for name, given in settings.items():
+        if given is not None:
+            others += f"{', of which' if not others else ' and'} {name} may take {_readable(given)}"
     raise InsufficientMemory(
         f"{model} takes {_readable(weights)} and some memory to work with, but only {_readable(available)} are left: "
         f"{room.limited_by} allows {_readable(room.size)} for models{others}",
