@@ -215,6 +215,17 @@ def test_the_buffer_cache_is_given_up_before_a_sequence_waits(llama: Path) -> No
     assert mx.get_cache_memory() <= MIB // 2
 
 
+def test_the_buffer_cache_is_given_up_for_a_sequence_that_would_not_fit_beside_it(llama: Path) -> None:
+    policy = replace(PLAIN, buffer_cache_bytes=4 * MIB)
+    bench = Guarded(llama, Machine(5 * MIB + Bench(load(llama)).model.facts.memory_bytes), policy)
+    assert bench.guard.plan.kv_caches == 0
+    tokens = MIB // bench.model.kv_bytes_per_token
+    bench.start("a", "a", SamplingParams(max_tokens=tokens, logit_bias={258: -100}))
+    bench.finish()
+    assert bench.streams["a"].completed.stats.tokens_generated == tokens
+    assert bench.guard.plan.buffer_cache == MIB // 2
+
+
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
     llama: Path, qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

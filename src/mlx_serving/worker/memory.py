@@ -139,12 +139,12 @@ class MemoryGuard:
             self._heap.look(capacity(self._bounds, self._policy).size)
         surplus = max(0, self._taken() - max(self._scheduler.reserved, self._caches.nbytes))
         own = self._plan(self._bounds, surplus=surplus, squeezed=False)
+        lent = self._plan(self._bounds, surplus=surplus, squeezed=True)
         was_lent = isinstance(self._squeeze, Lent)
-        self._squeeze = buffer_squeeze.step(
-            self._squeeze, demand=self._scheduler.demand, own=own.kv_caches, now=now, hold_s=_HOLD_S
-        )
+        demand = self._scheduler.demand + max(0, self._caches.nbytes - self._scheduler.held)
+        self._squeeze = buffer_squeeze.step(self._squeeze, demand=demand, own=own.kv_caches, now=now, hold_s=_HOLD_S)
         is_lent = isinstance(self._squeeze, Lent)
-        chosen = self._plan(self._bounds, surplus=surplus, squeezed=True) if is_lent else own
+        chosen = lent if is_lent else own
         mx.set_cache_limit(chosen.buffer_cache)
         if is_lent and not was_lent:
             _drop_buffers()
@@ -153,8 +153,9 @@ class MemoryGuard:
         most = self._policy.kv_cache_bytes
         self._scheduler.allow(
             kv_caches=chosen.kv_caches,
-            ceiling=max(chosen.kv_caches, at_best.kv_caches),
             free=free,
+            lendable=lent.kv_caches - chosen.kv_caches,
+            ceiling=max(lent.kv_caches, at_best.kv_caches),
             prefill=max(1, chosen.prefill),  # others may take all there is: then prompts go on token by token
             relief=self._kv_share if len(self._parts) > 1 else 0.0,
             most=math.inf if most is None else most,

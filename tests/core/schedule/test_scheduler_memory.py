@@ -1,3 +1,5 @@
+from math import inf
+
 import pytest
 
 from mlx_serving.core.schedule.prefill_memory import PrefillMemory
@@ -134,9 +136,26 @@ def test_who_waits_and_does_not_fit_any_more_is_refused_when_nobody_is_left_to_m
     assert bench.step().admitted == (Admission("small"),)
 
 
+def test_who_needs_what_others_would_lend_is_accepted_and_let_in_when_it_is_lent() -> None:
+    bench = only(max_num_seqs=1, kv_budget_bytes=1000)
+    memory = bench.scheduler.memory
+    bench.add("teaches", prompt=10, max_tokens=2)  # that answers are short
+    bench.steps(2)
+    memory.allow(kv_caches=50, lendable=100, ceiling=1000, prefill=1, relief=1.0)
+    with pytest.raises(Overloaded) as refused:
+        bench.add("too large", prompt=100, max_tokens=60)
+    assert (refused.value.details["limit"], refused.value.details["lacking_bytes"]) == (151, 9)
+    bench.add("large", prompt=10, max_tokens=140)
+    assert memory.demand == 149, "though it is thought to be shorter"
+    memory.allow(kv_caches=150, ceiling=1000, prefill=1)
+    assert bench.scheduler.refuse_oversized() == []
+    assert bench.step().admitted == (Admission("large"),)
+    assert memory.demand < 149
+
+
 def test_the_first_who_waits_for_memory_wants_it_of_models_that_could_go() -> None:
-    def allow(kv_caches: int, **more: float) -> None:
-        bench.scheduler.memory.allow(kv_caches=kv_caches, ceiling=1000, prefill=1, **more)
+    def allow(kv_caches: int, relief: float, most: float = inf, free: float = inf) -> None:
+        bench.scheduler.memory.allow(kv_caches=kv_caches, ceiling=1000, prefill=1, free=free, relief=relief, most=most)
 
     bench = only(max_num_seqs=2, kv_budget_bytes=1000)
     bench.add("runs", prompt=10, max_tokens=50)

@@ -48,12 +48,14 @@ def extension(generated: int) -> int:
 
 class KvBudget:
     """Bytes of KV caches: `held` by computed tokens, `reserved` for what is expected. `limit` may change at any time;
-    `ceiling` is what it can come to at best. `most_held` is how far `held` may rise, as caches lie in memory now.
-    `largest` is the most that any sequence was accepted with. When a model goes, `limit` rises by `relief` bytes for
-    each of its bytes, but to no more than `most`."""
+    `ceiling` is what it can come to at best, and it rises by `lendable` as soon as somebody needs that, because others
+    lend it. `most_held` is how far `held` may rise, as caches lie in memory now. `largest` is the most that any
+    sequence was accepted with. When a model goes, `limit` rises by `relief` bytes for each of its bytes, but to no more
+    than `most`."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = self.ceiling = inf if limit is None else limit
+        self.lendable = 0
         self.most_held = inf
         self.held = 0
         self.reserved = 0
@@ -75,8 +77,8 @@ class KvBudget:
                 given=prompt_tokens + max_tokens,
                 **self._lacking(needed),
             )
-        if needed > self.limit:
-            limit = int(self.limit // bytes_per_token) + 1
+        if needed > self._within_reach:
+            limit = int(self._within_reach // bytes_per_token) + 1
             raise Overloaded(
                 f"Memory is short: its KV caches can hold {limit} tokens for now, the prompt of {prompt_tokens} tokens "
                 f"and max_tokens ({max_tokens}) need more",
@@ -90,13 +92,17 @@ class KvBudget:
     def weights_for(self, needed: float) -> int:
         """How many bytes of models would have to go so that KV caches can hold so many; 0 if there is no need, or it
         would not help."""
-        if needed <= self.limit or needed > self.most or not self.relief:
+        if needed <= self._within_reach or needed > self.most or not self.relief:
             return 0
-        return ceil((needed - self.limit) / self.relief)
+        return ceil((needed - self._within_reach) / self.relief)
 
     def _lacking(self, needed: int) -> dict[str, Any]:
         lacking = self.weights_for(needed)
         return {"lacking_bytes": lacking} if lacking else {}
+
+    @property
+    def _within_reach(self) -> float:
+        return self.limit + self.lendable
 
     @property
     def room(self) -> float:

@@ -36,10 +36,12 @@ class SchedulerMemory:
 
     @property
     def demand(self) -> int:
-        """The same, with what those who wait will reserve."""
-        pool = self._pool
-        waiting = (one for one in self._sequences.values() if one.state in (State.QUEUED, State.HELD, State.SHELVED))
-        return pool.kv.reserved + sum(pool.reservation(one) * one.lane.kv_bytes_per_token for one in waiting)
+        """The same, with what those who wait will reserve, or what the largest of them may come to: without that it
+        would not be let in."""
+        pool, states = self._pool, (State.QUEUED, State.HELD, State.SHELVED)
+        waiting = [one for one in self._sequences.values() if one.state in states]
+        reserved = pool.kv.reserved + sum(pool.reservation(one) * one.lane.kv_bytes_per_token for one in waiting)
+        return max(reserved, max((one.most_bytes for one in waiting), default=0))
 
     @property
     def is_short(self) -> bool:
@@ -75,6 +77,7 @@ class SchedulerMemory:
         ceiling: int,
         prefill: int,
         free: float = math.inf,
+        lendable: int = 0,
         relief: float = 0.0,
         most: float = math.inf,
     ) -> None:
@@ -83,16 +86,18 @@ class SchedulerMemory:
         Less than is held preempts with the next steps. `ceiling` is what KV caches can get at best: a request that
         needs more is wrong, one that needs more than they have is only too much for now. `free` is what memory has left
         for them besides what they take of it now: while that is less than a step needs, each step preempts one, but for
-        the last. For each byte of a model that goes they get `relief` more, but no more than `most` in all.
+        the last. They get `lendable` more when `demand` says that they need it. For each byte of a model that goes they
+        get `relief` more, but no more than `most` in all.
         """
         at_least("kv_caches", kv_caches, 0)
-        at_least("ceiling", ceiling, kv_caches)
+        at_least("lendable", lendable, 0)
+        at_least("ceiling", ceiling, kv_caches + lendable)
         at_least("prefill", prefill, 1)
         pool = self._pool
         most_held = pool.kv.held + free
         pool.changed = pool.changed or kv_caches > pool.kv.limit or most_held > pool.kv.most_held
         pool.kv.limit, pool.kv.ceiling, pool.prefill_bytes = kv_caches, ceiling, prefill
-        pool.kv.relief, pool.kv.most = relief, most
+        pool.kv.lendable, pool.kv.relief, pool.kv.most = lendable, relief, most
         pool.kv.most_held = most_held
         pool.unshelve()
 
