@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ from mlx_serving.machine.hardware import Hardware
 from mlx_serving.machine.macos import MacFacts
 
 from ..command_line import run
+from ..tiny_models import make_mamba
 
 GIB = 1 << 30
 
@@ -34,6 +36,18 @@ def test_a_model_is_fitted_in_all_its_forms(tmp_path: Path, tiny_model: Path) ->
     assert [form["quantization"] for form in model["forms"]][:2] == [None, "8bit-g64"]
     shown = run(tmp_path, "hardware", "--model", str(tiny_model)).stdout
     assert f"apply with: mlx-serving serve --model {tiny_model} --set scheduler.max_num_seqs=" in shown
+
+
+def test_what_is_shown_can_be_given_to_a_shell(tmp_path: Path, tiny_model: Path) -> None:
+    place = shutil.copytree(tiny_model, tmp_path / "my model")
+    shown = run(tmp_path, "hardware", "--model", str(place)).stdout
+    assert f"mlx-serving serve --model '{place}' --set " in shown
+
+
+def test_the_caches_of_a_recurrent_model_do_not_grow(tmp_path: Path) -> None:
+    shown = run(tmp_path, "hardware", "--model", str(make_mamba(tmp_path / "mamba"))).stdout
+    assert "fits; its caches do not grow" in shown
+    assert "--set scheduler.max_num_seqs=16 " in shown
 
 
 def test_a_model_that_does_not_fit_is_a_failure(tmp_path: Path, tiny_model: Path) -> None:

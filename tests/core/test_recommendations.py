@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_serving.core.memory_budget import Capacity, MemoryPolicy, plan
+from mlx_serving.core.quantization import Matrix
 from mlx_serving.core.recommendations import (
     Device,
     ModelSize,
@@ -75,6 +77,35 @@ def test_a_recurrent_model_has_room_for_its_context_or_none() -> None:
     assert chosen(1, "metal", recurrent) == "no"
 
 
+def test_a_recurrent_model_has_as_many_sequences_as_the_device_gains_from() -> None:
+    recurrent = replace(EIGHT_B, kv_bytes_per_token=0, context_length=2048)
+    settings = recommend(Capacity(80 * GIB, "RAM"), POLICY, "metal", 0, recurrent).settings
+    assert settings["scheduler.max_num_seqs"] == 32
+
+
+def test_packing_needs_room_for_the_largest_tensor_beside_what_is_packed() -> None:
+    assert chosen(5, "metal") == "3bit-g64"
+    assert chosen(5, "metal", replace(EIGHT_B, largest_bytes=2 * GIB)) == "2bit-g64"
+    assert chosen(5, "metal", replace(EIGHT_B, largest_bytes=4 * GIB)) == "no"
+    assert chosen(18, "cpu", replace(EIGHT_B, largest_bytes=4 * GIB)) == "None", "as it is, nothing stands beside it"
+
+
+def test_weights_are_packed_in_groups_that_their_rows_divide_into() -> None:
+    def size(width: int) -> ModelSize:
+        matrices = [Matrix("a.weight", width, 10 * width, 2), Matrix("b.weight", 64, 64, 2)]
+        return size_from_config(
+            "m", {}, weights=100, weights_bytes=200, item_bytes=2, kv_item_bytes=2, matrices=matrices
+        )
+
+    assert [(size(width).group_size, size(width).largest_bytes) for width in (128, 96, 80)] == [
+        (64, 2560),
+        (32, 1920),
+        (None, 1600),
+    ]
+    assert chosen(12, "metal", replace(EIGHT_B, group_size=32)) == "4bit-g32"
+    assert chosen(12, "metal", replace(EIGHT_B, group_size=None)) == "no"
+
+
 @given(st.integers(1, 512), st.sampled_from(["cpu", "metal", "cuda"]), st.sampled_from(common_sizes("metal")))
 def test_what_is_recommended_fits_by_the_servers_own_plan(gib: int, device: Device, model: ModelSize) -> None:
     room = Capacity(gib * GIB, "RAM")
@@ -89,12 +120,12 @@ def test_what_is_recommended_fits_by_the_servers_own_plan(gib: int, device: Devi
 
 def test_a_config_tells_the_size_of_the_caches() -> None:
     llama = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
-    rest = {"weights": 10, "weights_bytes": 20, "item_bytes": 2, "kv_item_bytes": 2}
-    size = size_from_config("m", {**llama, "max_position_embeddings": 512}, **rest)
+    size_of = partial(size_from_config, "m", weights=10, weights_bytes=20, item_bytes=2, kv_item_bytes=2)
+    size = size_of({**llama, "max_position_embeddings": 512})
     assert (size.kv_bytes_per_token, size.context_length, size.quantised) == (2 * 2 * 2 * 16 * 2, 512, False)
-    nested = size_from_config("m", {"text_config": {**llama, "head_dim": 32}, "quantization": {"bits": 4}}, **rest)
+    nested = size_of({"text_config": {**llama, "head_dim": 32}, "quantization": {"bits": 4}})
     assert (nested.kv_bytes_per_token, nested.context_length, nested.quantised) == (2 * 2 * 2 * 32 * 2, 8192, True)
-    assert size_from_config("m", {"num_hidden_layers": True, "hidden_size": 8}, **rest).kv_bytes_per_token == 0
+    assert size_of({"num_hidden_layers": True, "hidden_size": 8}).kv_bytes_per_token == 0
 
 
 def test_common_sizes_are_in_the_type_that_is_fast_on_the_device() -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
-from mlx_serving.catalog.safetensors import read_header
+from mlx_serving.catalog.safetensors import Tensor, read_header, weight_files
+from mlx_serving.core.quantization import Matrix
 from mlx_serving.core.recommendations import ModelSize, size_from_config
 from mlx_serving.errors import ModelLoadError
 
-_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def measure(name: str, directory: Path) -> ModelSize:
@@ -19,9 +20,9 @@ def measure(name: str, directory: Path) -> ModelSize:
     sizes: dict[str, int] = {}
     try:
         config = msgspec.json.decode((directory / "config.json").read_bytes(), type=dict[str, Any])
-        for file in directory.glob("*.safetensors"):
-            for tensor in read_header(file).values():
-                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size_bytes
+        matrices, _ = matrices_of(directory)
+        for tensor in _tensors(directory).values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size_bytes
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise ModelLoadError(f"{name} is damaged: {error}", model=name, path=str(directory)) from error
     total = sum(sizes.values())
@@ -34,4 +35,23 @@ def measure(name: str, directory: Path) -> ModelSize:
         weights_bytes=total,
         item_bytes=item_bytes,
         kv_item_bytes=item_bytes,  # what a model computes in is what its unpacked weights or their scales are in
+        matrices=matrices,
     )
+
+
+def matrices_of(directory: Path) -> tuple[list[Matrix], int]:
+    """What the headers of a model's files say: the weights that can be packed, and the bytes of all others. Raises as
+    `read_header`."""
+    matrices: list[Matrix] = []
+    other_bytes = 0
+    for name, tensor in _tensors(directory).items():
+        item_bytes = _FLOAT_BYTES.get(tensor.dtype)
+        if item_bytes is None or len(tensor.shape) < 2 or not name.endswith("weight"):
+            other_bytes += tensor.size_bytes
+        else:
+            matrices.append(Matrix(name, tensor.shape[-1], tensor.size_bytes // item_bytes, item_bytes))
+    return matrices, other_bytes
+
+
+def _tensors(directory: Path) -> dict[str, Tensor]:
+    return {name: tensor for file in weight_files(directory) for name, tensor in read_header(file).items()}

@@ -32,6 +32,12 @@ class _Entry(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """Those of a model's directory that it is loaded from. What lies beside them, such as the same weights in the form
+    of whoever trained it (`consolidated.safetensors`), is not read."""
+    return sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("*.safetensors"))
+
+
 def read_header(file: Path) -> Mapping[str, Tensor]:
     """The tensors of a file by their names.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         _print_machine(machine, info)
         _print_models(found)
         if sizes:
-            _print_settings(found[sizes[0]], sizes[0].name)
+            _print_settings(found[sizes[0]], sizes[0], args.revision)
     return 1 if sizes and found[sizes[0]].fit is None else 0
 
 
@@ -142,7 +143,7 @@ def _print_models(found: Mapping[ModelSize, Recommendation]) -> None:
                 bytes_text(size.weights_bytes),
                 _form(advice.fit),
                 "" if advice.fit is None else bytes_text(advice.fit.weights_bytes),
-                "" if advice.fit is None else f"{advice.fit.kv_tokens:,}",
+                "" if advice.fit is None else _tokens(advice.fit, size),
                 "" if advice.fit is None else advice.settings["scheduler.max_num_seqs"],
             )
             for size, advice in found.items()
@@ -156,15 +157,24 @@ def _form(fit: Fit | None) -> str:
     return "as it is" if fit.quantization is None else str(fit.quantization)
 
 
-def _print_settings(advice: Recommendation, model: str) -> None:
+def _tokens(fit: Fit, size: ModelSize) -> str:
+    """That KV caches have room for; those of a recurrent model do not grow."""
+    return f"{fit.kv_tokens:,}" if size.kv_bytes_per_token else "any number"
+
+
+def _print_settings(advice: Recommendation, size: ModelSize, revision: str | None) -> None:
     print()
     for form in advice.forms:
-        text = f"{form.kv_tokens:,} tokens of KV cache" if form.kv_tokens else "does not fit"
+        room = (
+            f"{_tokens(form, size)} tokens of KV cache" if size.kv_bytes_per_token else "fits; its caches do not grow"
+        )
+        text = room if form.kv_tokens else "does not fit"
         print(f"  {_form(form) if form.quantization else 'as it is':<12}{bytes_text(form.weights_bytes):>12}  {text}")
     if advice.fit is not None:
         print()
-        flags = " ".join(f"--set {path}={value}" for path, value in advice.settings.items())
-        print(f"apply with: mlx-serving serve --model {model} {flags}")
+        settings = dict(advice.settings) | ({} if revision is None else {"models.served.0.revision": revision})
+        flags = " ".join(f"--set {shlex.quote(f'{path}={value}')}" for path, value in settings.items())
+        print(f"apply with: mlx-serving serve --model {shlex.quote(size.name)} {flags}")
 
 
 def _model(size: ModelSize, advice: Recommendation) -> dict[str, object]:

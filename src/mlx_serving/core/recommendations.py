@@ -17,12 +17,13 @@ The reasoning, in the order in which it is applied:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 from mlx_serving.core.memory_budget import Capacity, MemoryPolicy, plan
-from mlx_serving.core.quantization import Quantization, of
+from mlx_serving.core.quantization import Matrix, Quantization, of, require_packable
+from mlx_serving.errors import InvalidRequest
 
 Device: TypeAlias = Literal["cpu", "metal", "cuda"]
 
@@ -31,6 +32,8 @@ TYPICAL_TOKENS = 4096
 
 _LARGE_MEMORY = 64 << 30
 _MAX_SEQUENCES: Mapping[Device, int] = {"cpu": 16, "metal": 32, "cuda": 64}
+_BITS = (8, 6, 4, 3, 2)
+_GROUPS = (64, 32)  # the usual one first
 _GIB = 1 << 30
 
 
@@ -38,7 +41,9 @@ _GIB = 1 << 30
 class ModelSize:
     """What a model takes. `item_bytes` is what each of its weights takes as they are on disk, `weights` their number;
     a `quantised` model's are packed already, and only `weights_bytes` count. `kv_bytes_per_token` holds for caches in
-    the type that the weights are computed in."""
+    the type that the weights are computed in; 0 is a model whose caches do not grow. The rows of its matrices divide
+    into groups of `group_size`, None if they do not; the largest of them takes `largest_bytes`, which stands beside
+    the packed ones while it is read."""
 
     name: str
     weights: int
@@ -47,6 +52,8 @@ class ModelSize:
     kv_bytes_per_token: int
     context_length: int
     quantised: bool = False
+    group_size: int | None = 64
+    largest_bytes: int = 0
 
     def packed_bytes(self, quantization: Quantization | None) -> int:
         if quantization is None:
@@ -89,12 +96,16 @@ def recommend(room: Capacity, policy: MemoryPolicy, device: Device, gpus: int, m
 
 
 def _forms(model: ModelSize) -> tuple[Quantization | None, ...]:
-    return (None,) if model.quantised else (None, of(8), of(6), of(4), of(3), of(2))
+    if model.quantised or model.group_size is None:
+        return (None,)
+    return (None, *(of(bits, model.group_size) for bits in _BITS))
 
 
 def _fit(room: Capacity, policy: MemoryPolicy, model: ModelSize, form: Quantization | None) -> Fit:
     weights = model.packed_bytes(form)
-    kv_bytes = plan(room, policy, weights=weights).kv_caches
+    reading = weights if form is None else weights + model.largest_bytes
+    can_be_loaded = plan(room, policy, weights=reading, squeezed=True).kv_caches > 0
+    kv_bytes = plan(room, policy, weights=weights).kv_caches if can_be_loaded else 0
     per_token = model.kv_bytes_per_token
     tokens = kv_bytes // per_token if per_token else (model.context_length if kv_bytes else 0)
     return Fit(form, weights, kv_bytes, tokens)
@@ -108,14 +119,20 @@ def _choose(forms: tuple[Fit, ...], room: Capacity, device: Device, model: Model
     if device == "cpu" or model.quantised:
         return fitting[0]
     packed = [fit for fit in fitting if fit.quantization is not None]
-    roomy = [fit for fit in packed if fit.quantization == of(8) and fit.weights_bytes <= room.size // 2]
-    common = [fit for fit in packed if fit.quantization == of(4)]
+    roomy = [fit for fit in packed if _bits(fit) == 8 and fit.weights_bytes <= room.size // 2]
+    common = [fit for fit in packed if _bits(fit) == 4]
     return next(iter((*roomy, *common, *packed)), fitting[0])
+
+
+def _bits(fit: Fit) -> int | None:
+    return None if fit.quantization is None else fit.quantization.bits
 
 
 def _sequences(fit: Fit | None, device: Device, model: ModelSize) -> int:
     if fit is None:
         return 1
+    if not model.kv_bytes_per_token:
+        return _MAX_SEQUENCES[device]
     each = min(TYPICAL_TOKENS, model.context_length)
     return max(1, min(_MAX_SEQUENCES[device], fit.kv_tokens // each))
 
@@ -127,10 +144,17 @@ def _prefill_step(room: Capacity, device: Device) -> int:
 
 
 def size_from_config(
-    name: str, config: Mapping[str, Any], *, weights: int, weights_bytes: int, item_bytes: int, kv_item_bytes: int
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    weights: int,
+    weights_bytes: int,
+    item_bytes: int,
+    kv_item_bytes: int,
+    matrices: Sequence[Matrix] = (),
 ) -> ModelSize:
-    """What a config.json says of a model whose weights were counted. What it does not tell counts as 0: a recurrent
-    model has no KV cache that grows."""
+    """What a config.json says of a model whose weights were counted, among them those `matrices`. What it does not tell
+    counts as 0: a recurrent model has no KV cache that grows."""
     nested = config.get("text_config")
     text = cast("Mapping[str, Any]", nested) if isinstance(nested, Mapping) else config
     layers = _number(text, "num_hidden_layers", "n_layer", "n_layers")
@@ -145,8 +169,19 @@ def size_from_config(
         item_bytes=item_bytes,
         kv_bytes_per_token=2 * layers * kv_heads * head_dim * kv_item_bytes,
         context_length=_number(text, "max_position_embeddings", "n_positions", "max_seq_len") or 8192,
-        quantised=bool(config.get("quantization") or config.get("quantization_config")),
+        quantised=any(part.get("quantization") or part.get("quantization_config") for part in (config, text)),
+        group_size=next((size for size in _GROUPS if _divides(size, name, matrices)), None),
+        largest_bytes=max((matrix.weights * matrix.item_bytes for matrix in matrices), default=0),
     )
+
+
+def _divides(group_size: int, name: str, matrices: Sequence[Matrix]) -> bool:
+    """Whether the server would pack them in such groups."""
+    try:
+        require_packable(of(None, group_size), matrices, name)
+    except InvalidRequest:
+        return False
+    return True
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int:

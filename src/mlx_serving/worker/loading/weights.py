@@ -19,7 +19,8 @@ import mlx.nn as nn
 from mlx import utils
 from mlx_lm.utils import load_model
 
-from mlx_serving.catalog.safetensors import read_header
+from mlx_serving.catalog.model_size import matrices_of
+from mlx_serving.catalog.safetensors import read_header, weight_files
 from mlx_serving.core import quantization
 from mlx_serving.core.load_pace import LoadPace
 from mlx_serving.core.quantization import Matrix, Quantization
@@ -30,7 +31,6 @@ from mlx_serving.worker.loading import adapters
 _EVAL_BYTES = 256 << 20
 # Packing reads up to this many times what it writes: 2 bits of 32.
 _PACKING = 16
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class WeightPlan:
         if self._base is not None and not self._options.fuse_adapter:
             return own
         if self._quantization is None:
-            return own + sum(file.stat().st_size for file in self._directory.glob("*.safetensors"))
-        matrices, other_bytes = _matrices(self._directory)
+            return own + sum(file.stat().st_size for file in weight_files(self._directory))
+        matrices, other_bytes = matrices_of(self._directory)
         largest = max((matrix.weights * matrix.item_bytes for matrix in matrices), default=0)
         return own + quantization.predicted_bytes(self._quantization, matrices, other_bytes) + largest
 
@@ -198,20 +198,6 @@ def _layers(model: nn.Module, rule: Any) -> Iterator[Matrix]:
         if hasattr(module, "to_quantized") and (rule is None or rule(path, module)):
             weight: mx.array = module.weight
             yield Matrix(path, weight.shape[-1], weight.size, weight.itemsize)
-
-
-def _matrices(directory: Path) -> tuple[list[Matrix], int]:
-    """What the headers of a model's files say: the weights that can be packed, and the bytes of all others."""
-    matrices: list[Matrix] = []
-    other_bytes = 0
-    for file in directory.glob("*.safetensors"):
-        for name, tensor in read_header(file).items():
-            item_bytes = _ITEM_BYTES.get(tensor.dtype)
-            if item_bytes is None or len(tensor.shape) < 2 or not name.endswith("weight"):
-                other_bytes += tensor.size_bytes
-            else:
-                matrices.append(Matrix(name, tensor.shape[-1], tensor.size_bytes // item_bytes, item_bytes))
-    return matrices, other_bytes
 
 
 def tensor_names(directory: Path) -> set[str]:
