@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_serving.cli.machine_findings import port_finding
+
 from ..command_line import run
 
 
@@ -44,7 +46,31 @@ def test_doctor_names_the_damaged_file_of_a_model(tmp_path: Path, tiny_model: Pa
     ended = run(tmp_path, "doctor", "--set", f"models.default={broken}")
     assert ended.returncode == 1
     assert "✗ model broken: model.safetensors is damaged: it is cut off" in ended.stdout
-    assert f"fix: mlx-serving pull {broken}" in ended.stdout
+    assert f"fix: copy what is named to {broken} again" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("host", "told", "fix"),
+    [
+        ("192.0.2.1", "192.0.2.1:1234 cannot be listened on: Cannot assign requested address", "server.host"),
+        ("nowhere.invalid", "nowhere.invalid is no address", "server.host"),
+    ],
+)
+def test_the_address_is_to_be_mended_where_it_is_not_the_port(host: str, told: str, fix: str) -> None:
+    check = port_finding(host, 1234)
+    assert check.level == "warning"
+    assert told in check.message
+    assert fix in (check.fix or "")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_addresses_of_either_kind_can_be_free_or_taken() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        check = port_finding("::1", port)
+        assert (check.level, f"[::1]:{port} cannot be listened on: Address" in check.message) == ("warning", True)
+        assert "server.port" in (check.fix or "")
+    assert port_finding("::1", port).message == f"[::1]:{port} is free"
 
 
 def test_doctor_tells_why_the_worker_does_not_start(tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mlx_serving.cli.config_arguments import add_config_arguments, explain, load_from_arguments
-from mlx_serving.cli.machine_findings import LOW_DISK_BYTES, Check, download_finding, machine_findings
+from mlx_serving.cli.machine_findings import LOW_DISK_BYTES, Check, download_finding, machine_findings, port_finding
 from mlx_serving.cli.tables import bytes_text
 from mlx_serving.errors import EngineError, InvalidConfig
 from mlx_serving.machine.device import device_name
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     checks.append(config_check)
     info: RuntimeInfoResult | None = None
     if config is not None:
-        checks += [_port(config), *_prefixes(config), *_models(config)]
+        checks += [port_finding(config.server.host, config.server.port), *_prefixes(config), *_models(config)]
         info, worker_check = asyncio.run(_worker(config))
         checks.append(worker_check)
         if info is not None:
@@ -138,32 +137,26 @@ def _config(args: argparse.Namespace) -> tuple[Config | None, Check]:
     return loaded.config, Check("config", "ok", "valid; `mlx-serving config show` tells where each value comes from")
 
 
-def _port(config: Config) -> Check:
-    host, port = config.server.host, config.server.port
-    try:
-        with socket.create_server((host, port)):
-            return Check("port", "ok", f"{host}:{port} is free")
-    except OSError as error:
-        fix = "stop what listens there, or set server.port (--port) to another one"
-        return Check("port", "warning", f"{host}:{port} cannot be listened on: {error.strerror}", fix)
-
-
 def _models(config: Config) -> Iterator[Check]:
     from mlx_serving.catalog.integrity import look
     from mlx_serving.catalog.prepare import locate
-    from mlx_serving.catalog.reference import parse_reference
+    from mlx_serving.catalog.reference import ModelDirectory, parse_reference
 
     for served in config.models.served:
         name = f"model {served.name}"
         try:
-            path = locate(parse_reference(served.model, served.revision))
+            reference = parse_reference(served.model, served.revision)
+            path = locate(reference)
         except EngineError as error:
             yield Check(name, "error", error.message, str(error.details.get("command") or "check models.served"))
             continue
         if path is None:
             yield Check(name, "ok", "not on this machine yet; it is prepared when it is first needed")
         elif damages := look(path):
-            yield Check(name, "error", "; ".join(map(str, damages[:3])), f"mlx-serving pull {served.model}")
+            fix = f"mlx-serving pull {served.model}"
+            if isinstance(reference, ModelDirectory):
+                fix = f"copy what is named to {path} again, from where the model came from"
+            yield Check(name, "error", "; ".join(map(str, damages[:3])), fix)
         else:
             yield Check(name, "ok", str(path))
 

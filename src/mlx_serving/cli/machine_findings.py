@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ LOW_DISK_BYTES = 5 << 30
 _LOW_MEMORY_BYTES = 1 << 30
 _STALLED_PERCENT = 10.0
 _FULL_SPEED = 100
+_OTHER_HOST = "set server.host (--host) to an address of this machine; 127.0.0.1 is only for itself, 0.0.0.0 all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +85,23 @@ def download_finding(directory: Path, free_bytes: int) -> Check:
         fix = "free disk space (mlx-serving models list; mlx-serving models rm), or set HF_HOME to another disk"
         return Check("downloads", "warning", text, fix)
     return Check("downloads", "ok", text)
+
+
+def port_finding(host: str, port: int) -> Check:
+    """Of the address that the server is to listen on."""
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        with socket.create_server((host, port), family=found[0][0]):
+            return Check("port", "ok", f"{place} is free")
+    except socket.gaierror as error:
+        return Check("port", "warning", f"{host} is no address: {error.strerror}", _OTHER_HOST)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)  # without what Python adds to it
+        if error.errno == errno.EADDRINUSE:
+            fix = "stop what listens there, or set server.port (--port) to another one"
+        elif error.errno == errno.EACCES:
+            fix = "set server.port (--port) to one that is not reserved for the system"
+        else:
+            fix = _OTHER_HOST
+        return Check("port", "warning", f"{place} cannot be listened on: {reason}", fix)
