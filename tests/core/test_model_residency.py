@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import pytest
@@ -58,8 +59,17 @@ def ready(*tickets: int, last_used: float = 0.0) -> State:
     return Ready("facts", frozenset(tickets), last_used)
 
 
-def draining(tickets: set[int], *waiters: int) -> State:
+def draining(tickets: set[int], *waiters: int) -> Draining[str]:
     return Draining("facts", frozenset(tickets), waiters)
+
+
+def test_a_model_whose_unload_is_asked_for_once_more_while_it_drains_is_not_kept() -> None:
+    for_good = replace(draining({1, 2}), for_good=True)
+    assert run(draining({1, 2}), Unload()) == (for_good, ())
+    waited_for = replace(for_good, in_use=frozenset({1}), waiters=(3,))
+    assert run(for_good, Acquire(3), Release(2)) == (waited_for, ())
+    assert run(waited_for, Keep()) == (waited_for, ())
+    assert run(waited_for, Keep(), Release(1)) == (Evicting((3,)), (StartUnload(),))
 
 
 @pytest.mark.parametrize("state", [Absent(), FAILED])
@@ -109,7 +119,6 @@ def test_an_unload_of_a_model_that_nobody_uses_starts_at_once() -> None:
 def test_an_unload_waits_until_the_last_user_has_released_the_model() -> None:
     state, effects = run(ready(1, 2), Unload())
     assert (state, effects) == (draining({1, 2}), ())
-    assert run(state, Unload()) == (state, ())
     assert run(state, Release(1)) == (draining({2}), ())
     assert run(state, Release(1), Release(2)) == (Evicting(), (StartUnload(),))
 
@@ -368,7 +377,7 @@ def test_any_history_keeps_the_invariants(actions: list[tuple[str, int]], policy
         match state:
             case Ready(_, in_use, _):
                 assert (set(in_use), waiting, outstanding) == (using, set(), None)
-            case Draining(_, in_use, waiters):
+            case Draining(_, in_use, waiters, _):
                 assert in_use
                 assert (set(in_use), set(waiters), outstanding) == (using, waiting, None)
             case Loading(waiters):

@@ -207,6 +207,21 @@ async def test_a_load_that_a_restart_overtakes_says_nothing_about_the_next_worke
         assert len(log.of(ModelLoaded)) == 1
 
 
+async def test_an_unload_that_a_restart_overtakes_does_not_concern_the_next_worker(tiny_model: Path) -> None:
+    async with running(serving(tiny_model)) as core:
+        log = EventLog(core.events)
+        await lease(core)
+        [worker] = core.workers
+        unloading = asyncio.create_task(worker.models.unload("tiny", force=False))
+        await asyncio.sleep(0)  # it is decided, and the worker has not heard of it yet
+        worker.supervisor.restart()
+        await lease(core)
+        await unloading
+        send(await worker_pid(core), signal.SIGKILL)
+        await log.wait_for(ModelLoaded, count=3)
+        assert (await complete(core, request()))[-1].finish_reason == "length"
+
+
 async def test_a_restart_in_the_moment_of_the_grant_goes_unnoticed(tiny_model: Path) -> None:
     async with running(serving(tiny_model)) as core:
         log = EventLog(core.events)

@@ -5,19 +5,19 @@
                                     └──▶ LoadFailed ──acquire, preload──▶ Loading
 
 The first who acquires an absent model starts its load; others who come meanwhile wait for the same load. A load that
-succeeds grants all who wait. A load that fails refuses all who wait, and the next acquire tries again. A preload loads
-without anybody waiting. A ready model is granted at once. An unload of a ready model that nobody uses starts at once.
-A model in use is never evicted: its unload waits until the last user has released it. Who acquires a model that is on
-its way out waits until it is gone, and it is loaded again. A model that is kept while it drains is ready again, and
-grants those who wait. An unload while loading takes effect when the load has
-ended, after those who wait were served. A forced unload invalidates those who use the model and refuses those who
-wait for it; if it is replaced, the error has them go on with its successor. Who gives up waiting is forgotten; the load
-goes on. Losing the worker invalidates the users of a ready model, and it is loaded again. Losing the worker while
-loading starts the load again, until `max_load_losses` workers were lost that way: the load is the likely cause and
-fails. Those who wait for it wait on, or, where they may go to another worker, are refused with the loss. A worker that
-died of something from outside counts a quarter, one that was ended on purpose not at all. Losing the worker while
-unloading completes the unload. A ticket is void after Refuse, Invalidate and its release: later releases of it are
-ignored.
+succeeds grants all who wait. A load that fails refuses all who wait, and the next acquire tries again. A preload
+loads without anybody waiting. A ready model is granted at once. An unload of a ready model that nobody uses starts at
+once. A model in use is never evicted: its unload waits until the last user has released it. Who acquires a model that
+is on its way out waits until it is gone, and it is loaded again. A model that is kept while it drains is ready again,
+and grants those who wait, unless its unload was asked for once more meanwhile. An unload while loading takes effect
+when the load has ended, after those who wait were served. A forced unload invalidates those who use the model and
+refuses those who wait for it; if it is replaced, the error has them go on with its successor. Who gives up waiting is
+forgotten; the load goes on. Losing the worker invalidates the users of a ready model, and it is loaded again. Losing
+the worker while loading starts the load again, until `max_load_losses` workers were lost that way: the load is the
+likely cause and fails. Those who wait for it wait on, or, where they may go to another worker, are refused with the
+loss. A worker that died of something from outside counts a quarter, one that was ended on purpose not at all. Losing
+the worker while unloading completes the unload. A ticket is void after Refuse, Invalidate and its release: later
+releases of it are ignored.
 
 The shell carries out a StartLoad as soon as a worker is there, and answers it with LoadSucceeded, LoadErrored (also
 when there will be no worker) or WorkerLost; it answers StartUnload with UnloadDone or WorkerLost.
@@ -25,7 +25,7 @@ when there will be no worker) or WorkerLost; it answers StartUnload with UnloadD
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
 from mlx_serving.core.bounds import at_least
@@ -178,24 +178,26 @@ def _ready(state: Ready[Facts], event: ResidencyEvent[Facts], now: float) -> Ste
 def _draining(state: Draining[Facts], event: ResidencyEvent[Facts], now: float) -> Step[Facts]:
     match event:
         case Acquire():
-            return Draining(state.facts, state.in_use, (*state.waiters, event.ticket)), ()
+            return replace(state, waiters=(*state.waiters, event.ticket)), ()
         case Release():
             in_use = state.in_use - {event.ticket}
             waiters = _without(state.waiters, event.ticket)
             if in_use:
-                return Draining(state.facts, in_use, waiters), ()
+                return replace(state, in_use=in_use, waiters=waiters), ()
             return Evicting(waiters), (StartUnload(),)
         case UnloadForced():
             error = event.error
             refusals = _refuse(state.waiters, error)
             return Evicting(), (*_invalidate(state.in_use, error), *refusals, StartUnload())
-        case Keep():
+        case Unload():
+            return replace(state, for_good=True), ()
+        case Keep() if not state.for_good:
             grants = tuple(Grant(ticket, state.facts) for ticket in state.waiters)
             return Ready(state.facts, state.in_use.union(state.waiters), now), grants
         case WorkerLost():
             gone, effects = _gone(state.waiters)
             return gone, (*_invalidate(state.in_use, event.error), *effects)
-        case Preload() | LoadSucceeded() | LoadErrored() | Unload() | UnloadDone():
+        case Preload() | LoadSucceeded() | LoadErrored() | Keep() | UnloadDone():
             return state, ()
         case _:
             assert_never(event)

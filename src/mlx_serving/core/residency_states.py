@@ -37,11 +37,12 @@ class Ready(Generic[Facts]):
 
 @dataclass(frozen=True, slots=True)
 class Draining(Generic[Facts]):
-    """`waiters` want the model after it was unloaded."""
+    """`waiters` want the model after it was unloaded. With `for_good`, it is not kept any more."""
 
     facts: Facts
     in_use: frozenset[Ticket]
     waiters: tuple[Ticket, ...] = ()
+    for_good: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,11 @@ class Loads:
 
     async def unload(self, entry: Entry) -> None:
         """Have the worker let go of a version of a model, and the residency of it hear that."""
+        number = entry.loads
         try:
             client = await self._supervisor.client()
+            if not entry.in_worker or number != entry.loads:
+                return  # it went with the worker that had it, which worker_lost has told
             params = methods.UnloadModelParams(model_id=entry.worker_id, force=True)
             await client.call(methods.UNLOAD_MODEL, params)
         except WorkerDied:
