@@ -185,3 +185,15 @@ def test_what_one_model_has_computed_is_not_read_for_another_that_takes_its_name
         for _ in range(3):
             wait_behind(bench)
         assert [kept(bench, prompt) for prompt in (PROMPT, OTHER)] == [0, 0]
+        assert bench.prefixes.nbytes == 0
+
+
+def test_a_model_that_goes_before_anything_was_looked_for_is_not_looked_for(plain: LoadedModel, tmp_path: Path) -> None:
+    with on_disk(plain, tmp_path) as bench:
+        bench.ask(PROMPT, ENDLESS)
+    with on_disk(plain, tmp_path) as bench:
+        bench.disk.remove_model(plain.model_id)
+        bench.prefixes.remove_model(plain.model_id)
+        bench.disk.preload(plain.model_id, 1 << 30)
+        wait_behind(bench)
+        assert bench.counts.read == 0

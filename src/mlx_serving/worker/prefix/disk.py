@@ -221,7 +221,8 @@ class PrefixDisk:
     def preload(self, model_id: str, most: int) -> None:
         """Read what is likely to be asked for, up to `most` bytes: of those who name no salt, what was used last. Half
         of the room in memory is left to those who come meanwhile."""
-        model, chain = self._models.get(model_id), self._memory.chain_of(model_id, (), "", "")
+        model = self._models.get(model_id)
+        chain = None if model is None else self._memory.chain_of(model_id, (), "", "")
         if model is not None and chain is not None:
             root = _root(model, chain, self._kind(model_id))
             likely = self._files.latest(root, min(most, self._memory.room / 2))
@@ -258,6 +259,8 @@ class PrefixDisk:
 
     def _take(self, restored: Restored, part: Part) -> bool:
         """Put what was read into memory. False if what may follow is of no use."""
+        if self._models.get(restored.owner) is not restored.model:  # gone meanwhile
+            return False
         for found, content in part:
             try:
                 restored.take(found, content)

@@ -32,16 +32,21 @@ class Restored:
         self._memory = memory
         self._age_s = age_s
         self._chain = chain
-        self._model = model
+        self.model = model
         self._blocks: list[KvBlock] = []  # that were taken and are not kept yet
         self._start = self._end = 0  # the tokens that they are of
+
+    @property
+    def owner(self) -> str:
+        """The id of the model."""
+        return self._chain.owner
 
     def take(self, found: Found, content: Content) -> None:
         """Take what a record holds. Raises `UnusableRecord`."""
         tree = from_content(content)
         if content.kind == "state":
             caches = caches_of(tree)
-            if [type(cache) for cache in caches] != self._model.classes:
+            if [type(cache) for cache in caches] != self.model.classes:
                 raise UnusableRecord("its caches are of other kinds than the model's")
             self._memory.restore_state(self._chain, found.record.end, caches, self._age_s)
             return
@@ -63,8 +68,8 @@ class Restored:
         try:
             blocks = [KvBlock([(keys, values) for keys, values in layers]) for layers in tree]
             fits = all(
-                len(block.layers) == self._model.pairs
-                and block.nbytes == self._model.token_bytes * block.tokens
+                len(block.layers) == self.model.pairs
+                and block.nbytes == self.model.token_bytes * block.tokens
                 and all((array.ndim, array.shape[0]) == (4, 1) for layer in block.layers for array in layer)
                 and all(array.shape[2] == block.tokens for layer in block.layers for array in layer)
                 for block in blocks
