@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -8,7 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mlx_serving import assembly
+from mlx_serving.cli import hardware
 from mlx_serving.cli.machine_findings import download_finding, machine_findings
+from mlx_serving.config.schema import Config
 from mlx_serving.machine.hardware import Hardware
 from mlx_serving.machine.macos import MacFacts
 
@@ -64,6 +68,17 @@ def test_a_model_that_is_not_here_is_told(tmp_path: Path, arguments: tuple[str, 
     ended = run(tmp_path, "hardware", *arguments)
     assert ended.returncode == 1
     assert told in ended.stderr
+
+
+def test_the_worker_that_is_asked_has_the_device_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(config: Config) -> None:
+        raise RuntimeError(f"{config.workers} workers")
+
+    monkeypatch.setattr(assembly, "build", build)
+    parser = argparse.ArgumentParser()
+    hardware.add_arguments(parser)
+    with pytest.raises(RuntimeError, match="1 workers"):
+        hardware.run(parser.parse_args(["--set", "workers=2"]))
 
 
 def _hardware(**facts: object) -> Hardware:

@@ -64,9 +64,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _ask_worker(config: Config) -> RuntimeInfoResult:
+    """One that has its device to itself, as is recommended: several would each plan with a part of its memory."""
     from mlx_serving import assembly
 
-    core = assembly.build(config)
+    core = assembly.build(config.model_copy(update={"workers": 1}))
     try:
         await core.start_workers()
         return await core.runtime_info()
