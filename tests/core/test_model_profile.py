@@ -176,3 +176,8 @@ def test_a_draft_model_that_is_missing_or_one_too_many_is_refused(asked: dict[st
 def test_nobody_drafts_vectors() -> None:
     wanted = GenerationRequest("r", "tiny", EmbeddingInputs(("a",)))
     assert WITH_DRAFT.applied_to(wanted, DEFAULT).speculation == Speculation()
+
+
+def test_without_its_draft_model_a_request_drafts_as_configured() -> None:
+    asked = drafting(WITH_DRAFT)
+    assert asked.without_model() == Speculation("auto", None, asked.num_draft_tokens, optional=True)

@@ -117,6 +117,11 @@ async def test_what_an_alias_is_not_is_told(models: dict[str, Path]) -> None:
         for name, shown in (("a b", "got 'a b'"), ("x" * 257, "1 to 256 .* got 257 characters")):
             with pytest.raises(InvalidRequest, match=shown):
                 await core.set_alias(name, "two")
+        with pytest.raises(
+            InvalidRequest, match=r"profile.draft_model: the model tow is .*; did you mean two\?"
+        ) as refused:
+            await core.set_alias("chat", "one", profile=ModelProfile(draft_model="tow"))
+        assert refused.value.field == "profile.draft_model"
         await core.set_alias("two", "one")  # the model of that name is still there
         await core.unload_served("two", force=False)
 

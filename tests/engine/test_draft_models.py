@@ -143,6 +143,14 @@ async def test_a_pair_that_does_not_fit_is_refused_before_anything_runs(folder: 
         assert told in caught.value.message
 
 
+async def test_nobody_fails_for_want_of_a_draft_model_that_a_profile_names(folder: Path) -> None:
+    async with running(serving_all(folder)) as core:
+        plain = await complete(core, asked(speculation=PLAIN))
+        without = await complete(core, asked(speculation=drafted_by("gone").if_there()))
+        assert ids_of(without) == ids_of(plain)
+        assert stats_of(without).speculation != "draft"
+
+
 async def test_a_draft_model_in_use_stays(folder: Path) -> None:
     async with running(serving_all(folder)) as core:
         log = EventLog(core.events)

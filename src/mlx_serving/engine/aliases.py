@@ -60,16 +60,16 @@ class Aliases:
             return name, self._profiles.get(name, NO_PROFILE)
         return target.model, target.profile.over(self._profiles.get(target.model, NO_PROFILE))
 
-    def draft_model(self, name: str) -> str:
-        """The name of the model that a draft model's name means now. Raises `InvalidRequest` for one that is not
-        served."""
+    def draft_model(self, name: str, field: str = "draft_model") -> str:
+        """The name of the model that a draft model's name means now. Raises `InvalidRequest`, which names `field`, for
+        one that is not served."""
         model, _ = self.resolve(name)
         served = self._models.names()
         if model not in served:
             hint = did_you_mean(name, [*served, *self._table.names()])
             raise InvalidRequest(
-                f"draft_model: the model {name} is not served here" + (f"; did you mean {hint}?" if hint else ""),
-                field="draft_model",
+                f"{field}: the model {name} is not served here" + (f"; did you mean {hint}?" if hint else ""),
+                field=field,
                 given=name,
             )
         return model
@@ -126,6 +126,8 @@ class Aliases:
         `WorkerDied`.
         """
         _check_name(name)
+        if profile.draft_model is not None:
+            self.draft_model(profile.draft_model, "profile.draft_model")
         async with self._turns.setdefault(name, asyncio.Lock()):
             known = self._models.names()
             target = replace(self._target(model, revision), profile=profile, since=time.time())

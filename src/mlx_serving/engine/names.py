@@ -11,8 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from mlx_serving.core.generation import Backend, Delta, GenerationRequest
+from mlx_serving.core.speculation.request import Speculation
 from mlx_serving.engine.aliases import Aliases
-from mlx_serving.errors import MemoryInUse, ModelLoadError, ModelNotFound
+from mlx_serving.errors import InvalidRequest, MemoryInUse, ModelLoadError, ModelNotFound
 
 
 class NamesBackend:
@@ -42,9 +43,20 @@ class NamesBackend:
     def _resolved(self, request: GenerationRequest) -> GenerationRequest:
         model, profile = self._aliases.resolve(request.model)
         asked = replace(profile.applied_to(request, self._default_max_tokens), model=model)
-        if (draft := asked.speculation.draft_model) is not None:
-            meant = self._aliases.draft_model(draft)
-            asked = replace(asked, speculation=replace(asked.speculation, draft_model=meant))
-            self._used(meant)
+        speculation = self._with_model(asked.speculation)
+        if speculation.draft_model is not None:
+            self._used(speculation.draft_model)
         self._used(model)
-        return asked
+        return replace(asked, speculation=speculation)
+
+    def _with_model(self, asked: Speculation) -> Speculation:
+        """The same with what the name of the draft model means; without one that is not served and that nobody insists
+        on."""
+        if asked.draft_model is None:
+            return asked
+        try:
+            return replace(asked, draft_model=self._aliases.draft_model(asked.draft_model))
+        except InvalidRequest:
+            if not asked.optional:
+                raise
+            return asked.without_model()

@@ -47,5 +47,5 @@ class ResidencyBackend:
         except (ModelError, NotFound, InvalidRequest):
             if not asked.optional:
                 raise
-            return replace(asked, method="auto", draft_model=None)
+            return asked.without_model()
         return replace(asked, draft_model=facts.model_id)

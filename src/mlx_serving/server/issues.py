@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import msgspec
 from pydantic import ValidationError
@@ -110,11 +111,12 @@ def from_validation_error(error: ValidationError) -> Iterable[Issue]:
 
 
 def _from_finding(found: ErrorDetails) -> Issue:
-    location = found["loc"]
+    context = found.get("ctx", {})
+    # What is wrong with fields together names the one to be changed.
+    location = (*found["loc"], *cast("Iterable[str]", context.get("at", ())))
     is_key = location[-1:] == ("[key]",)
     field = _path(location[:-2] if is_key else location)
     subject = f"a key of {field}" if is_key else field
-    context = found.get("ctx", {})
     match found["type"]:
         case "missing":
             return Issue(field, f"{field} is required", "missing_required_parameter")

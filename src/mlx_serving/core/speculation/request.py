@@ -33,6 +33,10 @@ class Speculation:
         """The same, but for a draft model that cannot be had."""
         return self if self.draft_model is None else replace(self, optional=True)
 
+    def without_model(self) -> Speculation:
+        """The same, where its draft model cannot be had."""
+        return replace(self, method="auto", draft_model=None)
+
     @property
     def problem(self) -> tuple[str, str] | None:
         """What contradicts itself: the name of a field, and what is to be said of it."""
