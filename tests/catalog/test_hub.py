@@ -102,6 +102,8 @@ def test_a_snapshot_that_lacks_any_file_is_not_found(hub: Hub, missing: str) -> 
     directory = hub.download(MODEL, _ignore)
     (directory / missing).unlink()
     assert hub.find(MODEL) is None
+    assert hub.cached() == []
+    assert [repo_id for repo_id, _, _ in hub.incomplete()] == ["org/model"]
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "config.json"])

@@ -106,7 +106,7 @@ class Hub:
             raise translated(error, repository) from error
 
     def cached(self) -> list[CachedRepository]:
-        """The models in the local cache that mlx-lm could load, by name."""
+        """The models that the local cache has whole, by name."""
         info = self._scan()
         found = [
             CachedRepository(
@@ -119,7 +119,7 @@ class Hub:
             for repo in (info.repos if info else ())
             if repo.repo_type == "model"
             for revision in repo.revisions
-            if _is_complete(revision.snapshot_path)
+            if self.find(HubRepository(repo.repo_id, revision.commit_hash)) is not None
         ]
         return sorted(found, key=lambda entry: (entry.repo_id, entry.commit))
 
