@@ -111,6 +111,29 @@ async def test_who_waits_for_a_load_that_is_lost_gets_it_elsewhere(tiny_model: P
         assert [worker.models for worker in await workers_of(core)] == [(), (MODEL,)]
 
 
+@pytest.mark.parametrize("how", ["load", "alias", "roll back"])
+async def test_what_the_operator_loads_is_loaded_elsewhere_when_its_worker_is_lost(tiny_model: Path, how: str) -> None:
+    async with running(pooled(tiny_model, worker=NOT_SOON)) as core, asyncio.timeout(LIMIT_S):
+        await core.start_workers()
+        if how == "roll back":
+            await core.set_alias(MODEL, str(tiny_model))
+            await core.unload_served(core.list_aliases()[0].target.model, force=True)
+        moving = {
+            "load": lambda: core.load_served(MODEL, name=None, revision=None),
+            "alias": lambda: core.set_alias("chat", MODEL),
+            "roll back": lambda: core.roll_back_alias(MODEL),
+        }
+        loading = asyncio.create_task(moving[how]())
+
+        async def is_loading() -> bool:
+            return core.workers[0].models.held == 1
+
+        await until(is_loading)
+        send((await workers_of(core))[0].pid, signal.SIGKILL)
+        await loading
+        assert [worker.models for worker in await workers_of(core)] == [(), (MODEL,)]
+
+
 async def test_a_rolling_restart_leaves_somebody_to_serve(tiny_model: Path) -> None:
     async with running(pooled(tiny_model)) as core:
         await in_both(core)

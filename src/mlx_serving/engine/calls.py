@@ -113,12 +113,13 @@ class CallingCore:
 
         return await self._retrying(once)
 
-    async def _retrying(self, once: Callable[[], Awaitable[R]]) -> R:
+    async def _retrying(self, once: Callable[[], Awaitable[R]], of: type[EngineError] = EngineError) -> R:
+        """Only errors `of` this kind are a reason to ask again."""
         attempt = 0.0
         while True:
             try:
                 return await once()
-            except EngineError as error:
+            except of as error:
                 if not retry.should_retry(error, attempt, self._parts.retry):
                     raise
                 spent = retry.spent(error)

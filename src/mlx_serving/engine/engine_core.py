@@ -27,7 +27,7 @@ from mlx_serving.engine.pooled_models import PooledModels
 from mlx_serving.engine.response_cache import ResponseCacheBackend
 from mlx_serving.engine.sharing import SharingBackend
 from mlx_serving.engine.worker_pool import PooledWorker
-from mlx_serving.errors import EngineError, InvalidRequest
+from mlx_serving.errors import EngineError, InvalidRequest, WorkerDied
 from mlx_serving.telemetry.events import EventBus
 from mlx_serving.wire.methods import LoadModelResult
 
@@ -199,10 +199,14 @@ class EngineCore(CallingCore):
         it was to stay before."""
         models = self._parts.models
         known = models.spec(spec.name) if spec.name in models.names() else None
-        models.register(spec)
-        try:
+
+        async def once() -> LoadModelResult:
             async with models.lease(spec.name) as facts:
                 return facts
+
+        models.register(spec)
+        try:
+            return await self._retrying(once, WorkerDied)
         except EngineError:
             if known is None:
                 models.forget(spec.name)
@@ -224,11 +228,12 @@ class EngineCore(CallingCore):
         self, name: str, model: str, *, revision: str | None = None, profile: ModelProfile = NO_PROFILE
     ) -> AliasView:
         """See `Aliases.set`."""
-        return await self._parts.aliases.set(name, model, revision=revision, profile=profile)
+        moving = partial(self._parts.aliases.set, name, model, revision=revision, profile=profile)
+        return await self._retrying(moving, WorkerDied)
 
     async def roll_back_alias(self, name: str) -> AliasView | None:
         """See `Aliases.roll_back`."""
-        return await self._parts.aliases.roll_back(name)
+        return await self._retrying(partial(self._parts.aliases.roll_back, name), WorkerDied)
 
     def remove_alias(self, name: str) -> None:
         """See `Aliases.remove`."""
