@@ -8,7 +8,7 @@ worker, hold the model that is named in it, generate there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mlx_serving.config.changes import Plan
@@ -101,7 +101,7 @@ class Stack:
             # An alias may mean it at once; one that somebody has loaded under the name is replaced later.
             if model.name not in self.core.models.names():
                 self.core.models.register(_spec(model))
-        _configure_names(self.core.aliases, config)
+        _configure_names(self.core.aliases, config, [model.name for model in plan.removed])
         self.core.adopt(
             backend=self._layers.outermost(config),
             sharing=self._layers.sharing,
@@ -231,11 +231,12 @@ class Layers:
             await self._former.pop().close()
 
 
-def _configure_names(aliases: Aliases, config: Config) -> None:
-    """Needs all models that the aliases mean."""
+def _configure_names(aliases: Aliases, config: Config, leaving: Collection[str] = ()) -> None:
+    """Needs all models that the aliases mean; of those that are there, some are `leaving`."""
     aliases.reconfigure(
         {alias.name: Target(alias.model, alias.profile.core) for alias in config.models.aliases},
         {model.name: model.profile.core for model in config.models.served},
+        leaving,
     )
 
 

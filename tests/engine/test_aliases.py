@@ -20,7 +20,7 @@ from mlx_serving.engine.engine_core import EngineCore
 from mlx_serving.errors import InvalidConfig, InvalidRequest, MemoryInUse, ModelLoadError, ModelNotFound, NotFound
 from mlx_serving.telemetry.events import AliasMoved, ModelEvicted, StreamRecovered
 
-from ..event_log import LIMIT_S, EventLog
+from ..event_log import LIMIT_S, EventLog, until
 from ..tiny_models import make_llama
 from .harness import collect, complete, request, running
 
@@ -214,6 +214,25 @@ async def test_who_waits_for_a_model_that_gets_no_room_is_served_by_the_old_one(
         assert log.of(StreamRecovered) == []
 
 
+async def test_who_gives_up_waiting_for_a_move_has_moved_nothing(tmp_path: Path) -> None:
+    large = {f"large{n}": make_llama(tmp_path / f"large{n}", layers=16, head_dim=4, seed=n) for n in (1, 2)}
+    weights = sum(file.stat().st_size for file in large["large1"].glob("*.safetensors"))
+    memory = {"limit_bytes": int(1.9 * weights), "prefill_bytes": weights // 10, "buffer_cache_bytes": weights // 10}
+    alias = {"aliases": [{"name": "chat", "model": "large1"}]}
+    async with running(config_of(large, alias, memory=memory)) as core, asyncio.timeout(LIMIT_S):
+        log = EventLog(core.events)
+        # It is not read, so it does not end.
+        async with core.generate(request("old", model="chat", max_tokens=300)) as deltas:
+            await anext(deltas)
+            moving = asyncio.create_task(core.set_alias("chat", "large2"))
+            await log.wait_for(ModelEvicted)
+            assert core.aliases.resolve("chat")[0] == "large2"
+            moving.cancel()
+            await asyncio.wait((moving,))
+            assert moving.cancelled()
+            assert core.aliases.resolve("chat")[0] == "large1"
+
+
 async def test_a_profile_holds_where_a_request_is_silent(models: dict[str, Path]) -> None:
     section = {
         "served": [{"model": str(models["one"]), "name": "one", "profile": {"temperature": 0, "max_tokens": 5}}],
@@ -324,6 +343,35 @@ async def test_a_file_that_is_not_ours_is_refused(models: dict[str, Path], tmp_p
         assemble(config_of(models, {"alias_file": str(file)}))
 
 
+@pytest.mark.parametrize("set_before", [(), ("two",), ("two", "one")])
+async def test_a_name_is_not_moved_to_a_model_that_a_reload_takes_away(
+    models: dict[str, Path], set_before: tuple[str, ...]
+) -> None:
+    before = config_of(models, CHAT)
+    stack = assemble(before)
+    try:
+        core = stack.core
+        for model in set_before:
+            await core.set_alias("chat", model)
+        await core.unload_served("two", force=True)
+        moving = asyncio.create_task(core.set_alias("chat", "two"))
+
+        async def is_loading() -> bool:
+            return any(model.name == "two" and model.state == "loading" for model in core.served_models())
+
+        await until(is_loading)
+        wanted = plan(before, config_of({"one": models["one"]}, CHAT))
+        stack.adopt(wanted)
+        await stack.carry_out(wanted)
+        with pytest.raises(ModelNotFound, match="two is not served any more: the configuration has changed"):
+            await moving
+        assert core.aliases.resolve("chat")[0] == "one"
+        assert all(target.model == "one" for view in core.list_aliases() for target in view.history)
+        assert len(await answer(core, "chat", length=3)) == 3
+    finally:
+        await stack.core.stop()
+
+
 async def test_a_reload_changes_aliases_and_profiles_at_once(models: dict[str, Path]) -> None:
     before = config_of(models, CHAT)
     stack = assemble(before)
@@ -341,5 +389,6 @@ async def test_a_reload_changes_aliases_and_profiles_at_once(models: dict[str, P
         core = stack.core
         assert core.aliases.resolve("talk") == ("one", ModelProfile(top_k=3))
         assert core.aliases.resolve("chat")[0] == "chat"
+        assert core.aliases.resolve("mine")[0] == "mine"  # its model is gone
     finally:
         await stack.core.stop()

@@ -37,16 +37,19 @@ class Aliases:
         self._profiles: Mapping[str, ModelProfile] = {}
         self._turns: dict[str, asyncio.Lock] = {}
 
-    def reconfigure(self, configured: Mapping[str, Target], profiles: Mapping[str, ModelProfile]) -> None:
+    def reconfigure(
+        self, configured: Mapping[str, Target], profiles: Mapping[str, ModelProfile], leaving: Collection[str] = ()
+    ) -> None:
         """Take the aliases of a configuration, and the profiles of its models by name. What was set wins, unless its
-        model is not served any more."""
+        model is not served any more, or about to leave."""
         for targets in self._table.set.values():
             for target in targets:
                 if target.reference is not None and target.model not in self._models.names():
                     self._models.register(ModelSpec(target.model, target.reference, target.revision))
         self._profiles = profiles
         before = self._table
-        table, ended = before.reconfigured(configured, self._models.names())
+        served = [name for name in self._models.names() if name not in leaving]
+        table, ended = before.reconfigured(configured, served)
         self._table = table
         for name, target in ended.items():
             _log.warning("an alias that was set is gone, because its model is not served", alias=name, **_told(target))
@@ -134,8 +137,9 @@ class Aliases:
             try:
                 await self._move(name, self._table.with_target(name, target), target.model)
             except EngineError as error:
-                if target.model not in known:
-                    self._models.forget(target.model)
+                if target.model in known:
+                    raise
+                self._models.forget(target.model)
                 if isinstance(error, ModelNotFound):
                     raise _not_found(model, known, error) from error
                 raise
@@ -183,18 +187,26 @@ class Aliases:
             self._take(name, table)
             try:
                 async with self._models.lease(model):
+                    self._require_served(model)
                     return
-            except EngineError:
+            except BaseException:  # also when nobody waits for it any more
                 self._take(name, before)
                 raise
+        self._require_served(model)
         self._take(name, table)
+
+    def _require_served(self, model: str) -> None:
+        """Raises `ModelNotFound` for a model that a new configuration has taken away while it was loaded."""
+        if model not in self._models.names():
+            raise ModelNotFound(f"{model} is not served any more: the configuration has changed", model=model)
 
     def _take(self, name: str, table: AliasTable) -> None:
         before, now = self._table.target(name), table.target(name)
-        # Others may have been moved while this one was loaded.
+        # Others may have been moved while this one was loaded, and models may have gone.
         others = {other: targets for other, targets in self._table.set.items() if other != name}
         own = {name: table.set[name]} if name in table.set else {}
-        self._table = replace(self._table, set={**others, **own})
+        moved = replace(self._table, set={**others, **own})
+        self._table, _ = moved.reconfigured(moved.configured, self._models.names())
         self._save([name])
         self._events.publish(
             AliasMoved(
