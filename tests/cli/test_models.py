@@ -105,6 +105,10 @@ def test_a_damaged_model_is_told_of_with_a_fix(machine: Machine) -> None:
     out, _ = machine.models("verify", str(gguf), status=1)
     assert "1 damaged" in out
     assert f"fix: mlx-serving pull {gguf}" in out
+    out, _ = machine.models("verify", status=1)
+    assert f"fix: mlx-serving models rm {path.name}" in out
+    out, _ = machine.models("verify", str(shutil.copytree(path, machine.home / "copy")), status=1)
+    assert "fix: bring its files here again" in out
     out, _ = machine.pull(str(gguf))
     assert out.startswith("repaired: model.safetensors is damaged: it is cut off")
     machine.models("verify", str(gguf))

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mlx_serving.cli import draft_models, pull, served
 from mlx_serving.cli.tables import bytes_text, print_pairs, print_table
@@ -145,7 +145,8 @@ def _free_bytes() -> int:
 def _verify(text: str | None, revision: str | None, *, as_json: bool) -> int:
     from mlx_serving.catalog.integrity import verify
 
-    verdicts = {name: verify(path) for name, path in _places(text, revision)}
+    places = _places(text, revision)
+    verdicts = {place.name: verify(place.path) for place in places}
     if as_json:
         rows = [
             {
@@ -159,11 +160,11 @@ def _verify(text: str | None, revision: str | None, *, as_json: bool) -> int:
         ]
         print(json.dumps({"models": rows}, indent=2))
     else:
-        _tell(verdicts)
+        _tell(verdicts, {place.name: place.fix for place in places})
     return 1 if any(verdict.damages for verdict in verdicts.values()) else 0
 
 
-def _tell(verdicts: dict[str, Verdict]) -> None:
+def _tell(verdicts: dict[str, Verdict], fixes: dict[str, str]) -> None:
     print_table(
         ("model", "files", "with a digest", "size", "verdict"),
         [
@@ -181,23 +182,42 @@ def _tell(verdicts: dict[str, Verdict]) -> None:
         for damage in verdict.damages:
             print(f"{name}: {damage}")
         if verdict.damages:
-            print(f"    fix: mlx-serving pull {name}")
+            print(f"    fix: {fixes[name]}")
 
 
-def _places(text: str | None, revision: str | None) -> list[tuple[str, Path]]:
+class _Place(NamedTuple):
+    """A model that is here, and what to do if it is damaged."""
+
+    name: str
+    path: Path
+    fix: str
+
+
+def _places(text: str | None, revision: str | None) -> list[_Place]:
     """The models to be verified, and where they are. Raises `ModelNotFound` for one that is not here."""
     from mlx_serving.catalog.inventory import list_models
     from mlx_serving.catalog.prepare import locate
-    from mlx_serving.catalog.reference import parse_reference
+    from mlx_serving.catalog.reference import ModelDirectory, parse_reference
     from mlx_serving.errors import ModelNotFound
 
     if text is None:
-        entries = [entry for entry in list_models() if entry.kind != "incomplete"]
-        return [(entry.name, entry.path) for entry in entries if entry.path is not None]
-    path = locate(parse_reference(text, revision))
+        return [
+            # What was converted is known by a name of its own, and is made anew when its source is wanted again.
+            _Place(
+                entry.name,
+                entry.path,
+                f"mlx-serving {'models rm' if entry.kind == 'converted' else 'pull'} {entry.name}",
+            )
+            for entry in list_models()
+            if entry.kind != "incomplete" and entry.path is not None
+        ]
+    reference = parse_reference(text, revision)
+    path = locate(reference)
     if path is None:
         raise ModelNotFound(f"{text} is not on this machine, or not all of it: mlx-serving pull {text}", model=text)
-    return [(text, path)]
+    if isinstance(reference, ModelDirectory):
+        return [_Place(text, path, "bring its files here again from where they came")]
+    return [_Place(text, path, f"mlx-serving pull {text}{f' --revision {revision}' if revision else ''}")]
 
 
 def _info(text: str, revision: str | None, *, as_json: bool) -> int:
