@@ -268,6 +268,8 @@ async def test_a_loaded_model_is_not_quietly_kept_when_it_is_asked_for_with_othe
         await engine.load_model(str(tiny_model))
         with pytest.raises(InvalidRequest, match="other options"):
             await engine.load_model({"model": str(tiny_model), "context_length": 64})
+        with pytest.raises(InvalidRequest, match=r"is loaded from .* with other options"):
+            await engine.load_model({"model": "org/other", "name": str(tiny_model)})
         await engine.unload_model(str(tiny_model))
         assert (await engine.load_model({"model": str(tiny_model), "context_length": 64})).context_length == 64
         assert (await engine.load_model(str(tiny_model))).context_length == 64

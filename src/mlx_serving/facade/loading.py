@@ -34,8 +34,10 @@ class LoadingEngine(LivingEngine):
         given = (asked.revision, asked.context_length, asked.local_path)
         name, form = asked.served_name, asked.weights
         meant, _ = self._core.aliases.resolve(name)
-        if given == (None, None, None) and form == AS_THEY_ARE and meant in self._core.models.names():
-            spec = self._core.models.spec(meant)
+        known = self._core.models.spec(meant) if meant in self._core.models.names() else None
+        is_known = known is not None and asked.model in (name, known.reference)
+        if known is not None and is_known and given == (None, None, None) and form == AS_THEY_ARE:
+            spec = known
         else:
             spec = ModelSpec(name, asked.model, *given, weights=form)
         spec = spec.staying(asked.pin, asked.keep_alive)

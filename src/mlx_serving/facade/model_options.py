@@ -72,9 +72,9 @@ class LoadModelOptions(Options):
     @model_validator(mode="after")
     def _packs_and_fuses_something(self) -> Self:
         if self.fuse_adapter and self.adapter is None:
-            raise PydanticCustomError("fuse_adapter", "fuse_adapter needs an adapter", {})
+            raise PydanticCustomError("fuse_adapter", "needs an adapter", {"at": ["fuse_adapter"]})
         if self.kv_group_size is not None and self.kv_bits is None:
-            raise PydanticCustomError("kv_group_size", "kv_group_size needs kv_bits", {})
+            raise PydanticCustomError("kv_group_size", "needs kv_bits", {"at": ["kv_group_size"]})
         return self
 
     @property

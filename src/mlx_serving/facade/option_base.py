@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
 import msgspec
@@ -70,9 +70,12 @@ def _invalid(model: type[BaseModel], error: ValidationError) -> InvalidRequest:
 
 def _issue(model: type[BaseModel], problem: ErrorDetails) -> dict[str, object]:
     # Tags of unions, written `<tag>`, are no part of what the caller sent.
-    path = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("<"))
-    given = repr(problem["input"])[:_SHOWN_CHARS]
+    at = cast("Sequence[object]", problem.get("ctx", {}).get("at", ()))  # of fields together: the one to be changed
+    path = ".".join(str(part) for part in (*problem["loc"], *at) if not str(part).startswith("<"))
+    given = None if at else repr(problem["input"])[:_SHOWN_CHARS]
     match problem["type"]:
+        case _ if at:
+            rule = problem["msg"]
         case "extra_forbidden":
             rule = _unknown(model, path)
         case "missing":
