@@ -200,6 +200,23 @@ def test_who_waits_for_memory_that_others_took_is_told_to_come_later(llama: Path
     assert [bench.streams[str(number)].completed.stats.tokens_generated for number in range(8)] == [300] * 8
 
 
+def test_who_comes_while_caches_have_room_to_grow_is_served_after_those_who_run(llama: Path) -> None:
+    machine = Machine(8 * MIB)
+    bench = Guarded(llama, machine)
+    alone = bench.run("a" * 100, LONG).text
+    machine.size = bench.weights + MIB + 180 * bench.model.kv_bytes_per_token
+    bench.start("runs", "a", LONG)  # its cache takes memory for more tokens than it has
+    while not bench.streams["runs"].tokens:
+        bench.turn()
+    bench.guard.refresh()
+    late = bench.start("late", "a" * 100, LONG)
+    bench.turn()
+    assert bench.scheduler.load().queued == 1
+    bench.finish()
+    assert bench.streams["runs"].completed.stats.tokens_generated == 60
+    assert late.text == alone
+
+
 def test_the_buffer_cache_is_given_up_before_a_sequence_waits(llama: Path) -> None:
     policy = replace(PLAIN, buffer_cache_bytes=4 * MIB)
     bench = Guarded(llama, Machine(8 * MIB), policy)
