@@ -33,7 +33,8 @@ class Slots:
         from mlx_serving.worker.kv_cache import RowLengths, SlotKVCache
 
         self._lengths = RowLengths()
-        self.layers = [SlotKVCache(self._lengths, spare_tokens=4 * CONTEXTS[0]) for _ in range(LAYERS)]
+        self._lengths.spare_tokens = 4 * CONTEXTS[0]
+        self.layers = [SlotKVCache(self._lengths) for _ in range(LAYERS)]
         for row in rows:
             self.join(row)
 

@@ -105,3 +105,20 @@ def test_a_worker_that_waits_for_its_reader_is_not_busy() -> None:
     os.close(read_fd)
     outbox.flush(TIMEOUT_S)
     os.close(write_fd)
+
+
+def test_memory_is_looked_at_before_those_who_come_are_heard() -> None:
+    _, write_fd = os.pipe()
+    inbox, happened = Inbox(), list[str]()
+
+    class Guard(NoGuard):
+        def refresh(self) -> None:
+            happened.append("looked")
+
+    inbox.put(lambda: happened.append("heard"))
+    guard, embeddings = cast(MemoryGuard, Guard()), idle_embeddings()
+    loop = Loop(inbox, Outbox(write_fd, inbox.wake), Chatter(), embeddings, guard, Progress(), linger=False)
+    inbox.put(loop.stop)
+    loop.run(cast(Handlers, NoHandlers()))
+    os.close(write_fd)
+    assert happened == ["looked", "heard"]

@@ -83,7 +83,10 @@ class Loop:
                 return
             patience_s = self._patience_s(handlers)
             self._progress.busy = patience_s == 0 or handlers.is_loading
-            for command in self._inbox.take(patience_s):
+            commands = self._inbox.take(patience_s)
+            if commands:
+                self._memory.refresh()  # who ended in the last step has left something for those who come
+            for command in commands:
                 self._progress.busy = True
                 self._handle(command, handlers.routes)
                 self._progress.advance()
