@@ -338,3 +338,14 @@ def test_pieces_of_prompts_are_no_larger_than_what_memory_has_left() -> None:
     assert piece.count == 20
     [piece] = bench.step().prefill
     assert piece.count == 10
+
+
+def test_who_comes_while_others_are_only_paused_goes_on_at_their_cost() -> None:
+    bench = only(kv_budget_bytes=1000)
+    bench.add("paused", prompt=10, max_tokens=100)
+    bench.steps(2)
+    bench.scheduler.pause("paused")
+    bench.scheduler.memory.allow(kv_caches=1000, ceiling=1000, prefill=1, free=-500)
+    bench.add("comes", prompt=10, max_tokens=30)
+    assert bench.step().admitted == (Admission("comes"),)
+    assert bench.step().preempted == ("paused",)

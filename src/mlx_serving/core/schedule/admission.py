@@ -89,8 +89,8 @@ def relieve(pool: SequencePool, policy: SchedulerPolicy) -> None:
 
 def _make_place(pool: SequencePool, policy: SchedulerPolicy, newcomer: Sequence) -> bool:
     kv, needed = pool.kv, pool.reservation(newcomer) * newcomer.lane.kv_bytes_per_token
-    # Whoever is alone has what memory has left: there will be no more.
-    limit = min(kv.limit, kv.most_held) if pool.residents else kv.limit
+    # While nobody computes, nobody gives memory back: the newcomer goes on with what there is.
+    limit = min(kv.limit, kv.most_held) if pool.slots else kv.limit
     victims = victims_for(
         newcomer,
         reversed(pool.residents.values()),  # of equals, who got its place last goes first
