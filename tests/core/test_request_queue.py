@@ -1,7 +1,9 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlx_serving.core.request_queue import RequestQueue
-from mlx_serving.core.schedule.scheduled_sequence import Caller, Sequence
+from mlx_serving.core.schedule.scheduled_sequence import Caller, Lane, Sequence
 
 from .schedule.sequences import lane, sequence
 
@@ -93,6 +95,61 @@ def test_a_caller_is_served_in_the_order_of_arrival() -> None:
     caller = Caller("a")
     queue = filled(*(sequence(str(number), caller=caller, arrived=float(number)) for number in range(5)))
     assert order(queue) == ["0", "1", "2", "3", "4"]
+
+
+def known(second_tokens: int) -> Lane:
+    """A model that computes so many tokens of a prompt in a second."""
+    model = lane()
+    model.cost.base_s = 1 / second_tokens
+    return model
+
+
+def test_a_short_prompt_overtakes_a_long_one_that_has_not_waited_long() -> None:
+    model, caller = known(1000), Caller("a")
+    long = sequence("long", of=model, caller=caller, prompt=500)  # half a second
+    soon = sequence("soon", of=model, caller=caller, prompt=10, arrived=3.9)
+    late = sequence("late", of=model, caller=caller, prompt=10, arrived=4.1)
+    assert order(filled(long, soon, late)) == ["soon", "long", "late"]
+
+
+def test_of_which_much_is_kept_is_a_short_prompt() -> None:
+    model, caller = known(1000), Caller("a")
+    queue = RequestQueue(ageing_s=10.0)
+    queue.push(sequence("new", of=model, caller=caller, prompt=500))
+    queue.push(sequence("goes on", of=model, caller=caller, prompt=1000, arrived=1.0), 950)
+    assert order(queue) == ["goes on", "new"]
+
+
+def test_a_long_prompt_keeps_the_claim_of_its_arrival_on_a_place_for_its_priority() -> None:
+    model, caller = known(1), Caller("a")
+    long = sequence("long", of=model, caller=caller, priority="low", prompt=100)
+    short = sequence("short", of=model, caller=caller, priority="low", prompt=1, arrived=19.0)
+    urgent = sequence("urgent", of=model, caller=Caller("b"), arrived=19.0)
+    assert order(filled(long, urgent, short), now=20.0) == ["long", "urgent", "short"]
+
+
+@given(
+    prompts=st.lists(st.tuples(st.floats(0, 100), st.integers(1, 100_000), st.floats(0, 1)), min_size=1, max_size=20),
+    again=st.integers(0, 3),
+)
+def test_nobody_waits_for_who_came_an_ageing_time_later(prompts: list[tuple[float, int, float]], again: int) -> None:
+    model, caller = known(1000), Caller("a")
+    queue = RequestQueue(ageing_s=10.0)
+    waiting = [
+        sequence(str(number), of=model, caller=caller, prompt=prompt, arrived=arrived)
+        for number, (arrived, prompt, _) in enumerate(prompts)
+    ]
+    for one, (_, prompt, kept) in zip(waiting, prompts, strict=True):
+        queue.push(one, int(kept * (prompt - 1)))
+    for one in waiting[:again]:
+        queue.remove(one)
+        queue.push_front(one)
+    served = [waiting[int(name)] for name in order(queue, now=100.0)]
+    had_turns = waiting[:again][::-1]
+    assert served[: len(had_turns)] == had_turns
+    rest = served[len(had_turns) :]
+    assert all(one.arrived < later.arrived + 10.0 for place, one in enumerate(rest) for later in rest[place + 1 :])
+    assert (queue.depth, queue.work) == (0, 0)
 
 
 def test_callers_served_alike_take_turns_by_arrival() -> None:

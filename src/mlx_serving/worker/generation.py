@@ -75,23 +75,27 @@ class Generation:
 
     def submit(self, model: LoadedModel, sequence: RunningSequence, job: Job, terms: Terms) -> None:
         """Queue a sequence. Raises `Overloaded` when too many wait."""
-        self._scheduler.add(
-            job.stream_id,
-            model.model_id,
-            prompt_tokens=len(job.token_ids) + len(job.drawn),
-            max_tokens=terms.max_tokens - len(job.drawn),
-            now=time.monotonic(),
-            priority=terms.priority,
-            caller=terms.caller,
-            deadline=terms.deadline,
-            fork_of=self._parent(model, job, terms.fork_of),
-            stops=terms.stops,
-            images=model.runner.spans(job),
-        )
-        drafting = model.runner.open(job)
-        self._features.open(job.stream_id, model.fingerprint, [picture.digest for picture in job.pictures])
         names = [*job.prepared.names, *job.drawn]
         self._prefixes.open(job.stream_id, model.model_id, names, salt=terms.salt, caller=terms.caller)
+        try:
+            self._scheduler.add(
+                job.stream_id,
+                model.model_id,
+                prompt_tokens=len(job.token_ids) + len(job.drawn),
+                max_tokens=terms.max_tokens - len(job.drawn),
+                now=time.monotonic(),
+                priority=terms.priority,
+                caller=terms.caller,
+                deadline=terms.deadline,
+                fork_of=self._parent(model, job, terms.fork_of),
+                stops=terms.stops,
+                images=model.runner.spans(job),
+            )
+        except EngineError:
+            self._prefixes.close(job.stream_id)
+            raise
+        drafting = model.runner.open(job)
+        self._features.open(job.stream_id, model.fingerprint, [picture.digest for picture in job.pictures])
         self._entries[job.stream_id] = InFlight(model, sequence, job, drafting)
 
     def _parent(self, model: LoadedModel, job: Job, fork_of: str | None) -> str | None:

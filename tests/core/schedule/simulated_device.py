@@ -138,9 +138,6 @@ class Referee:
         self.generated[request.id] = 0
         assert request.text is None or len(request.text) == request.prompt
         self.encodings.open(request.id, [image.tokens for image in request.images])
-        self.prefixes.open(
-            request.id, request.model, request.text or tuple((request.id, n) for n in range(request.prompt))
-        )
 
     def end(self, request_id: str, how: str, now: float) -> None:
         request = self.requests[request_id]
@@ -302,6 +299,9 @@ class Simulation:
 
     def submit(self, request: Request) -> None:
         request.arrival = self.now
+        self.prefixes.open(
+            request.id, request.model, request.text or tuple((request.id, n) for n in range(request.prompt))
+        )
         self.scheduler.add(
             request.id,
             request.model,

@@ -11,7 +11,7 @@ def test_the_load_says_what_is_going_on() -> None:
     bench.add("b", prompt=10)
     bench.steps(3)
     bench.add("long", prompt=1000)
-    bench.add("waits")
+    bench.add("waits", prompt=1001)
     bench.step()
     bench.scheduler.pause("b")
     load = bench.scheduler.load()

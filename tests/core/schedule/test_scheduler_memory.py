@@ -34,6 +34,7 @@ def test_nobody_is_passed_over_because_it_needs_more_memory() -> None:
     bench.add("runs", prompt=100, max_tokens=101)
     bench.step()
     bench.add("large", prompt=100, max_tokens=101)
+    bench.steps(20)
     bench.add("small", prompt=1, max_tokens=10)
     assert all(step.admitted == () for step in bench.steps(50))
 

@@ -38,7 +38,7 @@ class SequencePool:
 
     def enqueue(self, sequence: Sequence) -> None:
         sequence.state = State.QUEUED
-        self.queue.push(sequence)
+        self.queue.push(sequence, self.prefixes.covered(sequence.id))
         self.changed = True
 
     def requeue(self, sequence: Sequence) -> None:
