@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_serving.catalog.model_size import matrices_of, measure
+from mlx_serving.catalog.model_size import matrices_of, measure, tensors_of
 from mlx_serving.errors import ModelLoadError
 
 from ..tiny_models import make_llama
@@ -20,7 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_tensors_are_counted(model: Path) -> None:
     size = measure("m", model)
-    matrices, other_bytes = matrices_of(model)
+    matrices, other_bytes = matrices_of(tensors_of(model))
     assert size.weights_bytes == size.weights * size.item_bytes == other_bytes + sum(m.weights * 4 for m in matrices)
     assert (size.item_bytes, size.group_size) == (4, 64)
     assert size.largest_bytes == max(matrix.weights for matrix in matrices) * 4

@@ -10,6 +10,7 @@ from mlx_serving.core.memory_budget import (
     MemoryPlan,
     MemoryPolicy,
     capacity,
+    padding_allowed,
     plan,
     require_room,
     undisturbed,
@@ -44,6 +45,11 @@ def test_workers_that_share_a_bound_get_equal_parts_unless_there_is_less() -> No
     everything = MemoryPolicy(share=1.0)
     assert capacity([Bound("RAM", 100, others=10, base=1, sharers=3)], everything) == Capacity(32, "RAM")
     assert capacity([Bound("RAM", 100, others=90, base=1, sharers=3)], everything) == Capacity(9, "RAM")
+
+
+def test_one_batch_may_pad_with_a_part_of_what_caches_may_still_take() -> None:
+    assert padding_allowed(4 * GIB) == GIB
+    assert padding_allowed(-1) == 0
 
 
 def test_at_best_others_take_nothing() -> None:

@@ -64,6 +64,7 @@ async def test_an_unknown_name_is_refused_with_a_suggestion(core: EngineCore) ->
 
 
 async def test_unload_waits_for_the_last_user_and_the_next_one_loads_again(core: EngineCore) -> None:
+    await lease(core)
     log = EventLog(core.events)
     async with core.generate(request(max_tokens=50)) as deltas:
         await anext(deltas)

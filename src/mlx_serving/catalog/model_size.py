@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ def measure(name: str, directory: Path) -> ModelSize:
     sizes: dict[str, int] = {}
     try:
         config = msgspec.json.decode((directory / "config.json").read_bytes(), type=dict[str, Any])
-        matrices, _ = matrices_of(directory)
-        for tensor in _tensors(directory).values():
+        tensors = tensors_of(directory)
+        for tensor in tensors.values():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size_bytes
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise ModelLoadError(f"{name} is damaged: {error}", model=name, path=str(directory)) from error
@@ -35,16 +36,15 @@ def measure(name: str, directory: Path) -> ModelSize:
         weights_bytes=total,
         item_bytes=item_bytes,
         kv_item_bytes=item_bytes,  # what a model computes in is what its unpacked weights or their scales are in
-        matrices=matrices,
+        matrices=matrices_of(tensors)[0],
     )
 
 
-def matrices_of(directory: Path) -> tuple[list[Matrix], int]:
-    """What the headers of a model's files say: the weights that can be packed, and the bytes of all others. Raises as
-    `read_header`."""
+def matrices_of(tensors: Mapping[str, Tensor]) -> tuple[list[Matrix], int]:
+    """Of the tensors of a model, by their names: the weights that can be packed, and the bytes of all others."""
     matrices: list[Matrix] = []
     other_bytes = 0
-    for name, tensor in _tensors(directory).items():
+    for name, tensor in tensors.items():
         item_bytes = _FLOAT_BYTES.get(tensor.dtype)
         if item_bytes is None or len(tensor.shape) < 2 or not name.endswith("weight"):
             other_bytes += tensor.size_bytes
@@ -53,5 +53,6 @@ def matrices_of(directory: Path) -> tuple[list[Matrix], int]:
     return matrices, other_bytes
 
 
-def _tensors(directory: Path) -> dict[str, Tensor]:
+def tensors_of(directory: Path) -> dict[str, Tensor]:
+    """What the headers of a model's files say, by the names of tensors. Raises as `read_header`."""
     return {name: tensor for file in weight_files(directory) for name, tensor in read_header(file).items()}

@@ -25,6 +25,7 @@ _MAX_BUFFER_CACHE = 2 * _GIB
 _MAX_PREFILL = _GIB
 _MAX_FEATURES = _GIB // 4
 _PART = 16  # of the capacity: what the buffer cache and a prefill get where that is less
+_PADDING_PART = 4
 _SQUEEZED = 8  # the buffer cache keeps this part of its memory when KV caches need the rest
 
 
@@ -98,6 +99,12 @@ def _room(bound: Bound, policy: MemoryPolicy) -> int:
     return min(planned - bound.others, planned // bound.sharers)
 
 
+def padding_allowed(free: int) -> int:
+    """How many of the bytes that caches may still take one batch may have for padding and room to grow: others need
+    some, and what is kept of sequences gives way only when it is seen that they do."""
+    return max(0, free) // _PADDING_PART
+
+
 def undisturbed(bounds: Iterable[Bound]) -> list[Bound]:
     """The same, if others took nothing: what may be had again at best."""
     return [replace(one, others=0) for one in bounds]
@@ -140,11 +147,10 @@ def require_room(room: Capacity, policy: MemoryPolicy, *, model: str, weights: i
     if after.kv_caches > 0:
         return
     available = max(0, room.size - loaded - after.buffer_cache - after.prefill)
-    others = f", of which other models take {_readable(loaded)}" if loaded else ""
     settings = {"memory.buffer_cache_bytes": policy.buffer_cache_bytes, "memory.prefill_bytes": policy.prefill_bytes}
-    for name, given in settings.items():
-        if given is not None:
-            others += f"{', of which' if not others else ' and'} {name} may take {_readable(given)}"
+    takers = [f"other models take {_readable(loaded)}"] if loaded else []
+    takers += [f"{name} may take {_readable(given)}" for name, given in settings.items() if given is not None]
+    others = f", of which {' and '.join(takers)}" if takers else ""
     raise InsufficientMemory(
         f"{model} takes {_readable(weights)} and some memory to work with, but only {_readable(available)} are left: "
         f"{room.limited_by} allows {_readable(room.size)} for models{others}",

@@ -20,7 +20,7 @@ class _Line:
     """Those of one priority, model and caller, of whom there is at least one whenever anybody looks."""
 
     def __init__(self) -> None:
-        self._came: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._came: OrderedDict[str, _Place] = OrderedDict()
         self._order: list[_Place] = []
         self._last = 0
 
@@ -37,11 +37,11 @@ class _Line:
         self._came.move_to_end(sequence.id, last=False)
 
     def _put(self, sequence: Sequence, time: float, number: int) -> None:
-        self._came[sequence.id] = time, number
-        insort(self._order, (time, number, sequence))
+        place = self._came[sequence.id] = (time, number, sequence)
+        insort(self._order, place)
 
     def remove(self, sequence: Sequence) -> None:
-        del self._order[self._index(self._came.pop(sequence.id))]
+        del self._order[bisect_left(self._order, self._came.pop(sequence.id))]
 
     @property
     def first(self) -> Sequence:
@@ -51,10 +51,7 @@ class _Line:
     @property
     def oldest(self) -> Sequence:
         """Who has waited longest, or had its turn before."""
-        return self._order[self._index(next(iter(self._came.values())))][2]
-
-    def _index(self, place: tuple[float, int]) -> int:
-        return bisect_left(self._order, place, key=lambda one: one[:2])
+        return next(iter(self._came.values()))[2]
 
 
 class RequestQueue:

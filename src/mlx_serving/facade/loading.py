@@ -35,8 +35,8 @@ class LoadingEngine(LivingEngine):
         name, form = asked.served_name, asked.weights
         meant, _ = self._core.aliases.resolve(name)
         known = self._core.models.spec(meant) if meant in self._core.models.names() else None
-        is_known = known is not None and asked.model in (name, known.reference)
-        if known is not None and is_known and given == (None, None, None) and form == AS_THEY_ARE:
+        is_plain = given == (None, None, None) and form == AS_THEY_ARE
+        if known is not None and is_plain and asked.model in (name, known.reference):
             spec = known
         else:
             spec = ModelSpec(name, asked.model, *given, weights=form)

@@ -18,7 +18,16 @@ import mlx.core as mx
 
 from mlx_serving.core import buffer_squeeze
 from mlx_serving.core.buffer_squeeze import Lent, SqueezeState
-from mlx_serving.core.memory_budget import Bound, MemoryPlan, MemoryPolicy, capacity, plan, require_room, undisturbed
+from mlx_serving.core.memory_budget import (
+    Bound,
+    MemoryPlan,
+    MemoryPolicy,
+    capacity,
+    padding_allowed,
+    plan,
+    require_room,
+    undisturbed,
+)
 from mlx_serving.core.prefix.index import PrefixCachePolicy
 from mlx_serving.core.schedule.scheduler_memory import SchedulerMemory
 from mlx_serving.worker.heap import Heap
@@ -37,8 +46,8 @@ class SequenceCaches(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def spare(self, free: int) -> None:
-        """They may take so many bytes more than they do."""
+    def spare(self, padding: int) -> None:
+        """From now on, no batch is to take more than so many bytes for padding and for room to grow."""
 
     def shrink(self) -> None:
         """Have them give back what they have to grow into."""
@@ -65,7 +74,6 @@ class MemoryGuard:
         self._scheduler = scheduler
         self._caches = caches
         self._is_tight = False
-        self._set_aside = 0  # for computing prompts
         self._read_bounds = bounds
         self._prefixes = prefixes or PrefixCache(PrefixCachePolicy(enabled=False))
         self._features = FeatureCache() if features is None else features
@@ -137,18 +145,19 @@ class MemoryGuard:
             self._due = now + self._interval_s
             self._bounds = self._read_bounds()
             self._heap.look(capacity(self._bounds, self._policy).size)
-        surplus = max(0, self._taken() - max(self._scheduler.reserved, self._caches.nbytes))
+        in_caches = self._caches.nbytes
+        surplus = max(0, self._taken(in_caches) - max(self._scheduler.reserved, in_caches))
         own = self._plan(self._bounds, surplus=surplus, squeezed=False)
         lent = self._plan(self._bounds, surplus=surplus, squeezed=True)
         was_lent = isinstance(self._squeeze, Lent)
-        demand = self._scheduler.demand + max(0, self._caches.nbytes - self._scheduler.held)
+        demand = self._scheduler.demand + max(0, in_caches - self._scheduler.held)
         self._squeeze = buffer_squeeze.step(self._squeeze, demand=demand, own=own.kv_caches, now=now, hold_s=_HOLD_S)
         is_lent = isinstance(self._squeeze, Lent)
         chosen = lent if is_lent else own
         mx.set_cache_limit(chosen.buffer_cache)
         if is_lent and not was_lent:
             _drop_buffers()
-        free = self._free(chosen)
+        free = self._free(chosen, in_caches)
         at_best = self._plan(undisturbed(self._bounds), surplus=0, squeezed=True)
         most = self._policy.kv_cache_bytes
         self._scheduler.allow(
@@ -160,24 +169,24 @@ class MemoryGuard:
             relief=self._kv_share if len(self._parts) > 1 else 0.0,
             most=math.inf if most is None else most,
         )
-        self._caches.spare(max(0, free))
+        self._caches.spare(padding_allowed(free))
         self._prefixes.allow(chosen.kv_caches)
         self._features.allow(chosen.features)
         return chosen
 
-    def _taken(self) -> int:
+    def _taken(self, in_caches: int) -> int:
         """Bytes that the caches of sequences take, and whatever else nothing was set aside for."""
         # What is kept of sequences has its place beside those that run, and gives way to them.
-        besides = self._base + self._weights + self._prefixes.nbytes + self._set_aside
-        return max(self._caches.nbytes, mx.get_active_memory() - besides)
+        set_aside = self._plan(self._bounds, surplus=0, squeezed=False).prefill
+        besides = self._base + self._weights + self._prefixes.nbytes + set_aside
+        return max(in_caches, mx.get_active_memory() - besides)
 
-    def _free(self, chosen: MemoryPlan) -> int:
+    def _free(self, chosen: MemoryPlan, in_caches: int) -> int:
         """Bytes that the caches of sequences may take more than they do; negative if they take too much."""
-        self._set_aside = chosen.prefill
-        taken = self._taken()
+        taken = self._taken(in_caches)
         if taken > chosen.caches:
             self._caches.shrink()
-            taken = self._taken()
+            taken = self._taken(self._caches.nbytes)
         self._is_tight = taken + self._prefixes.nbytes > _TIGHT * chosen.caches
         return chosen.caches - taken
 

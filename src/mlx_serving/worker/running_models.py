@@ -62,12 +62,11 @@ class RunningModels:
         """The same of all together."""
         return sum(self.cache_bytes().values())
 
-    def spare(self, free: int) -> None:
-        """Caches may take `free` bytes more than they do. No batch is to take more than a quarter of that for padding,
-        and for room to grow: others need some, and what is kept of sequences gives way only after that."""
+    def spare(self, padding: int) -> None:
+        """From now on, no batch is to take more than so many bytes for padding and for room to grow."""
         for model in self.by_id.values():
             size = model.kv_bytes_per_token
-            model.runner.spare(free / 4 / size if size else math.inf)
+            model.runner.spare(padding / size if size else math.inf)
 
     def shrink(self) -> None:
         """Have the caches give back the room to grow that they have."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlx_serving.core.eviction import least_worth, victims_for
-from mlx_serving.core.schedule.scheduled_sequence import Lane, Sequence
+from mlx_serving.core.schedule.scheduled_sequence import Sequence
 from mlx_serving.core.schedule.scheduling import SchedulerPolicy
 from mlx_serving.core.schedule.sequence_pool import SequencePool
 
@@ -90,7 +90,7 @@ def relieve(pool: SequencePool, policy: SchedulerPolicy) -> None:
 def _make_place(pool: SequencePool, policy: SchedulerPolicy, newcomer: Sequence) -> bool:
     kv, needed = pool.kv, pool.reservation(newcomer) * newcomer.lane.kv_bytes_per_token
     # While nobody computes, nobody gives memory back: the newcomer goes on with what there is.
-    limit = min(kv.limit, kv.most_held) if pool.slots else kv.limit
+    limit = kv.bound if pool.slots else kv.limit
     victims = victims_for(
         newcomer,
         reversed(pool.residents.values()),  # of equals, who got its place last goes first
@@ -108,11 +108,4 @@ def _make_place(pool: SequencePool, policy: SchedulerPolicy, newcomer: Sequence)
 
 def _growth(pool: SequencePool, policy: SchedulerPolicy) -> int:
     """Bytes that the next step needs at least, whichever model's it is."""
-    return max((least_growth(lane, policy) for lane in pool.turns.busy), default=0)
-
-
-def least_growth(lane: Lane, policy: SchedulerPolicy) -> int:
-    """Bytes that a step of this model needs at least."""
-    chunk = policy.min_prefill_chunk
-    pieces = (one.piece(min(chunk, one.target - one.computed)) for one in lane.prefilling.values())
-    return lane.kv_bytes_per_token * (len(lane.running) + max(pieces, default=0))
+    return max((lane.least_growth(policy.min_prefill_chunk) for lane in pool.turns.busy), default=0)

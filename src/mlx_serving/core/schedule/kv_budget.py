@@ -96,6 +96,11 @@ class KvBudget:
             return 0
         return ceil((needed - self._within_reach) / self.relief)
 
+    def weights_beside(self, needed: float) -> int:
+        """The same for so many besides what is reserved, and what caches take beyond their tokens."""
+        beyond = self.limit - self.bound if self.most_held < self.limit else 0
+        return self.weights_for(self.reserved + beyond + needed)
+
     def _lacking(self, needed: int) -> dict[str, Any]:
         lacking = self.weights_for(needed)
         return {"lacking_bytes": lacking} if lacking else {}
@@ -109,16 +114,16 @@ class KvBudget:
         return self.limit - self.held
 
     @property
-    def free(self) -> float:
-        """What memory has left besides, as far as the budget allows; negative where caches take too much already."""
-        return min(self.limit, self.most_held) - self.held
+    def bound(self) -> float:
+        """The budget, as far as it is in memory: less where caches take more than their tokens."""
+        return min(self.limit, self.most_held)
 
     @property
-    def padding(self) -> float:
-        """What of the budget is not in memory, because caches take more than their tokens."""
-        return self.limit - self.most_held if self.most_held < self.limit else 0
+    def free(self) -> float:
+        """What may be held besides; negative where caches take too much already."""
+        return self.bound - self.held
 
     @property
     def overcommitted(self) -> bool:
         """Whether more is reserved than there is. If not, no step can run into the budget."""
-        return self.reserved > self.limit or self.reserved > self.most_held
+        return self.reserved > self.bound

@@ -99,6 +99,11 @@ class Lane:
     def size(self) -> int:
         return len(self.running) + len(self.prefilling)
 
+    def least_growth(self, chunk: int) -> int:
+        """Bytes of KV that a step needs at least, whose smallest piece of a prompt has `chunk` tokens."""
+        pieces = (one.piece(min(chunk, one.target - one.computed)) for one in self.prefilling.values())
+        return self.kv_bytes_per_token * (len(self.running) + max(pieces, default=0))
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:

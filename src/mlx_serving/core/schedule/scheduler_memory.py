@@ -31,13 +31,12 @@ class SchedulerMemory:
     @property
     def spare(self) -> float:
         """What of the budget nobody has reserved, as far as it is in memory."""
-        kv = self._pool.kv
-        return max(0, min(kv.limit, kv.most_held) - kv.reserved)
+        return max(0, self._pool.kv.bound - self._pool.kv.reserved)
 
     @property
     def demand(self) -> int:
-        """The same, with what those who wait will reserve, or what the largest of them may come to: without that it
-        would not be let in."""
+        """What is reserved, with what those who wait will reserve; or what the largest of them may come to, because
+        without that it would not be let in."""
         pool, states = self._pool, (State.QUEUED, State.HELD, State.SHELVED)
         waiting = [one for one in self._sequences.values() if one.state in states]
         reserved = pool.kv.reserved + sum(pool.reservation(one) * one.lane.kv_bytes_per_token for one in waiting)
@@ -66,8 +65,7 @@ class SchedulerMemory:
             if claim is None or claim[0].resident or pool.slots >= self._max_num_seqs:
                 return None
             waiting = claim[0]
-            needed = pool.reservation(waiting) * waiting.lane.kv_bytes_per_token
-            lacking = pool.kv.weights_for(pool.kv.reserved + pool.kv.padding + needed)
+            lacking = pool.kv.weights_beside(pool.reservation(waiting) * waiting.lane.kv_bytes_per_token)
         return (waiting.lane.model, lacking) if lacking else None
 
     def allow(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mlx_serving.core.schedule.admission import least_growth
 from mlx_serving.core.schedule.prefill_chunk import allowance, divide, in_turn
 from mlx_serving.core.schedule.scheduled_sequence import Lane, Sequence
 from mlx_serving.core.schedule.scheduling import Encode, PrefillChunk, SchedulerPolicy, Step
@@ -103,7 +102,7 @@ def _pieces(
     pool: SequencePool, lane: Lane, policy: SchedulerPolicy, prompts: list[Sequence], decode_s: float
 ) -> list[tuple[Sequence, int]]:
     growth = len(lane.running) * lane.kv_bytes_per_token
-    available = max(pool.kv.free, least_growth(lane, policy))
+    available = max(pool.kv.free, lane.least_growth(policy.min_prefill_chunk))
     room = (available - growth) / lane.kv_bytes_per_token if lane.kv_bytes_per_token else float("inf")
     allowed = allowance(
         policy,

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlx import utils
 from mlx_lm.utils import load_model
 
-from mlx_serving.catalog.model_size import matrices_of
+from mlx_serving.catalog.model_size import matrices_of, tensors_of
 from mlx_serving.catalog.safetensors import read_header, weight_files
 from mlx_serving.core import quantization
 from mlx_serving.core.load_pace import LoadPace
@@ -83,7 +83,7 @@ class WeightPlan:
             return own
         if self._quantization is None:
             return own + sum(file.stat().st_size for file in weight_files(self._directory))
-        matrices, other_bytes = matrices_of(self._directory)
+        matrices, other_bytes = matrices_of(tensors_of(self._directory))
         largest = max((matrix.weights * matrix.item_bytes for matrix in matrices), default=0)
         return own + quantization.predicted_bytes(self._quantization, matrices, other_bytes) + largest
 
